@@ -1,0 +1,61 @@
+"""One tree of errors. A message says what failed, what was found, what is allowed, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MoebenchError(Exception):
+    """Root of every error that a user can cause and mend."""
+
+
+class ConfigError(MoebenchError):
+    """A setting is unknown or has a value that is not allowed."""
+
+
+class UnknownNameError(ConfigError):
+    """A name (method, task, statistic, family, ...) is not among the known ones."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], remedy: str = "") -> None:
+        """Name the closest match among ``known`` and list all of them when they are few."""
+        names = sorted(known)
+        close = difflib.get_close_matches(name, names, n=1)
+        message = f"unknown {kind} {name!r}"
+        if close:
+            message += f"; did you mean {close[0]!r}?"
+        shown = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
+        message += f" Known: {shown}." if names else " None is known."
+        super().__init__(f"{message} {remedy}".rstrip())
+
+
+class CheckpointError(MoebenchError):
+    """A checkpoint is missing, truncated, inconsistent or of a kind that cannot be read."""
+
+
+class NotMoEError(CheckpointError):
+    """The model holds no routed experts, or its family is unknown."""
+
+
+class PlanError(MoebenchError):
+    """A plan does not fit its model, or two plans do not compose."""
+
+
+class RefusedError(MoebenchError):
+    """A method does not apply to this model, or a request makes no sense for it; the message is the reason."""
+
+
+class StatsError(MoebenchError):
+    """A statistic is missing, was not declared in ``needs``, or does not fit the model."""
+
+
+class EvaluationError(MoebenchError):
+    """An evaluation task is unknown, has no data, or failed."""
+
+
+class TimingError(MoebenchError):
+    """A checkpoint could not be served or timed; the message is the reason."""
+
+
+class RecordError(MoebenchError):
+    """A record cannot be read or written, or would overwrite another."""

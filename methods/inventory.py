@@ -1,0 +1,152 @@
+"""What a checkpoint contains: layers, experts, shapes, dtypes, tensor names and router semantics; no values.
+
+Shape letters: L decoder layers, E routed experts, K experts per token, D hidden size, F expert width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+BYTES_PER_ELEMENT: Mapping[str, int] = {
+    "F64": 8,
+    "F32": 4,
+    "BF16": 2,
+    "F16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+
+EXPERT_ROLES = ("expert.gate", "expert.up", "expert.down")
+"""Roles of the three matrices of a routed expert: gate and up are [F, D], down is [D, F]."""
+
+ROUTER_ROLES = ("router.weight", "router.bias", "router.correction")
+"""Roles whose first axis is the routed expert: [E, D], [E] and [E]."""
+
+MLP_PREFIXES = ("router.", "expert.", "shared.", "dense.")
+"""Roles that belong to the feed-forward sub-layer; with ``norm.mlp`` they go when the sub-layer is dropped."""
+
+MlpKind = Literal["moe", "dense", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of a checkpoint under its classic (per-expert) name.
+
+    ``template`` holds ``{layer}`` and, for experts, ``{expert}``; ``dtype`` is the safetensors code (``BF16``).
+    """
+
+    template: str
+    role: str
+    shape: tuple[int, ...]
+    dtype: str
+    layer: int | None = None
+    expert: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The tensor's name in the checkpoint."""
+        return self.template.format(layer=self.layer, expert=self.expert)
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.numel * BYTES_PER_ELEMENT[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """How logits become the weights that multiply the experts' outputs.
+
+    Args:
+        score: ``softmax`` over all experts, or ``sigmoid`` of each logit.
+        renormalise: whether the chosen weights are divided by their sum.
+        scale: factor on the chosen weights, after renormalisation.
+        groups: number of equal, consecutive groups of experts; 1 means no group limit.
+        groups_kept: groups a token may choose from.
+        group_score: how a group is ranked: by its ``max`` score, or by the sum of its two largest (``top2_sum``).
+        correction_bias: whether selection (not the weight) uses score + a stored bias of shape [E].
+        gated_shared: whether the shared experts' output is multiplied by ``sigmoid(w_s . x)``.
+        eps: added to the sum before renormalising.
+    """
+
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    renormalise: bool = False
+    scale: float = 1.0
+    groups: int = 1
+    groups_kept: int = 1
+    group_score: Literal["max", "top2_sum"] = "max"
+    correction_bias: bool = False
+    gated_shared: bool = False
+    eps: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInventory:
+    """One decoder layer: kind of its feed-forward sub-layer, number of experts, experts per token, and its tensors."""
+
+    mlp: MlpKind
+    experts: int
+    top_k: int
+    tensors: tuple[TensorEntry, ...]
+
+    def with_role(self, *roles: str) -> Iterator[TensorEntry]:
+        """Yield the layer's tensors whose role is one of ``roles``, in order."""
+        return (entry for entry in self.tensors if entry.role in roles)
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Sizes of the attention that FLOPs depend on: heads, and the head dimension of queries/keys and of values."""
+
+    heads: int
+    qk_head_dim: int
+    v_head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """A whole checkpoint, in source coordinates. ``outer`` holds embedding, final norm and output head."""
+
+    family: str
+    hidden: int
+    vocab: int
+    attention: Attention
+    router: Router
+    layers: tuple[LayerInventory, ...]
+    outer: tuple[TensorEntry, ...]
+    tied_embeddings: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False, repr=False)
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Indices of the decoder layers that hold routed experts."""
+        return tuple(i for i, layer in enumerate(self.layers) if layer.mlp == "moe")
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts of the whole model."""
+        return sum(layer.experts for layer in self.layers)
+
+    def tensors(self) -> Iterator[TensorEntry]:
+        """Yield every tensor: outer ones first, then layer by layer."""
+        yield from self.outer
+        for layer in self.layers:
+            yield from layer.tensors
+
+    def with_layers(self, layers: tuple[LayerInventory, ...]) -> Inventory:
+        """Return a copy with other decoder layers."""
+        return replace(self, layers=layers)

@@ -1,0 +1,73 @@
+"""The routed expert pass: tokens sorted by expert, so that each expert runs once over all of its tokens.
+
+Shape letters: T tokens, E routed experts, K experts per token, D hidden size, F expert width, N tokens of one expert,
+A gate powers, B norm powers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Activation = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Which tokens each expert sees, as one list sorted by expert and, within an expert, by token.
+
+    Args:
+        tokens: token of each (token, expert) pair, shape (T K,).
+        gates: weight of each pair, shape (T K,).
+        starts: E + 1 offsets into the two; expert e owns ``starts[e]:starts[e + 1]``.
+    """
+
+    tokens: Tensor
+    gates: Tensor
+    starts: list[int]
+
+    @classmethod
+    def of(cls, indices_TK: Tensor, weights_TK: Tensor, experts: int) -> Assignment:
+        """Sort the pairs of a routing decision by expert."""
+        flat = indices_TK.flatten()
+        order = torch.argsort(flat, stable=True)
+        ends = torch.bincount(flat, minlength=experts).cumsum(0)
+        tokens = torch.div(order, indices_TK.shape[1], rounding_mode="floor")
+        return cls(tokens, weights_TK.flatten()[order], [0, *ends.tolist()])
+
+    def pieces(self, expert: int, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (tokens, gates) of ``expert`` in pieces of at most ``rows``."""
+        for start in range(self.starts[expert], self.starts[expert + 1], rows):
+            stop = min(start + rows, self.starts[expert + 1])
+            yield self.tokens[start:stop], self.gates[start:stop]
+
+    def count(self, expert: int) -> int:
+        """Return the number of tokens of ``expert``."""
+        return self.starts[expert + 1] - self.starts[expert]
+
+
+def gated_mlp(x_ND: Tensor, gate_up_2FD: Tensor, down_DF: Tensor, act: Activation) -> Tensor:
+    """Return down(act(gate x) * up x) of shape (N, D); gate and up are the two halves of one matrix, hence one GEMM."""
+    both_N2F = F.linear(x_ND, gate_up_2FD)
+    gate_NF, up_NF = both_N2F.chunk(2, dim=-1)
+    return F.linear(act(gate_NF).mul_(up_NF), down_DF)
+
+
+def gate_norm_moments(gates_N: Tensor, norms_N: Tensor) -> Tensor:
+    """Return the sums over tokens of g^a |f|^b for a, b = 0, 1, 2, shape (A, B), in float64."""
+    gates_N, norms_N = gates_N.double(), norms_N.double()
+    ones_N = torch.ones_like(gates_N)
+    gates_AN = torch.stack([ones_N, gates_N, gates_N.square()])
+    norms_BN = torch.stack([ones_N, norms_N, norms_N.square()])
+    return gates_AN @ norms_BN.T
+
+
+def cosine_sum(a_TD: Tensor, b_TD: Tensor) -> Tensor:
+    """Return the sum over tokens of cos(a_t, b_t) as a float64 scalar; a zero vector counts as cosine 0."""
+    dot_T = torch.linalg.vecdot(a_TD, b_TD).double()
+    norms_T = torch.linalg.vector_norm(a_TD, dim=-1).double() * torch.linalg.vector_norm(b_TD, dim=-1).double()
+    return torch.where(norms_T > 0, dot_T / norms_T, 0.0).sum()

@@ -1,0 +1,62 @@
+"""All methods by name. A method costs one file and one line here; others register through ``moebench.methods``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from methods.errors import ConfigError, UnknownNameError
+from methods.method import Method
+
+ENTRY_POINT_GROUP = "moebench.methods"
+
+BUILT_IN: Mapping[str, str] = {
+    "random": "methods.random:Random",
+    "weight_norm": "methods.weight_norm:WeightNorm",
+    "criterion": "methods.criterion:Criterion",
+    "frequency": "methods.criterion:Frequency",
+    "soft_count": "methods.criterion:SoftCount",
+    "ean": "methods.criterion:EAN",
+    "reap": "methods.criterion:REAP",
+    "man": "methods.criterion:MAN",
+    "msan": "methods.criterion:MSAN",
+    "expert_drop": "methods.expert_drop:ExpertDrop",
+    "layer_drop": "methods.layer_drop:LayerDrop",
+    "block_drop": "methods.block_drop:BlockDrop",
+}
+
+
+def names() -> list[str]:
+    """Return the names of all methods, built in first, then those of other distributions."""
+    return list(BUILT_IN) + sorted(point.name for point in _plugins() if point.name not in BUILT_IN)
+
+
+def method_class(name: str) -> type[Method]:
+    """Return the class of method ``name``.
+
+    Raises:
+        UnknownNameError: no such method; the closest name is given.
+        ConfigError: a plug-in does not offer a ``Method`` of that name.
+    """
+    if name in BUILT_IN:
+        module, attribute = BUILT_IN[name].split(":")
+        loaded = getattr(importlib.import_module(module), attribute)
+    else:
+        point = next((point for point in _plugins() if point.name == name), None)
+        if point is None:
+            raise UnknownNameError("method", name, names(), "`moebench methods` describes them.")
+        loaded = point.load()
+    if not (isinstance(loaded, type) and issubclass(loaded, Method) and loaded.name == name):
+        raise ConfigError(f"entry point {name!r} gives {loaded!r}, which is not a methods.Method with that name")
+    return loaded
+
+
+def method(name: str, **knobs: Any) -> Method:
+    """Return method ``name`` configured with ``knobs``."""
+    return method_class(name).configured(knobs)
+
+
+def _plugins() -> list[Any]:
+    return list(entry_points(group=ENTRY_POINT_GROUP))
