@@ -35,11 +35,11 @@ def expert_counts(inventory: Inventory, keep: float | tuple[float, ...]) -> dict
     ]
     counts = [unit * units for units in largest_remainder(exact)]
     for index, count in zip(moe, counts, strict=True):
-        floor = inventory.layers[index].top_k
+        floor = inventory.router.fewest_experts(inventory.layers[index].top_k)
         if count < floor:
             raise RefusedError(
-                f"keep={keep} leaves {count} of {inventory.layers[index].experts} experts in layer {index}, fewer than "
-                f"the {floor} that each token uses; the smallest keep is {floor / inventory.layers[index].experts:.3g}"
+                f"keep={keep} leaves {count} of {inventory.layers[index].experts} experts in layer {index}, fewer than the "
+                f"{floor} that its router needs; the smallest keep is {floor / inventory.layers[index].experts:.3g}"
             )
     return dict(zip(moe, counts, strict=True))
 

@@ -42,8 +42,9 @@ class Criterion(LayerwiseMethod):
     def scores(self, stats: Stats, layer: int) -> Array:
         """Return the score of each expert of ``layer``, shape (E,)."""
         moments = stats.layer("gate_norm_moment", layer)
-        total = moments[:, GATE_POWERS.index(self.alpha), NORM_POWERS.index(self.beta)]
-        return total / np.maximum(moments[:, 0, 0], 1.0) ** self.b
+        total: Array = moments[:, GATE_POWERS.index(self.alpha), NORM_POWERS.index(self.beta)]
+        scores: Array = total / np.maximum(moments[:, 0, 0], 1.0) ** self.b
+        return scores
 
     def decide_layer(self, inventory: Inventory, stats: Stats, layer: int) -> LayerPlan:
         """Keep the top scorers of this layer."""

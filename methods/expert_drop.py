@@ -56,10 +56,8 @@ class ExpertDrop(Method):
 
     def decide(self, inventory: Inventory, stats: Stats) -> list[LayerPlan]:
         """Rank within each layer, or over all MoE layers at once."""
-        if self.scope == "layerwise":
-            counts = expert_counts(inventory, self.keep)
-        else:
-            counts = self._global_counts(inventory, stats)
+        layerwise = self.scope == "layerwise"
+        counts = expert_counts(inventory, self.keep) if layerwise else self._global_counts(inventory, stats)
         return [
             LayerPlan(experts=top(self.scores(stats, index), counts[index], inventory.router.groups))
             if index in counts
@@ -70,7 +68,9 @@ class ExpertDrop(Method):
     def _global_counts(self, inventory: Inventory, stats: Stats) -> dict[int, int]:
         """Return how many experts stay in each layer when the smallest scores of the whole model go first."""
         if not isinstance(self.keep, float):
-            raise RefusedError("expert_drop: depth knots contradict scope='global', which finds the depth profile itself")
+            raise RefusedError(
+                "expert_drop: depth knots contradict scope='global', which finds the depth profile itself"
+            )
         moe = inventory.moe_layers
         counts = {index: inventory.layers[index].experts for index in moe}
         floors = {index: min(self.min_experts or inventory.layers[index].top_k, counts[index]) for index in moe}

@@ -93,6 +93,16 @@ class Router:
     gated_shared: bool = False
     eps: float = 0.0
 
+    def fewest_experts(self, top_k: int) -> int:
+        """Return the fewest experts among which this router can choose ``top_k`` for one token.
+
+        With groups, those that a token may choose from must hold ``top_k`` experts together, and at least two each where
+        a group is ranked by its two best.
+        """
+        if self.groups == 1:
+            return top_k
+        return self.groups * max(-(-top_k // self.groups_kept), 2 if self.group_score == "top2_sum" else 1)
+
 
 @dataclass(frozen=True, slots=True)
 class LayerInventory:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -38,6 +38,12 @@ class Method(BaseModel, abc.ABC):
     equivariant: ClassVar[bool] = True
 
     keep: Keep = Field(default=0.5, description="share of the method's unit that remains, in (0, 1]")
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """Every setting as JSON values, without fields that a subclass has fixed to one value."""
+        fixed = {name for name, field in type(self).model_fields.items() if len(get_args(field.annotation)) == 1}
+        return self.model_dump(mode="json", exclude=fixed)
 
     @property
     def needs(self) -> frozenset[str]:

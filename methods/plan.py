@@ -156,12 +156,20 @@ def _misfit(plan: LayerPlan, layer: LayerInventory, inventory: Inventory) -> str
     left = layer.experts if plan.experts is None else len(plan.experts)
     if plan.experts is not None and plan.experts[-1] >= layer.experts:
         return f"expert {plan.experts[-1]} does not exist; the layer has {layer.experts}"
-    if plan.top_k is not None and plan.top_k > left:
-        return f"top_k {plan.top_k} exceeds the {left} experts that stay"
-    groups = inventory.router.groups
-    if plan.experts is not None and groups > 1:
-        size = layer.experts // groups
-        counts = [sum(1 for e in plan.experts if e // size == g) for g in range(groups)]
+    router = inventory.router
+    top_k = plan.top_k or min(layer.top_k, left)
+    if top_k > left:
+        return f"top_k {top_k} exceeds the {left} experts that stay"
+    if left < router.fewest_experts(top_k):
+        return (
+            f"the router picks {top_k} experts from {router.groups_kept} of {router.groups} groups, which takes at least "
+            f"{router.fewest_experts(top_k)} experts in all; {left} stay"
+        )
+    if plan.experts is not None and router.groups > 1:
+        size = layer.experts // router.groups
+        counts = [sum(1 for e in plan.experts if e // size == g) for g in range(router.groups)]
         if len(set(counts)) > 1:
-            return f"the router picks among {groups} groups, so each must keep the same number of experts: {counts}"
+            return (
+                f"the router picks among {router.groups} groups, so each must keep the same number of experts: {counts}"
+            )
     return None

@@ -98,12 +98,14 @@ def _literal_values(option: Any) -> tuple[Any, ...]:
 
 def _bounds(field: FieldInfo) -> tuple[float | None, float | None]:
     """Return the lower and upper bound among the field's constraints; open bounds count as closed."""
-    low = high = None
+    low: float | None = None
+    high: float | None = None
     for mark in field.metadata:
-        if isinstance(mark, (annotated_types.Ge, annotated_types.Gt)):
-            low = float(getattr(mark, "ge", None) or getattr(mark, "gt", 0))
-        if isinstance(mark, (annotated_types.Le, annotated_types.Lt)):
-            high = float(getattr(mark, "le", None) or getattr(mark, "lt", 0))
+        match mark:
+            case annotated_types.Ge(ge=bound) | annotated_types.Gt(gt=bound):
+                low = float(bound)  # type: ignore[arg-type]  # knobs are bounded by numbers
+            case annotated_types.Le(le=bound) | annotated_types.Lt(lt=bound):
+                high = float(bound)  # type: ignore[arg-type]  # as above
     return low, high
 
 

@@ -46,7 +46,9 @@ CATALOGUE: Mapping[str, StatSpec] = {
     spec.name: spec
     for spec in (
         StatSpec("weight_norm", ("E", "M"), "moe", "weights", "squared Frobenius norm of gate, up, down", "weight^2"),
-        StatSpec("router_probability", ("E",), "moe", "routed", "sum over all tokens of the full router score", "tokens"),
+        StatSpec(
+            "router_probability", ("E",), "moe", "routed", "sum over all tokens of the full router score", "tokens"
+        ),
         StatSpec(
             "gate_norm_moment",
             ("E", "A", "N"),
@@ -55,7 +57,9 @@ CATALOGUE: Mapping[str, StatSpec] = {
             "sum over T_j of g_j^a |f_j|_2^b for a, b in 0, 1, 2; (0, 0) is the number of tokens routed to j",
             "output^b tokens",
         ),
-        StatSpec("moe_residual_cosine", (), "moe", "routed", "mean of cos(x, x + MoE(norm(x))), x before the norm", "1"),
+        StatSpec(
+            "moe_residual_cosine", (), "moe", "routed", "mean of cos(x, x + MoE(norm(x))), x before the norm", "1"
+        ),
         StatSpec("moe_io_cosine", (), "moe", "routed", "mean of cos(h, MoE(h)), h the input of the MoE block", "1"),
         StatSpec("block_cosine", (), "block", "routed", "mean of cos(input, output) of the decoder layer", "1"),
         StatSpec(

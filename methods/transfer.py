@@ -35,7 +35,7 @@ def transfers(plan: Plan, inventory: Inventory) -> Iterator[Transfer]:
 
 def result(plan: Plan, inventory: Inventory) -> Inventory:
     """Return the inventory of the compressed checkpoint, with decoder layers and experts renumbered from 0."""
-    layers = []
+    layers: list[LayerInventory] = []
     for layer_plan, layer in zip(plan.layers, inventory.layers, strict=True):
         if layer_plan.drop == "block":
             continue

@@ -99,7 +99,7 @@ def test_global_expert_drop_keeps_the_floor_and_the_budget() -> None:
     assert kept(plan) == [None, (2, 3), (2, 3)], "layer 1 stops at top-k, the rest comes from layer 2"
     deeper = registry.method("expert_drop", keep=0.5, scope="global", min_experts=1).plan(toy_inventory(), stats)
     assert kept(deeper) == [None, (3,), (1, 2, 3)]
-    with pytest.raises(RefusedError, match="smallest is 0.5"):
+    with pytest.raises(RefusedError, match=r"smallest is 0\.5"):
         registry.method("expert_drop", keep=0.4, scope="global").plan(toy_inventory(), stats)
     with pytest.raises(RefusedError, match="groups"):
         registry.method("expert_drop", scope="global").plan(toy_inventory(groups=2), stats)
@@ -141,7 +141,7 @@ def test_methods_read_only_what_they_declare() -> None:
 
 
 def test_keep_below_top_k_is_refused_with_the_smallest_value() -> None:
-    with pytest.raises(RefusedError, match="smallest keep is 0.5"):
+    with pytest.raises(RefusedError, match=r"smallest keep is 0\.5"):
         registry.method("random", keep=0.25).plan(toy_inventory(), Stats({}))
 
 

@@ -59,12 +59,17 @@ def test_misfits_are_named(layers: tuple[LayerPlan, ...], reason: str) -> None:
 
 
 def test_grouped_router_needs_equal_groups() -> None:
-    assert plan_of(LayerPlan(), LayerPlan(experts=(0, 3)), LayerPlan(), groups=2).layers[1].experts == (0, 3)
+    halves = LayerPlan(experts=(0, 3), top_k=1)
+    assert plan_of(LayerPlan(), halves, LayerPlan(), groups=2).layers[1] == halves
     with pytest.raises(PlanError, match=r"same number of experts: \[2, 0\]"):
-        plan_of(LayerPlan(), LayerPlan(experts=(0, 1)), LayerPlan(), groups=2)
+        plan_of(LayerPlan(), LayerPlan(experts=(0, 1), top_k=1), LayerPlan(), groups=2)
+    with pytest.raises(PlanError, match="at least 4 experts in all; 2 stay"):
+        plan_of(LayerPlan(), LayerPlan(experts=(0, 3)), LayerPlan(), groups=2)
 
 
-@pytest.mark.parametrize("bad", [{"experts": ()}, {"experts": (1, 0)}, {"experts": (1, 1)}, {"drop": "moe", "top_k": 1}])
+@pytest.mark.parametrize(
+    "bad", [{"experts": ()}, {"experts": (1, 0)}, {"experts": (1, 1)}, {"drop": "moe", "top_k": 1}]
+)
 def test_layer_plan_rejects_what_is_not_a_normal_form(bad: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         LayerPlan(**bad)  # type: ignore[arg-type]  # wrong on purpose

@@ -56,7 +56,9 @@ def route(logits_TE: Tensor, router: Router, top_k: int, correction_E: Tensor | 
     choice_TE = scores_TE
     if router.correction_bias:
         if correction_E is None:
-            raise RefusedError("the router chooses with a correction bias, but the checkpoint holds none for this layer")
+            raise RefusedError(
+                "the router chooses with a correction bias, but the checkpoint holds none for this layer"
+            )
         choice_TE = scores_TE + correction_E.to(scores_TE)
     if router.groups > 1:
         choice_TE = _limit_groups(choice_TE, router)
@@ -79,4 +81,5 @@ def _limit_groups(choice_TE: Tensor, router: Router) -> Tensor:
         rank_TG = grouped_TGe.topk(min(2, grouped_TGe.shape[-1]), dim=-1).values.sum(dim=-1)
     best_Tg = rank_TG.topk(router.groups_kept, dim=-1, sorted=False).indices
     outside_TG = torch.ones_like(rank_TG, dtype=torch.bool).scatter_(1, best_Tg, False)
-    return grouped_TGe.masked_fill(outside_TG.unsqueeze(-1), -torch.inf).flatten(1)
+    limited_TGe: Tensor = grouped_TGe.masked_fill(outside_TG.unsqueeze(-1), -torch.inf)
+    return limited_TGe.flatten(1)

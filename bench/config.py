@@ -1,0 +1,121 @@
+"""Settings of a run, strict: an unknown key is an error with the closest match."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from bench.strict import Strict
+from methods.errors import ConfigError
+from methods.method import Method
+from methods.registry import method
+
+
+class MethodConfig(Strict):
+    """One method with its knobs."""
+
+    name: str = Field(description="registry name")
+    knobs: dict[str, Any] = Field(default_factory=dict, description="knobs that differ from the method's defaults")
+
+    def configured(self) -> Method:
+        """Return the method, or raise ConfigError with the closest match."""
+        return method(self.name, **self.knobs)
+
+
+class CalibrationConfig(Strict):
+    """What statistics are measured on."""
+
+    corpus: str = Field(
+        default="pocket", description="text file, datasets:NAME, pocket[:domain], or a file of token ids"
+    )
+    sequences: int = Field(default=128, ge=1, description="windows")
+    length: int = Field(default=2048, ge=2, description="tokens in a window")
+    seed: int = Field(default=0, ge=0, description="seed of the choice of windows")
+    propagation: Literal["one_shot", "sequential"] = Field(default="one_shot", description="hidden states measured on")
+
+
+class EvaluationConfig(Strict):
+    """What is scored, and how."""
+
+    tasks: tuple[str, ...] = Field(default=(), description="lm-eval task names; none scores nothing")
+    include_path: Path | None = Field(default=None, description="folder of local task files")
+    limit: int | None = Field(default=None, ge=1, description="first items of each task; None takes all")
+    batch_size: int | None = Field(default=None, ge=1, description="sequences in a batch; None fills batches by tokens")
+    num_fewshot: int | None = Field(default=None, ge=0, description="None: what the task says")
+    max_length: int | None = Field(default=None, ge=2, description="context window in tokens; None: the model's")
+    seed: int = Field(default=0, ge=0, description="seed of few-shot draws and bootstrap")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="compute type")
+    device: str = Field(default="auto", description="torch device; auto takes the GPU where there is one")
+
+
+class TimingConfig(Strict):
+    """How speed is measured under vLLM (see ``bench.timing.TimingProtocol``)."""
+
+    enabled: bool = True
+    repeats: int = Field(default=5, ge=5, description="alternations of base and compressed model")
+    extra: int = Field(default=10, ge=0, description="further alternations while the interval of a ratio is too wide")
+    warmup: int = Field(default=1, ge=1, description="batches of each model that are run and not counted")
+    batch: int = Field(default=4, ge=1, description="sequences at once")
+    prompt: int = Field(default=128, ge=1, description="prompt tokens per sequence")
+    generate: int = Field(default=32, ge=1, description="tokens generated per sequence after the first one")
+    rounds: int = Field(default=1, ge=1, description="batches summed into one repeat")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="compute type")
+    threads: int | None = Field(default=None, ge=1, description="OpenMP threads of the server; None: as set")
+    residency: Literal["both", "one"] = Field(default="both", description="one: a fresh process for each repeat")
+
+
+class RunConfig(Strict):
+    """Everything that determines the results of ``moebench run``."""
+
+    model: str = Field(description="folder or hub id")
+    revision: str | None = Field(default=None, description="hub revision")
+    methods: tuple[MethodConfig, ...] = ()
+    calibration: CalibrationConfig = CalibrationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    timing: TimingConfig = TimingConfig()
+    group: str = Field(default="run", description="label of runs that belong together")
+
+
+def parse_method(text: str) -> MethodConfig:
+    """Read ``name`` or ``name:knob=value,knob=value``; values are YAML, depth knots are written ``0.3/0.5/0.7``.
+
+    Raises:
+        ConfigError: a part without ``=``.
+    """
+    name, _, rest = text.partition(":")
+    knobs: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        knob, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigError(f"method {text!r}: {part!r} is not of the form knob=value")
+        knobs[knob.strip()] = parse_value(value)
+    return MethodConfig(name=name.strip(), knobs=knobs)
+
+
+def expand(methods: Sequence[MethodConfig], keeps: Sequence[float]) -> list[MethodConfig]:
+    """Return every method at every share; a method that states its own ``keep`` stays as it is."""
+    if not keeps:
+        return list(methods)
+    return [
+        one
+        for method_config in methods
+        for one in (
+            [method_config]
+            if "keep" in method_config.knobs
+            else [MethodConfig(name=method_config.name, knobs={**method_config.knobs, "keep": keep}) for keep in keeps]
+        )
+    ]
+
+
+def parse_value(text: str) -> Any:
+    """Read one knob's value: YAML scalar, or numbers joined by ``/`` as knots."""
+    if "/" in text:
+        try:
+            return tuple(float(part) for part in text.split("/"))
+        except ValueError:
+            return text
+    return yaml.safe_load(text)
