@@ -1,0 +1,112 @@
+"""The config of a compressed checkpoint, and the per-layer values that a config may state.
+
+Layers that differ are written in transformers' ``per_layer_config``: a mapping from the layer's index to the keys in
+which it departs from the whole model. ``{"num_local_experts": 0}`` marks a MoE sub-layer dropped with its norm.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from bench.expression import evaluate, names
+from bench.family_file import FamilyFile
+from methods.errors import CheckpointError, PlanError
+from methods.inventory import Inventory, LayerInventory
+from methods.plan import Plan
+
+EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Spellings of the expert count; a source that states several must agree with itself after compression too."""
+
+PREFIX = "Moebench"
+"""Prefix of the architecture of a checkpoint whose layers differ; stock loaders do not know such a name."""
+
+
+def layer_overrides(family: FamilyFile, config: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Return the ``per_layer_config`` of ``config`` by layer index, every spelling of a key filled in.
+
+    Raises:
+        CheckpointError: it names a layer that does not exist, or a key that is neither expert count nor top-k.
+    """
+    stated = config.get("per_layer_config") or {}
+    spellings = (family.keys.experts, family.keys.top_k)
+    allowed = {key for keys in spellings for key in keys}
+    found: dict[int, dict[str, Any]] = {}
+    for text, override in stated.items():
+        index = int(text)
+        if not 0 <= index < config[family.keys.layers]:
+            raise CheckpointError(f"per_layer_config names layer {text}; the model has {config[family.keys.layers]}")
+        if unknown := set(override) - allowed:
+            raise CheckpointError(
+                f"per_layer_config of layer {text} states {', '.join(sorted(unknown))}, which cannot be read here; "
+                f"allowed: {', '.join(sorted(allowed))}"
+            )
+        found[index] = {}
+        for keys in spellings:
+            values = [override[key] for key in keys if key in override]
+            if values:
+                found[index].update(dict.fromkeys(keys, values[0]))
+    return found
+
+
+def compressed_config(family: FamilyFile, config: Mapping[str, Any], plan: Plan, result: Inventory) -> dict[str, Any]:
+    """Return the config that describes ``result`` (see ``Family.config_for``)."""
+    written = copy.deepcopy(dict(config))
+    written.pop("per_layer_config", None)
+    survivors = [index for index, layer in enumerate(plan.layers) if layer.drop != "block"]
+    if len(survivors) < len(plan.layers):
+        _drop_blocks(family, written, survivors, result)
+    moe = [layer for layer in result.layers if layer.mlp == "moe"]
+    if moe:
+        spellings = {*family.keys.experts, *(key for key in EXPERT_KEYS if key in written)}
+        written.update(dict.fromkeys(sorted(spellings), max(layer.experts for layer in moe)))
+        written.update(dict.fromkeys(family.keys.top_k, max(layer.top_k for layer in moe)))
+    overrides = {}
+    for index, layer in enumerate(result.layers):
+        if override := _override(family, written, layer):
+            overrides[str(index)] = override
+    stock = config.get("architectures") or ([family.architecture] if family.architecture else [])
+    stock = [name.removeprefix(PREFIX) for name in stock]
+    if overrides:
+        written["per_layer_config"] = overrides
+        written["architectures"] = [PREFIX + name for name in stock]
+    else:
+        written["architectures"] = stock
+    written.update(family.result)
+    return written
+
+
+def _override(family: FamilyFile, written: Mapping[str, Any], layer: LayerInventory) -> dict[str, int]:
+    """Return the keys in which ``layer`` departs from the model's values."""
+    if layer.mlp == "dense":
+        return {}
+    override = {}
+    if layer.experts != written[family.keys.experts[0]]:
+        override.update(dict.fromkeys(family.keys.experts, layer.experts))
+    if layer.mlp == "moe" and layer.top_k != written[family.keys.top_k[0]]:
+        override.update(dict.fromkeys(family.keys.top_k, layer.top_k))
+    return override
+
+
+def _drop_blocks(family: FamilyFile, written: dict[str, Any], survivors: list[int], result: Inventory) -> None:
+    """Renumber what the config states layer by layer."""
+    known = names(family.defaults, written)
+    for requirement in family.block_drop_requires:
+        if not evaluate(requirement.test, known):
+            raise PlanError(f"decoder layers of this model cannot be dropped: {requirement.reason}")
+    for key in family.keys.per_layer_lists:
+        values = written.get(key)
+        if values is not None:
+            written[key] = [values[index] for index in survivors]
+    written[family.keys.layers] = len(survivors)
+    dense = [index for index, layer in enumerate(result.layers) if layer.mlp == "dense"]
+    if family.layers.dense_prefix is not None:
+        if dense != list(range(len(dense))):
+            raise PlanError(
+                f"dense layers {dense} are no longer the first ones, which {family.name} configs cannot state"
+            )
+        written[family.layers.dense_prefix] = len(dense)
+    if family.layers.dense_list is not None:
+        written[family.layers.dense_list] = dense
+        written.update(family.layers.neutral)
