@@ -1,0 +1,1 @@
+"""Parts of the calibration pass; ``bench.calibrate`` puts them together."""

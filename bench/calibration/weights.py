@@ -1,0 +1,79 @@
+"""Weights from the checkpoint into buffers that are allocated once and used again for every layer and expert.
+
+Shape letters: D hidden size, F expert width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from methods.inventory import LayerInventory, TensorEntry
+
+if TYPE_CHECKING:
+    from bench.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class MlpWeights:
+    """Matrices of one gated feed-forward network, gate above up in one matrix: views of reused buffers."""
+
+    gate_up_2FD: Tensor
+    down_DF: Tensor
+
+    def squared_norms(self) -> list[float]:
+        """Return the squared Frobenius norms of gate, up and down."""
+        return [squared_norm(matrix) for matrix in (*self.gate_up_2FD.chunk(2), self.down_DF)]
+
+
+class WeightReader:
+    """Reads tensors on ``device`` in ``dtype``; each buffer name holds one tensor at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        """Allocate nothing yet."""
+        self._checkpoint, self._device, self._dtype = checkpoint, device, dtype
+        self._buffers: dict[str, Tensor] = {}
+
+    def read(self, buffer: str, entry: TensorEntry) -> Tensor:
+        """Return the tensor of ``entry`` in the buffer called ``buffer``, whose former content is gone."""
+        out = self._view(buffer, entry.shape, self._dtype)
+        self._checkpoint.read_into(entry, out)
+        return out
+
+    def read_exact(self, buffer: str, entry: TensorEntry) -> Tensor:
+        """Do the same in at least float32: routers decide by differences that half precision loses."""
+        out = self._view(buffer, entry.shape, torch.promote_types(self._dtype, torch.float32))
+        self._checkpoint.read_into(entry, out)
+        return out
+
+    def read_mlp(self, buffer: str, gate: TensorEntry, up: TensorEntry, down: TensorEntry) -> MlpWeights:
+        """Return a gated feed-forward network, gate and up in one matrix."""
+        width, hidden = gate.shape
+        gate_up_2FD = self._view(f"{buffer}.gate_up", (2 * width, hidden), self._dtype)
+        self._checkpoint.read_into(gate, gate_up_2FD[:width])
+        self._checkpoint.read_into(up, gate_up_2FD[width:])
+        return MlpWeights(gate_up_2FD, self.read(f"{buffer}.down", down))
+
+    def _view(self, buffer: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        numel = math.prod(shape)
+        flat = self._buffers.get(buffer)
+        if flat is None or flat.numel() < numel:
+            flat = self._buffers[buffer] = torch.empty(numel, dtype=dtype, device=self._device)
+        return flat[:numel].view(shape)
+
+
+def expert_entries(layer: LayerInventory) -> list[tuple[TensorEntry, TensorEntry, TensorEntry]]:
+    """Return (gate, up, down) of every routed expert, by expert index."""
+    parts = [
+        {entry.expert: entry for entry in layer.with_role(f"expert.{matrix}")} for matrix in ("gate", "up", "down")
+    ]
+    return [(parts[0][e], parts[1][e], parts[2][e]) for e in range(layer.experts)]
+
+
+def squared_norm(matrix: Tensor) -> float:
+    """Return the squared Frobenius norm, accumulated in float64."""
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2

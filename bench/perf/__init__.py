@@ -1,0 +1,1 @@
+"""Benchmarks of moebench itself; each is one command that prints its bars."""

@@ -1,0 +1,54 @@
+"""m64: the random Qwen3-MoE that calibration is measured on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+VERSION = 1
+SIZES = {
+    "hidden_size": 512,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 256,
+    "intermediate_size": 1024,
+    "vocab_size": 4096,
+    "max_position_embeddings": 2048,
+    "norm_topk_prob": True,
+    "tie_word_embeddings": False,
+}
+
+
+def build_m64(cache: Path, layers: int = 8, seed: int = 0) -> Path:
+    """Return the folder of m64 with ``layers`` decoder layers (211 M parameters with 8), built when it is not there.
+
+    Random float32 weights from ``seed``; the experts' output scales are spread over [0.5, 2), so that ranks are separated.
+    """
+    folder = cache / f"m64-v{VERSION}-{layers}-{seed}"
+    if (folder / "config.json").exists():
+        return folder
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen3MoeConfig
+
+    cache.mkdir(parents=True, exist_ok=True)
+    config = Qwen3MoeConfig(**SIZES, num_hidden_layers=layers)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            scales = 0.5 + 1.5 * torch.rand(config.num_experts, 1, 1, generator=generator)
+            layer.mlp.experts.down_proj.mul_(scales)
+    partial = Path(tempfile.mkdtemp(dir=cache, prefix=".partial-"))
+    try:
+        model.save_pretrained(partial)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
