@@ -1,0 +1,1 @@
+"""Evaluation by lm-eval: tasks, the model's side of it, and per-item results."""

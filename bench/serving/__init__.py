@@ -1,0 +1,1 @@
+"""Serving processes: one process imports vLLM once, and every model gets its own fork of it."""

@@ -1,0 +1,136 @@
+"""What a worker does with vLLM: load a checkpoint, time it, decode greedily, report memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_ARCHITECTURES = tuple(
+    f"{family}ForCausalLM" for family in ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "DeepseekV2", "DeepseekV3")
+)
+
+
+def preload() -> None:
+    """Import vLLM with everything that each model start needs."""
+    import vllm.engine.arg_utils
+    import vllm.entrypoints.llm
+    import vllm.v1.engine.llm_engine  # noqa: F401  # imported for their side effect: being loaded before the fork
+    from vllm.model_executor.models import ModelRegistry
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return  # model code may touch the device, which must not happen before the fork
+    # The registry looks at each architecture in a process of its own, 15 s the first time; a loaded class it just asks.
+    for name in _ARCHITECTURES:
+        if name in ModelRegistry.models:
+            ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
+
+
+def _memory(field: str) -> int:
+    """Return ``VmHWM`` or ``VmRSS`` of this process in bytes, 0 where /proc does not tell."""
+    try:
+        text = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(field + ":")), 0)
+
+
+def load(state: dict[str, Any], path: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Start vLLM on the checkpoint at ``path`` and return what it runs on.
+
+    Args:
+        state: the worker's memory between requests.
+        path: checkpoint folder.
+        options: keyword arguments of ``vllm.LLM``.
+    """
+    import torch
+    import vllm
+    from vllm.platforms import current_platform
+
+    idle = _memory("VmRSS")
+    cpu = current_platform.is_cpu()
+    started = time.perf_counter()
+    forced: dict[str, Any] = {"distributed_executor_backend": "uni", "enforce_eager": True} if cpu else {}
+    if cpu and options.get("dtype") == "float32":
+        forced["attention_backend"] = (
+            "CPU_MLA"  # the other MLA kernel, preferred where the processor has AMX, is bfloat16 only
+        )
+    model = vllm.LLM(model=path, skip_tokenizer_init=True, enable_prefix_caching=False, **forced, **options)
+    state["engine"], state["cpu"], state["requests"] = model.llm_engine, cpu, 0
+    return {
+        "engine": f"vllm {vllm.__version__}",
+        "platform": "cpu" if cpu else torch.cuda.get_device_name(0),
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.llm_engine.model_config.dtype).removeprefix("torch."),
+        "eager": bool(model.llm_engine.model_config.enforce_eager),
+        "idle_bytes": idle,
+        "load_seconds": time.perf_counter() - started,
+    }
+
+
+def _add(state: dict[str, Any], prompts: list[list[int]], tokens: int) -> None:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    for prompt in prompts:
+        settings = SamplingParams(
+            temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA
+        )
+        state["engine"].add_request(str(state["requests"]), {"prompt_token_ids": prompt}, settings)
+        state["requests"] += 1
+
+
+def measure(state: dict[str, Any], prompts: list[list[int]], generate: int) -> dict[str, float]:
+    """Time one batch, phase by phase.
+
+    Prefill runs from the first engine step until every prompt has its first token; decode is the rest: ``generate``
+    further tokens for each prompt. Both come from one run, so nothing has to be subtracted.
+
+    Returns:
+        Wall and process CPU seconds of the two phases.
+    """
+    engine = state["engine"]
+    _add(state, prompts, 1 + generate)
+    waiting = len(prompts)
+    seen: set[str] = set()
+    wall, cpu = time.perf_counter(), time.process_time()
+    middle = (wall, cpu)
+    while engine.has_unfinished_requests():
+        outputs = engine.step()
+        if waiting:
+            seen.update(output.request_id for output in outputs if output.outputs[0].token_ids)
+            waiting = len(prompts) - len(seen)
+            middle = (time.perf_counter(), time.process_time())
+    end = (time.perf_counter(), time.process_time())
+    return {
+        "prefill": middle[0] - wall,
+        "decode": end[0] - middle[0],
+        "prefill_cpu": middle[1] - cpu,
+        "decode_cpu": end[1] - middle[1],
+    }
+
+
+def greedy(state: dict[str, Any], prompts: list[list[int]], tokens: int) -> list[list[int]]:
+    """Return ``tokens`` greedy tokens after each prompt."""
+    engine = state["engine"]
+    first = state["requests"]
+    _add(state, prompts, tokens)
+    answers: list[list[int]] = [[] for _ in prompts]
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            answers[int(output.request_id) - first] += [int(token) for token in output.outputs[0].token_ids]
+    return answers
+
+
+def peak(state: dict[str, Any]) -> int:
+    """Return the peak memory in bytes: resident set of this process on a CPU, allocated device memory on a GPU."""
+    if state["cpu"]:
+        return _memory("VmHWM")
+    import torch
+
+    return int(torch.cuda.max_memory_allocated())
+
+
+VERBS: dict[str, Callable[..., Any]] = {"load": load, "measure": measure, "greedy": greedy, "peak": peak}
