@@ -1,0 +1,1 @@
+"""What is shown: tables, leaderboard and figures, each a pure function of records."""

@@ -1,0 +1,224 @@
+"""The columns of the frame, as data: name, unit, type, meaning and where the value comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from analysis.comparison import Comparison
+from analysis.protocol import PUBLISHED_AVERAGES
+from bench.record import CostInfo, Interval, Record, Timing
+
+Kind = Literal["string", "float64", "Int64", "boolean"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the frame.
+
+    Args:
+        get: value of a row, None where there is none; None for columns that need the other rows (see ``ranking``).
+    """
+
+    name: str
+    kind: Kind
+    unit: str
+    doc: str
+    get: Callable[[Comparison], Any] | None = None
+
+
+def knobs_text(record: Record) -> str:
+    """Return the knobs as ``name=value``, by name; those without a value are left out."""
+    items = sorted((name, value) for name, value in record.knobs.items() if value is not None)
+    return ", ".join(f"{name}={_compact(value)}" for name, value in items)
+
+
+def _compact(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _cost(name: str) -> Callable[[Comparison], Any]:
+    def get(row: Comparison) -> Any:
+        return None if row.record.cost is None else getattr(row.record.cost, name)
+
+    return get
+
+
+def _kept(name: str) -> Callable[[Comparison], float | None]:
+    def get(row: Comparison) -> float | None:
+        return None if row.record.ratios is None else 1.0 - float(getattr(row.record.ratios, name))
+
+    return get
+
+
+def _timing(name: str) -> Callable[[Comparison], Any]:
+    def get(row: Comparison) -> Any:
+        return None if row.record.timing is None else getattr(row.record.timing, name)
+
+    return get
+
+
+def _speed(name: str, end: str) -> Callable[[Comparison], float | None]:
+    def get(row: Comparison) -> float | None:
+        timing: Timing | None = row.record.timing
+        interval: Interval | None = None if timing is None else getattr(timing, name)
+        return None if interval is None else float(getattr(interval, end))
+
+    return get
+
+
+def _difference(name: str) -> Callable[[Comparison], float | None]:
+    def get(row: Comparison) -> float | None:
+        return None if row.difference is None else float(getattr(row.difference, name))
+
+    return get
+
+
+def _retention(end: str | None) -> Callable[[Comparison], float | None]:
+    def get(row: Comparison) -> float | None:
+        base = row.base_average[0]
+        if not base:
+            return None
+        if end is None:
+            average = row.average[0]
+            return None if average is None else average / base
+        return None if row.difference is None else 1.0 + float(getattr(row.difference, end)) / base
+
+    return get
+
+
+def _flops_share(row: Comparison) -> float | None:
+    cost: CostInfo | None = row.record.cost
+    base = row.base.cost if row.base else None
+    return cost.flops / base.flops if cost and base and base.flops else None
+
+
+def _average_of(name: str) -> Callable[[Comparison], float | None]:
+    def get(row: Comparison) -> float | None:
+        chosen = PUBLISHED_AVERAGES[name].of(row.record.scores) if row.record.status == "complete" else None
+        return None if chosen is None else sum(score.value for score in chosen) / len(chosen)
+
+    return get
+
+
+_RATIOS = {
+    "count": "routed experts",
+    "expert": "routed-expert parameters",
+    "total": "all parameters",
+    "bytes": "bytes on disk",
+    "channels": "routed experts' channels",
+}
+_SIZES = {
+    "bytes": ("B", "tensor bytes on disk"),
+    "parameters": ("parameters", "all weights"),
+    "routed_parameters": ("parameters", "weights of the routed experts"),
+    "active_parameters": ("parameters", "weights used for one token"),
+    "flops": ("FLOP", "FLOPs of one 2048-token forward at batch size 1"),
+}
+_SPEEDS = {
+    "prefill": ("tokens/s", "prompt tokens per second under vLLM, median"),
+    "decode": ("tokens/s", "generated tokens per second under vLLM, median"),
+    "prefill_ratio": ("1", "prefill speed over the base's, pair by pair, median"),
+    "decode_ratio": ("1", "decode speed over the base's, pair by pair, median"),
+}
+
+
+def _speed_columns() -> list[Column]:
+    columns = []
+    for name, (unit, doc) in _SPEEDS.items():
+        columns.append(Column(name, "float64", unit, doc, _speed(name, "median")))
+        for end in ("low", "high"):
+            what = f"{'lower' if end == 'low' else 'upper'} end of its 95 % bootstrap interval"
+            columns.append(Column(f"{name}_{end}", "float64", unit, what, _speed(name, end)))
+    return columns
+
+
+COLUMNS: tuple[Column, ...] = (
+    Column("id", "string", "", "digest of everything that determines the run", lambda r: r.record.id),
+    Column("group", "string", "", "runs that belong together", lambda r: r.record.group),
+    Column("status", "string", "", "complete, refused, failed or cancelled", lambda r: r.record.status),
+    Column("reason", "string", "", "why the run was refused, failed or cancelled", lambda r: r.record.reason),
+    Column("model", "string", "", "model that was compressed", lambda r: r.record.model.name),
+    Column("family", "string", "", "its family", lambda r: r.record.model.family),
+    Column("content", "string", "", "digest of its files", lambda r: r.record.model.content),
+    Column("board", "string", "", "model and protocol within which runs rank", lambda r: r.board),
+    Column("is_base", "boolean", "", "whether the run is the uncompressed model", lambda r: r.is_base),
+    Column("rank", "Int64", "", "place by quality on its board, 1 the best; the base has none"),
+    Column("tie_next", "boolean", "", "whether the difference in quality to the next rank is within noise"),
+    Column("method", "string", "", "registry name of the method", lambda r: r.record.method),
+    Column("title", "string", "", "method's name for tables", lambda r: r.record.title),
+    Column("knobs", "string", "", "settings of the method", lambda r: knobs_text(r.record)),
+    Column("plan", "string", "", "digest of the plan", lambda r: r.record.plan),
+    Column(
+        "keep_asked", "float64", "1", "the method's own setting keep", lambda r: _number(r.record.knobs.get("keep"))
+    ),
+    Column("keep", "float64", "1", "effective keep: share of routed-expert parameters that remain", _kept("expert")),
+    *(
+        Column(f"keep_{name}", "float64", "1", f"share of {what} that remains", _kept(name))
+        for name, what in _RATIOS.items()
+    ),
+    *(Column(name, "Int64", unit, doc, _cost(name)) for name, (unit, doc) in _SIZES.items()),
+    Column("flops_share", "float64", "1", "flops over the base's", _flops_share),
+    Column("tasks", "Int64", "tasks", "tasks in the average", lambda r: len(r.accuracies) if r.scores else None),
+    Column("average", "float64", "1", "mean over the tasks that run and base have", lambda r: r.average[0]),
+    Column("average_error", "float64", "1", "its standard error, sqrt(sum se^2) / n", lambda r: r.average[1]),
+    Column("base_average", "float64", "1", "the base's mean over the same tasks", lambda r: r.base_average[0]),
+    Column("retention", "float64", "1", "average over base_average", _retention(None)),
+    Column(
+        "retention_low",
+        "float64",
+        "1",
+        "lower end of its 95 % interval, the base's average taken as exact",
+        _retention("low"),
+    ),
+    Column("retention_high", "float64", "1", "upper end of that interval", _retention("high")),
+    Column("below_floor", "boolean", "", "whether retention is below the floor of the report"),
+    Column("difference", "float64", "1", "average minus base_average, combined from the tasks", _difference("value")),
+    Column("difference_low", "float64", "1", "lower end of its 95 % interval", _difference("low")),
+    Column("difference_high", "float64", "1", "upper end of its 95 % interval", _difference("high")),
+    Column("difference_p", "float64", "1", "two-sided p-value of no difference, normal", _difference("p")),
+    Column(
+        "pairing", "string", "", "paired, unpaired or mixed: how the tasks' differences were made", lambda r: r.pairing
+    ),
+    Column(
+        "worse", "Int64", "tasks", "tasks significantly worse than the base, p < 0.05 after Holm", lambda r: r.worse()
+    ),
+    Column("worse_raw", "Int64", "tasks", "the same without correction", lambda r: r.worse(adjusted=False)),
+    Column(
+        "perplexity_retention",
+        "float64",
+        "1",
+        "geometric mean over perplexity tasks of base over run",
+        lambda r: r.perplexity_retention[0],
+    ),
+    Column("perplexity_retention_error", "float64", "1", "its standard error", lambda r: r.perplexity_retention[1]),
+    Column("quality", "float64", "1", "what ranks: average, or perplexity_retention where no task has an accuracy"),
+    Column("quality_error", "float64", "1", "its standard error"),
+    Column("pareto", "boolean", "", "whether on its board's front of quality against bytes"),
+    *(Column(name, "float64", "1", rule.source, _average_of(name)) for name, rule in PUBLISHED_AVERAGES.items()),
+    *_speed_columns(),
+    Column("weights_bytes", "Int64", "B", "safetensors files as served", _timing("weights_bytes")),
+    Column("peak_bytes", "Int64", "B", "peak memory of the serving process", _timing("peak_bytes")),
+    Column("timing_reason", "string", "", "why nothing was timed", _timing("reason")),
+    Column("realisation", "string", "", "how the compressed form was run for quality", lambda r: r.record.realisation),
+    Column("corpus", "string", "", "calibration text", lambda r: r.record.corpus.name if r.record.corpus else None),
+    Column("seconds", "float64", "s", "CPU seconds of all stages run here", lambda r: _total(r.record)),
+    Column("created", "string", "", "UTC time of the end of the run", lambda r: r.record.created),
+)
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _total(record: Record) -> float | None:
+    return sum(record.seconds[stage] for stage in sorted(record.seconds)) if record.seconds else None
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """Return name, unit and meaning of every column."""
+    return [(column.name, column.unit, column.doc) for column in COLUMNS]

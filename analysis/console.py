@@ -1,0 +1,113 @@
+"""The leaderboard and the running table in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from analysis.formatting import NONE
+from analysis.summary import failures, messages
+from analysis.table import Row, boards, fields_of, text_of
+
+_COMPACT = ("rank", "method", "keep %", "size", "average %", "retention %", "Δ to base, points", "p", "decode ×")
+_NARROW = ("rank", "method", "average %", "retention %", "size")
+
+
+def print_leaderboard(frame: pd.DataFrame, console: Console | None = None) -> None:
+    """Print one table a board, then the runs that did not complete, then what a reader should know.
+
+    Args:
+        frame: one row a run (``analysis.frame.frame``).
+        console: where to print; standard output where None.
+    """
+    target = console or Console()
+    wanted = _COMPACT if target.width >= 110 else _NARROW
+    for heading, rows in boards(frame) if len(frame) else ():
+        fields = [field for field in fields_of(rows) if field.head in wanted]
+        table = Table(title=escape(heading), title_justify="left", title_style="bold", header_style="bold", box=None)
+        for field in fields:
+            table.add_column(
+                field.head, justify="left" if field.head == "method" else "right", no_wrap=field.head != "method"
+            )
+        for row in rows:
+            table.add_row(*(escape(field.text(row)) for field in fields), style=_style(row))
+        target.print(table)
+        target.print()
+    for model, method, status, reason in failures(frame).rows:
+        target.print(f"[yellow]{status}[/] {escape(model)}, {escape(method)}: {escape(reason)}")
+    for message in messages(frame):
+        target.print(f"[yellow]{escape(message)}[/]")
+    if len(frame) and frame["rank"].notna().any():
+        target.print("≈ within noise of the next rank · ▼ retention below the floor · intervals 95 %", style="dim")
+
+
+def _style(row: Row) -> str:
+    if row["is_base"]:
+        return "dim"
+    return "bold green" if row["rank"] == 1 else "yellow" if row["below_floor"] is True else ""
+
+
+@dataclass(frozen=True)
+class LiveRow:
+    """One run while a job progresses.
+
+    Args:
+        stage: what runs now, or how it ended: ``waiting``, ``calibrate``, ..., ``complete``, ``refused``, ``failed``.
+        average: average over tasks, 0 to 1, once known.
+        retention: average over the base's, once known.
+        seconds: wall-clock time so far.
+        note: a reason or a detail.
+    """
+
+    model: str
+    method: str
+    stage: str
+    average: float | None = None
+    retention: float | None = None
+    seconds: float | None = None
+    note: str = ""
+
+
+_STAGES = {"complete": "green", "waiting": "dim", "refused": "yellow", "failed": "red", "cancelled": "yellow"}
+
+
+def live_table(rows: Sequence[LiveRow], height: int = 24) -> Table:
+    """Return a table of ``rows`` for ``rich.live.Live``, at most ``height`` lines: those that run or ended last.
+
+    Rows that wait are cut first, then the first of those that ended; a last line counts what is not shown.
+    """
+    shown = list(rows)
+    for stages in (("waiting",), ("complete", "refused", "failed", "cancelled")):
+        surplus = len(shown) - height
+        if surplus > 0:
+            cut = [row for row in shown if row.stage in stages]
+            cut = cut[-surplus:] if "waiting" in stages else cut[:surplus]
+            gone = {id(row) for row in cut}
+            shown = [row for row in shown if id(row) not in gone]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for head in ("model", "method", "stage", "average", "retention", "s", ""):
+        table.add_column(head, justify="right" if head in ("average", "retention", "s") else "left", no_wrap=head != "")
+    for row in shown:
+        colour = _STAGES.get(row.stage, "cyan")
+        table.add_row(
+            escape(row.model),
+            escape(row.method),
+            f"[{colour}]{escape(row.stage)}[/]",
+            _percent(row.average),
+            _percent(row.retention),
+            "" if row.seconds is None else f"{row.seconds:.0f}",
+            escape(text_of(row.note)),
+        )
+    if len(shown) < len(rows):
+        done = sum(row.stage in ("complete", "refused", "failed", "cancelled") for row in rows)
+        table.caption = f"{done} of {len(rows)} runs ended, {len(rows) - len(shown)} not shown"
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return NONE if value is None else f"{100 * value:.1f} %"

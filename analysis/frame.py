@@ -1,0 +1,107 @@
+"""Records to frames: one row a run, and one row a run, task and metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from analysis.columns import COLUMNS
+from analysis.comparison import Comparison, compare
+from analysis.protocol import key
+from analysis.ranking import FLOOR, rank
+from bench.record import Record
+
+
+def frame(records: Iterable[Record], floor: float = FLOOR) -> pd.DataFrame:
+    """Return one row for each record, with the columns of ``analysis.columns.COLUMNS``, ranked.
+
+    Args:
+        floor: retention below which a row is marked, 0 to 1.
+
+    The result does not depend on the order of ``records``. Shares and scores are fractions of 1, sizes are bytes.
+    """
+    rows = compare(sorted(records, key=lambda record: record.id))
+    columns = {
+        column.name: pd.array([column.get(row) if column.get else None for row in rows], dtype=column.kind)
+        for column in COLUMNS
+    }
+    return rank(pd.DataFrame(columns, columns=[column.name for column in COLUMNS]), floor)
+
+
+SCORE_COLUMNS: dict[str, str] = {
+    "id": "string",
+    "board": "string",
+    "model": "string",
+    "method": "string",
+    "title": "string",
+    "knobs": "string",
+    "task": "string",
+    "metric": "string",
+    "filter": "string",
+    "headline": "boolean",
+    "higher_is_better": "boolean",
+    "value": "float64",
+    "stderr": "float64",
+    "n": "Int64",
+    "base": "float64",
+    "retention": "float64",
+    "difference": "float64",
+    "difference_low": "float64",
+    "difference_high": "float64",
+    "p": "float64",
+    "p_holm": "float64",
+    "test": "string",
+    "version": "string",
+    "digest": "string",
+}
+"""Columns of the scores frame with their types. ``headline``: the metric that speaks for the task; ``retention``: score
+over the base's, or the base's over the score where lower is better, base measured in the same protocol; ``p_holm``:
+corrected over the headline tasks of the run."""
+
+
+def scores_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """Return one row for each run, task, metric and filter, in the order of ``frame`` and then by task."""
+    given = sorted(records, key=lambda record: record.id)
+    rows = {row.record.id: row for row in compare(given)}
+    order = frame(given)
+    data = [
+        values
+        for run in order.to_dict("records")
+        if run["status"] == "complete"
+        for values in _score_rows(rows[run["id"]], run)
+    ]
+    return pd.DataFrame(
+        {name: pd.array([values[name] for values in data], dtype=kind) for name, kind in SCORE_COLUMNS.items()},
+        columns=list(SCORE_COLUMNS),
+    )
+
+
+def _score_rows(row: Comparison, run: dict[str, object]) -> Iterable[dict[str, object]]:
+    base = {key(score): score for score in row.base.scores} if row.base else {}
+    for score in sorted(row.record.scores, key=lambda s: (s.task, s.metric, s.filter)):
+        reference = base.get(key(score))
+        pair = score.paired
+        speaks = row.scores.get(score.task) == score
+        yield {
+            **{name: run[name] for name in ("id", "board", "model", "method", "title", "knobs")},
+            **score.model_dump(include={"task", "metric", "filter", "higher_is_better", "value", "stderr", "n"}),
+            "headline": speaks,
+            "base": None if reference is None else reference.value,
+            "retention": None
+            if reference is None
+            else _retention(score.value, reference.value, score.higher_is_better),
+            "difference": pair.difference if pair else None,
+            "difference_low": pair.low if pair else None,
+            "difference_high": pair.high if pair else None,
+            "p": pair.p if pair else None,
+            "p_holm": row.holm.get(score.task) if speaks else None,
+            "test": pair.test if pair else None,
+            "version": score.version,
+            "digest": score.digest,
+        }
+
+
+def _retention(value: float, base: float, higher_is_better: bool) -> float | None:
+    above, below = (value, base) if higher_is_better else (base, value)
+    return above / below if below else None

@@ -1,0 +1,94 @@
+"""Which metric speaks for a task, which tasks make an average, and which scores may be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from bench.record import Score
+
+ACCURACIES = ("acc_norm", "acc", "exact_match", "f1", "pass@1", "pass_at_1", "mc2", "mcc")
+"""Metrics between 0 and 1 that enter averages, the preferred first: length-normalised accuracy where a task has it."""
+
+PERPLEXITIES = ("word_perplexity", "perplexity", "byte_perplexity", "bits_per_byte")
+"""Metrics of language modelling, the preferred first; shown beside the average, never in it."""
+
+Key = tuple[str, str, str, str]
+
+
+def key(score: Score) -> Key:
+    """Return what two scores must share to be compared: task, metric, filter and digest of task, items and settings."""
+    return (score.task, score.metric, score.filter, score.digest)
+
+
+def is_accuracy(score: Score) -> bool:
+    """Tell whether ``score`` enters averages."""
+    return score.metric in ACCURACIES and score.higher_is_better
+
+
+def is_perplexity(score: Score) -> bool:
+    """Tell whether ``score`` is a perplexity."""
+    return score.metric in PERPLEXITIES and not score.higher_is_better and score.value > 0
+
+
+def headline(scores: Iterable[Score]) -> dict[str, Score]:
+    """Return the score that speaks for each task, sorted by task: its most preferred metric, then filter by name."""
+    best: dict[str, Score] = {}
+    for score in sorted(scores, key=_preference):
+        best.setdefault(score.task, score)
+    return dict(sorted(best.items()))
+
+
+def _preference(score: Score) -> tuple[int, str, bool, str]:
+    order = (*ACCURACIES, *PERPLEXITIES)
+    place = order.index(score.metric) if score.metric in order else len(order)
+    return (place, score.metric, score.filter != "none", score.filter)
+
+
+@dataclass(frozen=True)
+class PublishedAverage:
+    """An average that a paper reports.
+
+    Args:
+        tasks: lm-eval task names; a suffix ``_local`` (the same task with local data) counts as the task.
+        metrics: admitted metrics, the preferred first.
+    """
+
+    tasks: tuple[str, ...]
+    metrics: tuple[str, ...]
+    source: str
+
+    def of(self, scores: Iterable[Score]) -> tuple[Score, ...] | None:
+        """Return one score for each task, or None where a task is absent."""
+        chosen: dict[str, Score] = {}
+        usable = [score for score in scores if score.metric in self.metrics]
+        for score in sorted(usable, key=lambda s: (self.metrics.index(s.metric), s.filter != "none", s.filter, s.task)):
+            chosen.setdefault(score.task.removesuffix("_local"), score)
+        if not all(task in chosen for task in self.tasks):
+            return None
+        return tuple(chosen[task] for task in self.tasks)
+
+
+_NORMALISED = ("acc_norm", "acc")
+PUBLISHED_AVERAGES: Mapping[str, PublishedAverage] = {
+    "avg_moei2": PublishedAverage(
+        ("arc_challenge", "arc_easy", "boolq", "hellaswag", "openbookqa", "rte", "winogrande"),
+        _NORMALISED,
+        "MoE-I2, arXiv 2411.01016: seven tasks, zero-shot; its metric is not stated, acc_norm where available here",
+    ),
+    "avg_holistic": PublishedAverage(
+        ("arc_challenge", "boolq", "hellaswag", "mmlu", "openbookqa", "piqa", "rte", "winogrande"),
+        _NORMALISED,
+        "holistic study, arXiv 2406.02500: eight tasks, zero-shot, acc_norm where available",
+    ),
+    "avg_paper3": PublishedAverage(
+        ("mmlu", "boolq", "openbookqa", "rte"),
+        _NORMALISED,
+        "diversifying expert knowledge, arXiv 2407.09590: four tasks; its metric is not stated",
+    ),
+    "avg_d2": PublishedAverage(
+        ("openbookqa", "arc_easy", "winogrande", "hellaswag", "arc_challenge", "piqa", "mathqa"),
+        ("acc",),
+        "D2-MoE, arXiv 2502.17298: seven tasks, zero-shot, plain accuracy",
+    ),
+}

@@ -1,0 +1,85 @@
+"""The protocol block: with what, on what and how the shown runs were measured."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from bench.record import Record
+
+
+@dataclass(frozen=True)
+class Block:
+    """A small table of facts; ``runs`` counts the records that agree in each line."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def provenance(records: Sequence[Record]) -> list[Block]:
+    """Return the facts of all records, each distinct combination once with its number of runs."""
+    measured = [record for record in records if record.scores]
+    blocks = [
+        _block("Models", ("model", "family", "revision", "content"), (_model(r) for r in records)),
+        _block(
+            "Tasks",
+            ("task", "metric", "filter", "items", "version", "digest"),
+            (
+                (s.task, s.metric, s.filter, f"{s.n:,}", s.version, s.digest[:16])
+                for r in measured
+                for s in sorted(r.scores, key=lambda s: (s.task, s.metric, s.filter))
+            ),
+        ),
+        _block(
+            "Calibration text",
+            ("text", "tokens", "sequences", "propagation", "digest"),
+            (
+                (
+                    r.corpus.name,
+                    f"{r.corpus.tokens:,}",
+                    f"{r.corpus.sequences:,}",
+                    r.corpus.propagation,
+                    r.corpus.digest[:16],
+                )
+                for r in records
+                if r.corpus
+            ),
+        ),
+        _block("Seeds", ("purpose", "seed"), ((name, str(seed)) for r in records for name, seed in r.seeds.items())),
+        _block(
+            "Timing",
+            ("setting", "value"),
+            (
+                (name, value if isinstance(value, str) else json.dumps(value, sort_keys=True))
+                for r in records
+                if r.timing and r.timing.reason is None
+                for name, value in r.timing.protocol.items()
+            ),
+        ),
+        _block("Environment", ("what", "value"), (line for r in records for line in _environment(r))),
+    ]
+    return [block for block in blocks if block.rows]
+
+
+def _model(record: Record) -> tuple[str, ...]:
+    model = record.model
+    return (model.name, model.family, model.revision or "–", model.content[:16])
+
+
+def _environment(record: Record) -> Iterable[tuple[str, str]]:
+    environment = record.environment
+    if environment is None:
+        return
+    commit = (environment.commit or "not from a checkout")[:12]
+    yield "moebench commit", f"{commit}, with uncommitted changes" if environment.dirty else commit
+    yield "device", environment.device
+    yield "threads", str(environment.threads)
+    yield from environment.versions.items()
+
+
+def _block(title: str, head: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> Block:
+    counted = Counter(lines)
+    return Block(title, (*head, "runs"), tuple((*line, str(counted[line])) for line in sorted(counted)))

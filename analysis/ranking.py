@@ -1,0 +1,68 @@
+"""Ranks within a board, ties within noise, the recovery floor and the Pareto front."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pandas as pd
+
+from analysis.inference import Z95
+from analysis.pareto import pareto
+
+FLOOR = 0.9
+
+
+def rank(frame: pd.DataFrame, floor: float = FLOOR) -> pd.DataFrame:
+    """Return ``frame`` ordered, with ``quality``, ``rank``, ``tie_next``, ``below_floor`` and ``pareto``.
+
+    Order: model, board, base first, then quality (ties: fewer bytes, method, knobs, id), then runs without quality.
+
+    Two neighbours are within noise when the 95 % interval of their difference covers 0. Records hold no items, so that
+    interval takes the errors of their paired differences to the base as independent; items shared by the two runs
+    make them positively correlated, so the interval is if anything too wide. Without paired differences, the errors
+    of the averages are used.
+    """
+    ranked = frame.copy()
+    by_perplexity = ranked["average"].isna()
+    ranked["quality"] = ranked["average"].where(~by_perplexity, ranked["perplexity_retention"])
+    ranked["quality_error"] = ranked["average_error"].where(~by_perplexity, ranked["perplexity_retention_error"])
+    ranked = ranked.sort_values(
+        by=["model", "board", "is_base", "quality", "bytes", "method", "knobs", "id"],
+        ascending=[True, True, False, False, True, True, True, True],
+        na_position="last",
+        kind="stable",
+    ).reset_index(drop=True)
+    recovered = ranked["retention"].where(ranked["average"].notna(), ranked["perplexity_retention"])
+    ranked["below_floor"] = (recovered < floor).astype("boolean").mask(recovered.isna() | ranked["is_base"])
+    ranked["rank"] = pd.array([pd.NA] * len(ranked), dtype="Int64")
+    ranked["tie_next"] = pd.array([pd.NA] * len(ranked), dtype="boolean")
+    ranked["pareto"] = pd.array([pd.NA] * len(ranked), dtype="boolean")
+    for _, board in ranked.groupby("board", sort=False):
+        placed = board.index[~board["is_base"] & board["quality"].notna()]
+        for place, index in enumerate(placed):
+            ranked.loc[index, "rank"] = place + 1
+        for first, second in pairwise(placed):
+            tie = within_noise(ranked.loc[first], ranked.loc[second])
+            if tie is not None:
+                ranked.loc[first, "tie_next"] = tie
+        known = board.index[board["quality"].notna() & board["bytes"].notna()]
+        front = pareto([float(v) for v in board.loc[known, "bytes"]], [float(v) for v in board.loc[known, "quality"]])
+        for index, on in zip(known, front, strict=True):
+            ranked.loc[index, "pareto"] = on
+    return ranked
+
+
+def within_noise(first: pd.Series[object], second: pd.Series[object]) -> bool | None:
+    """Tell whether the 95 % interval of the difference of two rows' quality covers 0; None without errors."""
+    errors = [_paired_error(row) for row in (first, second)]
+    if any(math.isnan(error) for error in errors):
+        errors = [float(row["quality_error"]) for row in (first, second)]
+    if any(math.isnan(error) for error in errors):
+        return None
+    gap = abs(float(first["quality"]) - float(second["quality"]))
+    return gap <= Z95 * math.hypot(*errors)
+
+
+def _paired_error(row: pd.Series[object]) -> float:
+    return (float(row["difference_high"]) - float(row["difference_low"])) / (2 * Z95)

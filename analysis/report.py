@@ -1,0 +1,113 @@
+"""The report: every table, page and figure of a folder of records, and nothing that is not in them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.digest import digest
+from analysis.frame import frame, scores_frame
+from analysis.load import load
+from analysis.page import page
+from analysis.ranking import FLOOR
+from analysis.summary import messages
+from analysis.table import csv, latex
+from methods.errors import ConfigError, RecordError
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Args:
+        page: the HTML leaderboard.
+        figures: figures as PDF, SVG and PNG; empty where there was nothing to draw.
+        messages: what a reader should know: missing base, unreadable records, nothing complete.
+        frame: one row a run, as in ``leaderboard.csv``.
+    """
+
+    page: Path
+    markdown: Path
+    csv: Path
+    scores: Path
+    latex: Path
+    figures: tuple[Path, ...]
+    messages: tuple[str, ...]
+    frame: pd.DataFrame
+
+
+def report(
+    folders: Path | Iterable[Path],
+    out: Path,
+    *,
+    title: str = "Leaderboard of MoE compression",
+    floor: float = FLOOR,
+    figures: bool = True,
+) -> Report:
+    """Write leaderboard and figures of all records in ``folders`` into ``out``; the same records give the same bytes.
+
+    Args:
+        folders: one or several folders of records.
+        out: folder to write into, made where it is missing; files of an earlier report are replaced.
+        floor: retention below which runs are marked, 0 to 1.
+        figures: whether to draw figures, into ``out/figures``.
+
+    Raises:
+        RecordError: a folder of records does not exist, or ``out`` cannot be written.
+        ConfigError: ``floor`` is not between 0 and 1.
+    """
+    if not 0 <= floor <= 1:
+        raise ConfigError(
+            f"floor is a retention between 0 and 1, found {floor:g}; 0.9 asks for 90 % of the base's score"
+        )
+    loaded = load(folders)
+    runs = frame(loaded.records, floor)
+    scores = scores_frame(loaded.records)
+    told = {"title": title, "floor": floor, "problems": loaded.problems}
+    texts = {
+        "leaderboard.html": page(loaded.records, runs, scores, **told),  # type: ignore[arg-type]  # one dict for two calls
+        "leaderboard.md": digest(loaded.records, runs, scores, **told),  # type: ignore[arg-type]  # as above
+        "leaderboard.csv": csv(runs),
+        "scores.csv": csv(scores),
+        "leaderboard.tex": latex(runs),
+    }
+    drawn: dict[str, bytes] = {}
+    if figures:
+        from analysis.figures import draw
+
+        drawn = draw(runs, scores, floor=floor)
+    paths = {name: write(out / name, text.encode("utf-8")) for name, text in texts.items()}
+    return Report(
+        page=paths["leaderboard.html"],
+        markdown=paths["leaderboard.md"],
+        csv=paths["leaderboard.csv"],
+        scores=paths["scores.csv"],
+        latex=paths["leaderboard.tex"],
+        figures=tuple(write(out / "figures" / name, content) for name, content in drawn.items()),
+        messages=tuple(messages(runs, loaded.problems)),
+        frame=runs,
+    )
+
+
+def write(path: Path, content: bytes) -> Path:
+    """Write ``content`` to ``path`` in one atomic step, and return ``path``.
+
+    Raises:
+        RecordError: the disk refuses.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".partial", delete=False) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise RecordError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
+    return path

@@ -1,0 +1,206 @@
+"""The leaderboard as text: Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis.formatting import NONE, fixed, interval, known, p_value, percent, significant, size
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A column of the text tables.
+
+    Args:
+        value: what the best of a model is chosen by, the largest; None where there is no best.
+    """
+
+    head: str
+    text: Callable[[Row], str]
+    value: str | None = None
+
+
+def run_name(row: Row) -> str:
+    """Return the method with its knobs."""
+    return f"{row['title']} ({row['knobs']})" if text_of(row["knobs"]) else str(row["title"])
+
+
+def text_of(value: object) -> str:
+    """Return a text cell, empty where it is missing."""
+    return value if isinstance(value, str) else ""
+
+
+def rank_text(row: Row) -> str:
+    """Return the rank, with ``≈`` where the next rank is within noise."""
+    if bool(row["is_base"]):
+        return "base"
+    if not known(row["rank"]):
+        return NONE
+    return f"{row['rank']}{' ≈' if row['tie_next'] is True else ''}"
+
+
+def speed_text(row: Row, name: str) -> str:
+    """Return a speed ratio with its interval, or a dash where there is none."""
+    if not known(row[f"{name}_ratio"]):
+        return NONE
+    text = fixed(row[f"{name}_ratio"], 2)
+    return f"{text} {interval(row[f'{name}_ratio_low'], row[f'{name}_ratio_high'], 1.0, 2)}".rstrip()
+
+
+def difference_text(row: Row) -> str:
+    """Return the difference to the base in points with its interval."""
+    text = percent(row["difference"], signed=True)
+    return f"{text} {interval(row['difference_low'], row['difference_high'], 100.0, 1, True)}".rstrip()
+
+
+FIELDS: tuple[Field, ...] = (
+    Field("rank", rank_text),
+    Field("method", run_name),
+    Field("keep %", lambda r: percent(r["keep"])),
+    Field("size", lambda r: size(r["bytes"])),
+    Field("average %", lambda r: percent(r["average"], r["average_error"]), "average"),
+    Field("retention %", lambda r: percent(r["retention"]) + (" ▼" if r["below_floor"] is True else ""), "retention"),
+    Field("Δ to base, points", difference_text),
+    Field("p", lambda r: p_value(r["difference_p"])),
+    Field("tasks worse", lambda r: str(r["worse"]) if known(r["worse"]) else NONE),
+    Field("perplexity, base/run", lambda r: fixed(r["perplexity_retention"], 3), "perplexity_retention"),
+    Field("prefill ×", lambda r: speed_text(r, "prefill"), "prefill_ratio"),
+    Field("decode ×", lambda r: speed_text(r, "decode"), "decode_ratio"),
+)
+
+
+def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return rows as plain dictionaries: None for what is missing, Python's own numbers."""
+    return [
+        {name: None if value is pd.NA or value != value else value for name, value in row.items()}
+        for row in frame.astype(object).to_dict("records")
+    ]
+
+
+def boards(frame: pd.DataFrame) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield a heading and the complete runs of each board, in the order of ``frame``."""
+    complete = frame[(frame["status"] == "complete").astype(bool)]
+    headings = board_names(frame)
+    for board, rows in complete.groupby("board", sort=False):
+        yield headings[str(board)], rows_of(rows)
+
+
+def board_names(frame: pd.DataFrame) -> dict[str, str]:
+    """Return a heading for each board of complete runs: the model's name, with what tells it from its namesakes."""
+    complete = frame[(frame["status"] == "complete").astype(bool)].drop_duplicates("board")
+    headings = {}
+    for row in complete.to_dict("records"):
+        same = complete[complete["model"] == row["model"]]
+        name = str(row["model"])
+        if same["content"].nunique() > 1:
+            name += f" [{str(row['content'])[:8]}]"
+        if (same["content"] == row["content"]).sum() > 1:
+            name += f" (tasks {str(row['board']).rsplit(':', 1)[-1]})"
+        headings[str(row["board"])] = name
+    return headings
+
+
+def best(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the largest value of each field that has a best, over the compressed runs."""
+    found = {}
+    for name in (field.value for field in FIELDS if field.value):
+        values = [row[name] for row in rows if known(row[name]) and not row["is_base"]]
+        if values:
+            found[name] = max(values)
+    return found
+
+
+def fields_of(rows: list[dict[str, Any]]) -> list[Field]:
+    """Return the fields that hold something in at least one of ``rows``."""
+    return [field for field in FIELDS if any(field.text(row).strip() not in ("", NONE) for row in rows)]
+
+
+def _is_best(field: Field, row: Row, bests: Mapping[str, float]) -> bool:
+    if field.value is None or field.value not in bests or row["is_base"]:
+        return False
+    return bool(row[field.value] == bests[field.value])
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """Return one Markdown table a board, best of each column in bold."""
+    parts = []
+    for heading, rows in boards(frame):
+        fields, bests = fields_of(rows), best(rows)
+        lines = [[field.head for field in fields]]
+        for row in rows:
+            texts = [(field, markdown_cell(field.text(row))) for field in fields]
+            lines.append([f"**{text}**" if _is_best(field, row, bests) else text for field, text in texts])
+        rule = ["---" if field.head == "method" else "---:" for field in fields]
+        body = "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
+        parts.append(f"### {markdown_cell(heading)}\n\n{body}\n")
+    return "\n".join(parts)
+
+
+def markdown_cell(text: str) -> str:
+    """Return ``text`` in one line, with what Markdown or a table would read as markup escaped."""
+    escaped = "".join("\\" + letter if letter in "\\`*_[]<>|#" else letter for letter in text)
+    return " ".join(escaped.replace("\\[", "[").replace("\\]", "]").split())
+
+
+def latex(frame: pd.DataFrame) -> str:
+    """Return one ``tabular`` (package booktabs) over all boards, best of each column per board in bold."""
+    fields = fields_of([row for _, rows in boards(frame) for row in rows])
+    if not fields:
+        return "% no complete run\n"
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        f"\\begin{{tabular}}{{{''.join('l' if field.head == 'method' else 'r' for field in fields)}}}",
+        "\\toprule",
+        " & ".join(_latex_cell(field.head) for field in fields) + " \\\\",
+    ]
+    for heading, rows in boards(frame):
+        bests = best(rows)
+        lines += ["\\midrule", f"\\multicolumn{{{len(fields)}}}{{l}}{{\\textit{{{_latex_cell(heading)}}}}} \\\\"]
+        for row in rows:
+            texts = [(field, _latex_cell(field.text(row))) for field in fields]
+            shown = [f"\\textbf{{{text}}}" if _is_best(field, row, bests) else text for field, text in texts]
+            lines.append(" & ".join(shown) + " \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+_LATEX = {
+    **{letter: "\\" + letter for letter in "&%$#_{}"},
+    "\\": "\\textbackslash{}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "−": "$-$",
+    "±": "$\\pm$",
+    "≈": "$\\approx$",
+    "▼": "$\\downarrow$",
+    "Δ": "$\\Delta$",
+    "×": "$\\times$",
+    "–": "--",
+    "<": "$<$",
+    ">": "$>$",
+}
+
+
+def _latex_cell(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """Return all columns of ``frame`` as CSV: full precision, fractions of 1, empty where missing."""
+    buffer = io.StringIO()
+    frame.to_csv(buffer, index=False, lineterminator="\n")
+    return buffer.getvalue()
+
+
+def task_text(value: float | None, error: float | None, accuracy: bool) -> str:
+    """Return the score of one task: percent with its error, or a perplexity in three digits."""
+    if accuracy:
+        return percent(value, error)
+    text = significant(value)
+    return f"{text} ± {significant(error, 2)}" if known(error) and error else text
