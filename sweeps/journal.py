@@ -1,0 +1,156 @@
+"""The study on disk: one Optuna journal file, mended after a crash, with the trials of dead workers given back.
+
+A journal is several times cheaper than a database and works on shared file systems, but has no heartbeat: a trial whose
+worker was killed stays in state RUNNING. Each trial therefore names its process, which is looked up before the next
+trial.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import warnings
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from methods.errors import ConfigError, RecordError
+from sweeps.config import SweepConfig
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+JOURNAL = "study.journal"
+RETRIES = 2
+"""Times that the parameters of a lost trial are tried again; a plan that exhausts memory would otherwise never end."""
+
+_UNSIGNED_SECONDS = 60.0
+"""A running trial that names no process is taken for lost after this time: its worker died between two writes."""
+
+
+def open_study(config: SweepConfig, folder: Path) -> Study:
+    """Open or create the study of ``config`` in ``folder``.
+
+    Raises:
+        ConfigError: the study was begun with other settings; names them.
+        RecordError: the disk refuses.
+    """
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    path = folder / JOURNAL
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = JournalFileSymlinkLock(str(path), grace_period=10)
+        _mend(path, lock)
+        storage = JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    except OSError as error:
+        raise RecordError(f"cannot open {path}: {error.strerror}; free space or choose another --store") from error
+    study = optuna.create_study(
+        study_name=config.name, storage=storage, directions=list(config.directions), load_if_exists=True
+    )
+    with warnings.catch_warnings():
+        # Optuna calls the names of objectives experimental; they are only shown, by its dashboard.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(list(config.labels))
+    bind(study, "identity", config.identity(), path)
+    return study
+
+
+def bind(study: Study, name: str, value: Any, path: Path) -> None:
+    """Attach ``value`` to a new study; of an old one, check that it is the same.
+
+    Raises:
+        ConfigError: it differs; trials measured under different conditions do not belong in one study.
+    """
+    known = study.user_attrs.get(name)
+    if known is None:
+        study.set_user_attr(name, value)
+    elif known != value:
+        changes = "; ".join(_changes(known, value))
+        raise ConfigError(
+            f"study {study.study_name!r} was begun with other settings ({changes}), and its trials would be mixed "
+            f"with new ones. Give the sweep another name, take the settings back, or remove {path.parent}"
+        )
+
+
+def sign(trial_number: int, study: Study) -> None:
+    """Write into a running trial which process works on it."""
+    process = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    study._storage.set_trial_user_attr(_identifier(study, trial_number), "process", process)
+
+
+def reap(study: Study, stale_after: float) -> list[int]:
+    """Fail every running trial whose worker is gone, put its parameters back in the queue, and return their numbers.
+
+    A worker on this host is gone when its process is; of another host, when the trial runs longer than ``stale_after``
+    seconds.
+    """
+    from optuna.trial import TrialState
+
+    lost = [trial for trial in study.get_trials(False, (TrialState.RUNNING,)) if _is_lost(trial, stale_after)]
+    for trial in lost:
+        give_back(study, trial, "the worker was killed")
+    return [trial.number for trial in lost]
+
+
+def give_back(study: Study, trial: FrozenTrial, reason: str) -> None:
+    """Fail ``trial`` for a reason outside of it, and queue its parameters again, at most ``RETRIES`` times."""
+    from optuna.trial import TrialState
+
+    again = int(trial.user_attrs.get("retry", 0)) + 1
+    queued = again <= RETRIES and bool(trial.params)
+    study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+    study._storage.set_trial_user_attr(trial._trial_id, "queued_again", queued)
+    study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+    if queued:
+        study.enqueue_trial(trial.params, user_attrs={"retry": again, "retry_of": trial.number})
+
+
+def _identifier(study: Study, number: int) -> int:
+    return study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+
+
+def _is_lost(trial: FrozenTrial, stale_after: float) -> bool:
+    age = (datetime.now() - trial.datetime_start).total_seconds() if trial.datetime_start else 0.0
+    process = trial.user_attrs.get("process")
+    if process is None:
+        return age > _UNSIGNED_SECONDS
+    if process["host"] != socket.gethostname():
+        return age > stale_after
+    try:
+        running = psutil.Process(process["pid"])
+        # The same number may belong to a younger process by now; a killed child that nobody waited for is a zombie.
+        return bool(running.create_time() != process["started"] or running.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _mend(path: Path, lock: Any) -> None:
+    """Cut off a last line that a killed process left unfinished; a line appended to it would spoil the whole file."""
+    if not path.exists():
+        return
+    lock.acquire()
+    try:
+        with path.open("rb+") as file:
+            content = file.read()
+            complete = content.rfind(b"\n") + 1
+            if complete < len(content):
+                file.truncate(complete)
+    finally:
+        lock.release()
+
+
+def _changes(old: Any, new: Any, where: str = "") -> list[str]:
+    """Return "key: was a, is b" for each leaf that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [
+            line for key in keys for line in _changes(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+        ]
+    return [] if old == new else [f"{where}: was {old!r}, is {new!r}"]

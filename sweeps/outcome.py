@@ -1,0 +1,158 @@
+"""What a sweep leaves: every trial as a row, the best trial or the Pareto front, as files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.store import write_json
+from methods.errors import RecordError
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+STATES = {"COMPLETE": "complete", "PRUNED": "refused", "FAIL": "failed", "RUNNING": "running", "WAITING": "queued"}
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRow:
+    """One trial.
+
+    Args:
+        number: number in the study.
+        state: complete, refused (by the method or the budget), failed, running or queued.
+        reason: why it was refused or failed.
+        parameters: what the sampler drew.
+        knobs: the method's settings as planned, after the projection onto the budget.
+        plan: digest of the plan.
+        scores: value of each objective by label.
+        sizes: cost by name (see ``methods.cost.Cost``).
+        seconds: CPU seconds of measuring; 0 where the scores of an equal plan were taken.
+        same_as: number of the earlier trial with the same plan.
+    """
+
+    number: int
+    state: str
+    reason: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    plan: str | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    same_as: int | None = None
+
+    @classmethod
+    def of(cls, trial: FrozenTrial) -> TrialRow:
+        """Read a trial of the study."""
+        return cls(
+            number=trial.number,
+            state=STATES[trial.state.name],
+            reason=trial.user_attrs.get("reason"),
+            parameters=trial.params,
+            **trial.user_attrs.get("result", {}),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """A study as it stands.
+
+    Args:
+        name: name of the sweep.
+        folder: holds ``study.journal``, ``trials.csv``, ``front.json`` and the plans of the front.
+        rows: all trials, by number.
+        front: the best trial, or with several objectives those that no other beats in all; equal plans appear once.
+    """
+
+    name: str
+    folder: Path
+    rows: tuple[TrialRow, ...]
+    front: tuple[TrialRow, ...]
+
+    def count(self, state: str) -> int:
+        """Return the number of trials in ``state``."""
+        return sum(row.state == state for row in self.rows)
+
+
+def front(rows: Sequence[TrialRow], directions: Mapping[str, str]) -> tuple[TrialRow, ...]:
+    """Return the complete trials that no other dominates, one for each plan; with one objective only the first best."""
+    signs = {label: -1.0 if direction == "maximize" else 1.0 for label, direction in directions.items()}
+    points = [
+        (row, tuple(sign * row.scores[label] for label, sign in signs.items()))
+        for row in rows
+        if row.state == "complete" and row.same_as is None
+    ]
+    if len(signs) == 1 and points:
+        return (min(points, key=lambda point: (point[1], point[0].number))[0],)
+    return tuple(row for row, mine in points if not any(_dominates(other, mine) for _, other in points))
+
+
+def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
+
+
+def write_outcome(result: SweepResult, plans: Path) -> None:
+    """Write ``trials.csv``, ``front.json`` and ``front/<digest>.json`` (a plan with provenance), each in one atomic
+    step.
+
+    Args:
+        result: the study.
+        plans: folder with the plans of all trials by digest.
+
+    Raises:
+        RecordError: the disk refuses.
+    """
+    _write_text(result.folder / "trials.csv", _csv(result.rows))
+    listed = []
+    for row in result.front:
+        plan = json.loads((plans / f"{row.plan}.json").read_text())
+        origin = {"sweep": result.name, "trial": row.number, "knobs": row.knobs, "scores": row.scores}
+        file = f"front/{str(row.plan)[:16]}.json"
+        write_json(result.folder / file, {**plan, "provenance": origin})
+        listed.append({**origin, "plan": row.plan, "file": file, "sizes": row.sizes})
+    write_json(result.folder / "front.json", {"front": listed})
+    current = {f"{str(row.plan)[:16]}.json" for row in result.front}
+    for path in (result.folder / "front").glob("*.json"):
+        if path.name not in current:
+            path.unlink()
+
+
+def _csv(rows: Sequence[TrialRow]) -> str:
+    """Return one line for each trial; nested values are spread over columns ``group.name``."""
+    flat = [_flat(row) for row in rows]
+    columns = list(dict.fromkeys(column for line in flat for column in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def _flat(row: TrialRow) -> dict[str, Any]:
+    line: dict[str, Any] = {"trial": row.number, "state": row.state}
+    line |= {f"score.{name}": value for name, value in row.scores.items()}
+    line |= {f"parameter.{name}": value for name, value in row.parameters.items()}
+    line |= {f"knob.{name}": json.dumps(value) for name, value in row.knobs.items()}
+    line |= {f"size.{name}": value for name, value in row.sizes.items()}
+    return line | {"plan": row.plan, "same_as": row.same_as, "seconds": round(row.seconds, 3), "reason": row.reason}
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise RecordError(f"cannot write {path}: {error.strerror}; free space or choose another --store") from error

@@ -1,0 +1,66 @@
+"""A sweep in the terminal: one line for each trial, then the best ones and where they lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sweeps.config import SweepConfig
+from sweeps.outcome import SweepResult, TrialRow
+from sweeps.study import run_sweep
+
+
+def show_sweep(config: SweepConfig, store: Path, console: Console) -> SweepResult:
+    """Run a sweep and show its progress and its outcome."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(f"sweep {config.name}: {config.method}", total=config.trials)
+
+        def tell(row: TrialRow) -> None:
+            bar.console.print(line(row), highlight=False, markup=False, soft_wrap=True)
+            if row.state == "complete":
+                bar.advance(task)
+
+        result = run_sweep(config, store=store, progress=tell)
+        bar.update(task, completed=result.count("complete"))
+    console.print(table(result, config))
+    counts = ", ".join(f"{result.count(state)} {state}" for state in ("complete", "refused", "failed"))
+    console.print(f"{counts}. Plans of the front, trials.csv and the study: {result.folder}", soft_wrap=True)
+    return result
+
+
+def line(row: TrialRow) -> str:
+    """Return one trial in one line."""
+    scores = "  ".join(f"{name} {value:.5g}" for name, value in row.scores.items())
+    knobs = " ".join(f"{name}={_short(value)}" for name, value in row.knobs.items())
+    same = f"  (plan of trial {row.same_as})" if row.same_as is not None else ""
+    told = f"{scores}  {knobs}{same}" if row.state == "complete" else f"{row.state}: {row.reason}"
+    return f"trial {row.number:4d}  {told}"
+
+
+def table(result: SweepResult, config: SweepConfig) -> Table:
+    """Return the best trial, or the Pareto front, as a table."""
+    title = "best trial" if len(config.objectives) == 1 else "Pareto front"
+    shown = Table(title=f"{result.name}: {title}")
+    for name in ("trial", *config.labels, "knobs", "plan"):
+        shown.add_column(name, overflow="fold")
+    for row in sorted(result.front, key=lambda row: tuple(row.scores.values())):
+        knobs = " ".join(f"{name}={_short(value)}" for name, value in row.knobs.items())
+        scores = [f"{row.scores[label]:.5g}" for label in config.labels]
+        shown.add_row(str(row.number), *scores, knobs, str(row.plan)[:16])
+    return shown
+
+
+def _short(value: object) -> str:
+    """Return a knob's value with three digits; knots joined by ``/``, as `moebench run` takes them."""
+    if isinstance(value, (list, tuple)):
+        return "/".join(_short(item) for item in value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
