@@ -6,16 +6,20 @@ from pathlib import Path
 
 from bench.config import CalibrationConfig, EvaluationConfig, RunConfig, TimingConfig, expand, parse_method
 
-METHODS = ("random", "frequency", "reap", "expert_drop:scope=global")
-KEEP = 0.5
-DROPS = ("layer_drop:keep=0.67", "block_drop:keep=0.75")
+EXPERT_METHODS = ("random", "frequency", "reap", "expert_drop:scope=global")
+EXPERT_KEEPS = (0.75, 0.5)
+DROP_METHODS = ("layer_drop", "block_drop")
+DROP_KEEPS = (0.83, 0.67)  # five and four of the six MoE layers
 
 
 def demo_configs(store: Path) -> list[RunConfig]:
     """Return one run per pocket model: all tasks of the pocket language, timing under vLLM."""
     from bench.pocket import POCKET_MODELS, TASKS, write_tasks
 
-    methods = (*expand([parse_method(text) for text in METHODS], [KEEP]), *(parse_method(text) for text in DROPS))
+    methods = (
+        *expand([parse_method(text) for text in EXPERT_METHODS], EXPERT_KEEPS),
+        *expand([parse_method(text) for text in DROP_METHODS], DROP_KEEPS),
+    )
     return [
         RunConfig(
             model=model,
