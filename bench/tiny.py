@@ -78,7 +78,9 @@ def tiny_config(family: str, **overrides: Any) -> PreTrainedConfig:
             "q_lora_rank": 48,
             "n_group": 2,
             "topk_group": 1,
-            "topk_method": "noaux_tc",  # vLLM creates the correction bias only when this is said, as published configs do
+            # Published configs say these two; without them vLLM builds another router.
+            "topk_method": "noaux_tc",
+            "scoring_func": "sigmoid",
             "routed_scaling_factor": 2.5,
             "norm_topk_prob": True,
         }

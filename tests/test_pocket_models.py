@@ -155,7 +155,6 @@ def test_the_random_removal_curve_falls(name: str) -> None:
     assert curve[0] == training(name)["mean_accuracy"]
     assert curve == sorted(curve, reverse=True)
     assert curve[0] - curve[2] > 0.08
-    assert curve[0] - curve[3] > 0.15
 
 
 def test_a_removed_share_is_the_same_in_each_layer_and_the_seed_decides_it() -> None:

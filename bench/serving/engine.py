@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,10 +54,11 @@ def load(state: dict[str, Any], path: str, options: dict[str, Any]) -> dict[str,
     cpu = current_platform.is_cpu()
     started = time.perf_counter()
     forced: dict[str, Any] = {"distributed_executor_backend": "uni", "enforce_eager": True} if cpu else {}
-    if cpu and options.get("dtype") == "float32":
-        forced["attention_backend"] = (
-            "CPU_MLA"  # the other MLA kernel, preferred where the processor has AMX, is bfloat16 only
-        )
+    if cpu and "kv_lora_rank" in json.loads((Path(path) / "config.json").read_text()):
+        # The rotary kernel of vLLM's CPU build leaves the strided queries of latent attention unrotated, without any error.
+        forced["compilation_config"] = {"custom_ops": ["-rotary_embedding"]}
+        if options.get("dtype") == "float32":
+            forced["attention_backend"] = "CPU_MLA"  # the MLA kernel preferred on processors with AMX is bfloat16 only
     model = vllm.LLM(model=path, skip_tokenizer_init=True, enable_prefix_caching=False, **forced, **options)
     state["engine"], state["cpu"], state["requests"] = model.llm_engine, cpu, 0
     return {
