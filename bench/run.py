@@ -33,7 +33,7 @@ from bench.stages import (
 from bench.store import Store, digest_of, write_json
 from bench.timing import TimingSession
 from bench.track import Tracker
-from methods.cost import cost
+from methods.cost import cost, cost_of
 from methods.errors import MoebenchError, RefusedError
 from methods.method import Method
 from methods.plan import Plan
@@ -240,6 +240,7 @@ class Run:
         """Write the record of ``subject`` with its per-item results beside it."""
         config, checkpoint = self.config, self.checkpoint
         plan = subject.plan or (Plan.identity(checkpoint.inventory) if subject.method is None else None)
+        after = cost(plan, checkpoint.inventory) if plan else None
         scores: tuple[Score, ...] = ()
         own, base = subject.evaluation, self.base.evaluation
         if own is not None and base is not None:
@@ -264,8 +265,8 @@ class Run:
             title=subject.title,
             knobs=method.knobs if method else {},
             plan=plan.digest if plan else None,
-            cost=cost_info(cost(plan, checkpoint.inventory)) if plan else None,
-            ratios=ratio_info(checkpoint, plan) if plan else None,
+            cost=cost_info(after) if after else None,
+            ratios=ratio_info(cost_of(checkpoint.inventory), after) if after else None,
             realisation="checkpoint written, loaded in transformers" if subject.evaluation else None,
             scores=scores,
             timing=subject.timing,

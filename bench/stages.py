@@ -17,12 +17,11 @@ from bench.evaluate import Evaluation, evaluate
 from bench.record import CostInfo, RatioInfo, Timing
 from bench.store import Store
 from bench.timing import TimingSession
-from methods.cost import Cost, cost_of, ratios
+from methods.cost import Cost, ratios
 from methods.errors import RefusedError
 from methods.method import LayerwiseMethod, Method
 from methods.plan import Plan
 from methods.stats import CATALOGUE, Stats
-from methods.transfer import result
 
 
 @dataclass
@@ -93,10 +92,9 @@ def cost_info(cost: Cost) -> CostInfo:
     return CostInfo(**asdict(cost))
 
 
-def ratio_info(checkpoint: Checkpoint, plan: Plan) -> RatioInfo:
-    """Return the fractions that ``plan`` removes."""
-    after = cost_of(result(plan, checkpoint.inventory))
-    return RatioInfo(**asdict(ratios(cost_of(checkpoint.inventory), after)))
+def ratio_info(before: Cost, after: Cost) -> RatioInfo:
+    """Return the fractions removed between two costs as a part of a record."""
+    return RatioInfo(**asdict(ratios(before, after)))
 
 
 def write_checkpoint(checkpoint: Checkpoint, plan: Plan, store: Store, provenance: dict[str, Any]) -> Path:

@@ -30,7 +30,7 @@ GENERALISING = tuple(name for name in DOMAINS if name != "facts")
 
 def written(name: str, split: str, seed: int, count: int) -> list[str]:
     rng = random.Random(seed)
-    return [text_of(domain(name).document(rng, split)) for _ in range(count)]  # type: ignore[arg-type]
+    return [text_of(domain(name).document(rng, split)) for _ in range(count)]  # type: ignore[arg-type]  # a split by name
 
 
 def test_there_are_eight_domains_with_weights_that_sum_to_one() -> None:
@@ -221,7 +221,7 @@ def test_corpus_of_one_domain_has_its_words_only_and_the_asked_size() -> None:
 @pytest.mark.parametrize("arguments", [{"domains": ["poetry"]}, {"domains": []}, {"tokens": 0}, {"split": "dev"}])
 def test_corpus_refuses_what_does_not_exist(arguments: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"domains are|positive|splits are"):
-        corpus(**arguments)  # type: ignore[arg-type]
+        corpus(**arguments)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_an_item_needs_enough_wrong_choices() -> None:

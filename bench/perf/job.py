@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.qwen3_moe import modeling_qwen3_moe  # noqa: F401 - imported early, as said above
 
-import bench.calibration.streaming  # noqa: F401
+import bench.calibration.streaming  # noqa: F401 - imported early, as said above
 from bench.apply import apply
 from bench.calibrate import calibrate
 from bench.checkpoint import Checkpoint
