@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.checkpoint import Checkpoint
+from bench.recipes import moments_digest
 from bench.shards import write_shards
 from bench.staging import staged_folder
 from methods.errors import CheckpointError, PlanError
 from methods.inventory import Inventory
 from methods.plan import Plan
+from methods.stats import Stats
 from methods.transfer import result, transfers
 
 PLAN_FILE = "plan.json"
@@ -35,12 +37,14 @@ def apply(
     provenance: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     shard_bytes: int = SHARD_BYTES,
+    moments: Stats | None = None,
 ) -> Path:
     """Write what ``plan`` makes of ``checkpoint`` to the folder ``out`` and return it.
 
-    Tensors that stay are copied byte for byte under their classic names. The folder appears under its name only after
-    it was opened again and compared with the plan, so whatever stands there is complete. If it is there already, made
-    from the same content by the same plan, it is returned as it is.
+    Tensors that stay are copied byte for byte under their classic names; merged experts, averaged router rows and
+    constants are computed in float32, rounded to the dtype of their source, and stored once each. The folder appears
+    under its name only after it was opened again and compared with the plan, so whatever stands there is complete. If it
+    is there already, made from the same content and moments by the same plan, it is returned as it is.
 
     Args:
         checkpoint: the source.
@@ -49,9 +53,11 @@ def apply(
         provenance: added to ``plan.json`` beside the source's name, revision and content.
         progress: told the bytes done and to do.
         shard_bytes: files are split so that none holds more tensor bytes, unless one tensor alone does.
+        moments: statistics of the source named in ``plan.moments``; needed where a plan replaces experts by constants.
 
     Raises:
         PlanError: the plan does not fit the checkpoint.
+        StatsError: the plan needs ``moments`` that are missing or of another model; nothing is written.
         CheckpointError: ``out`` holds something else, the disk is full, or the result does not read back.
     """
     inventory = checkpoint.inventory
@@ -59,26 +65,27 @@ def apply(
     expected = result(plan, inventory)
     config = checkpoint.family.config_for(checkpoint.config, plan, expected)
     origin = {"name": checkpoint.name, "revision": checkpoint.revision, "content": checkpoint.content}
-    if _is_done(out, plan, origin):
+    measured = moments_digest(plan, inventory, moments)
+    if _is_done(out, plan, origin, measured):
         return out
     needed = sum(entry.nbytes for entry in expected.tensors())
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _check_space(out.parent, needed)
         with staged_folder(out) as folder:
-            write_shards(checkpoint, list(transfers(plan, inventory)), folder, shard_bytes, progress)
+            write_shards(checkpoint, list(transfers(plan, inventory)), folder, shard_bytes, progress, moments)
             _copy_small_files(checkpoint.path, folder)
             _write_json(folder / "config.json", config)
-            _write_json(folder / PLAN_FILE, _plan_document(checkpoint, plan, origin, provenance))
+            _write_json(folder / PLAN_FILE, _plan_document(checkpoint, plan, origin, measured, provenance))
             _check(folder, expected)
     except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and _is_done(out, plan, origin):
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and _is_done(out, plan, origin, measured):
             return out  # another process finished the same work first
         raise CheckpointError(_why(error, out, needed)) from error
     return out
 
 
-def _is_done(out: Path, plan: Plan, origin: Mapping[str, Any]) -> bool:
+def _is_done(out: Path, plan: Plan, origin: Mapping[str, Any], measured: str | None) -> bool:
     """Return whether ``out`` already holds this very result; an absent or empty folder does not.
 
     Raises:
@@ -90,7 +97,8 @@ def _is_done(out: Path, plan: Plan, origin: Mapping[str, Any]) -> bool:
         document = json.loads((out / PLAN_FILE).read_bytes())
         same = Plan.loads(json.dumps(document)).digest == plan.digest
         same = same and document["provenance"]["source"]["content"] == origin["content"]
-    except (OSError, ValueError, KeyError, TypeError, PlanError):
+        same = same and document["provenance"].get("moments") == measured
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, PlanError):
         same = False
     if not same:
         raise CheckpointError(f"{out} exists and holds something else; remove it or choose another folder")
@@ -99,11 +107,18 @@ def _is_done(out: Path, plan: Plan, origin: Mapping[str, Any]) -> bool:
 
 
 def _plan_document(
-    checkpoint: Checkpoint, plan: Plan, origin: Mapping[str, Any], provenance: Mapping[str, Any] | None
+    checkpoint: Checkpoint,
+    plan: Plan,
+    origin: Mapping[str, Any],
+    measured: str | None,
+    provenance: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return ``plan.json``: the canonical plan, where it came from, and the plan that made the source, if one did."""
+    """Return ``plan.json``: the canonical plan, its origin, and the plan that made the source, if one did."""
     document: dict[str, Any] = json.loads(plan.dumps())
     history: dict[str, Any] = {**(provenance or {}), "source": dict(origin)}
+    history.pop("moments", None)
+    if measured is not None:
+        history["moments"] = measured
     earlier = checkpoint.path / PLAN_FILE
     if earlier.exists():
         history["before"] = json.loads(earlier.read_bytes())

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from methods.method import LayerwiseMethod
 
 Propagation = Literal["one_shot", "sequential"]
+ROW_STATISTICS = frozenset(
+    {"router_probability", "router_row_gram", "router_correction", "logit_gram", "token_logits", "removal_loss"}
+)
+"""Statistics that need a router row of its own for every expert."""
 Progress = Callable[[int, int], None]
 """Called with (decoder layers finished, decoder layers)."""
 
@@ -42,8 +46,10 @@ class LayerwiseDecision:
 
     def __init__(self, method: LayerwiseMethod, inventory: Inventory) -> None:
         """Decide as ``method`` does on the model of ``inventory``."""
+        from bench.calibration.cache import decision_digest
+
         self._method, self._inventory = method, inventory
-        self.digest = digest_of({"method": method.name, "knobs": method.knobs})
+        self.digest = digest_of({"method": method.name, "knobs": method.knobs, "code": decision_digest()})
 
     def __call__(self, layer: int, stats: Stats) -> LayerPlan:
         """Return the method's plan for ``layer``."""
@@ -62,8 +68,11 @@ def calibrate(
     dtype: str = "auto",
     hidden_bytes: int = 2**30,
     boundary_tokens: int = 4096,
+    sampled_tokens: int = 4096,
+    cka_tokens: int = 1024,
     batch_tokens: int = 1024,
-    expert_rows: int = 4096,
+    expert_rows: int = 2048,
+    output_bytes: int = 128 << 20,
     scratch: Path | None = None,
     progress: Progress | None = None,
 ) -> Stats:
@@ -81,60 +90,82 @@ def calibrate(
         dtype: ``auto`` (float32 on a processor, the checkpoint's type elsewhere) or a torch type such as ``float64``.
         hidden_bytes: bound on the hidden states in memory; above it they lie in a file under ``scratch``.
         boundary_tokens: tokens, evenly spaced, that ``hidden_cosine`` compares.
+        sampled_tokens: tokens, evenly spaced, on which every expert runs, for statistics of cost ``sampled``.
+        cka_tokens: those of them, evenly spaced, on which ``output_cka`` compares outputs.
         batch_tokens: tokens of one attention call (at least one sequence).
         expert_rows: rows of one matrix product in the feed-forward sub-layers.
+        output_bytes: bound on outputs of several experts that are held for the same tokens; where those of a block take
+            more, experts are read once for each part.
         scratch: folder for temporary files; None takes the system's.
         progress: called after each decoder layer.
 
     Returns:
-        The statistics, with their settings in ``meta``.
+        The statistics, with their settings in ``meta``. Those kept token by token are float32 memory maps.
 
     Raises:
         UnknownNameError: ``needs`` names an unknown statistic.
         ConfigError: settings contradict each other.
-        StatsError: the corpus does not fit the model, or a check of the measurement failed.
+        StatsError: the corpus does not fit the model, a statistic is not defined for it, or a check of the measurement
+            failed.
     """
-    _check(checkpoint.inventory, corpus, needs, propagation, decide)
+    check_inputs(checkpoint.inventory, corpus, needs, propagation, decide)
+    _check_sampling(needs, sampled_tokens, cka_tokens)
     if not needs:
         return Stats({})
-    if all(CATALOGUE[name].cost == "weights" for name in needs):
-        corpus, propagation, decide = None, "one_shot", None  # the weights are the same for every corpus
-    settings = _settings(checkpoint, corpus, propagation, decide, device, dtype)
+    of_weights = frozenset(name for name in needs if CATALOGUE[name].cost == "weights")
+    if corpus is not None and of_weights < set(needs):
+        # Weights are the same for every corpus, so what describes them is measured and cached apart.
+        known = calibrate(checkpoint, None, of_weights, cache=cache, device=device, dtype=dtype, scratch=scratch)
+    else:
+        known = Stats({})
+    if of_weights == set(needs):
+        corpus, propagation, decide = None, "one_shot", None
+    needs = frozenset(needs) - known.values.keys()
+    settings = settings_of(checkpoint, corpus, propagation, decide, device, dtype)
     settings["boundary_tokens"] = boundary_tokens
+    sampling = _sampling(needs, corpus, sampled_tokens, cka_tokens)
     store = None
     if cache is not None:
         from bench.calibration.cache import StatsCache
 
         store = StatsCache(cache, settings)
-        if (found := store.load(needs)) is not None:
-            return found
+        if (found := store.load(needs, sampling)) is not None:
+            return Stats({**found.values, **known.values}, found.tokens, found.meta)
+    from bench.calibration.disk_array import DiskArrays
     from bench.calibration.streaming import StreamedPass, measure_weights
 
-    if corpus is None:
-        values = measure_weights(checkpoint, settings["device"], settings["dtype"], progress)
-        tokens = 0
-    else:
-        values = StreamedPass(
-            checkpoint,
-            corpus,
-            needs,
-            device=settings["device"],
-            dtype=settings["dtype"],
-            hidden_bytes=hidden_bytes,
-            boundary_tokens=boundary_tokens,
-            batch_tokens=batch_tokens,
-            expert_rows=expert_rows,
-            scratch=scratch,
-        ).run(decide if propagation == "sequential" else None, progress)
-        tokens = corpus.tokens
-    stats = Stats(values, tokens, settings)
-    _check_coverage(stats, checkpoint.inventory, needs)
-    if store is not None:
-        store.save(stats)
-    return stats
+    arrays = DiskArrays(scratch if cache is None else cache, named=cache is not None)
+    try:
+        if corpus is None:
+            values = measure_weights(checkpoint, needs, settings["device"], settings["dtype"], scratch, progress)
+        else:
+            values = StreamedPass(
+                checkpoint,
+                corpus,
+                needs,
+                device=settings["device"],
+                dtype=settings["dtype"],
+                hidden_bytes=hidden_bytes,
+                boundary_tokens=boundary_tokens,
+                batch_tokens=batch_tokens,
+                expert_rows=expert_rows,
+                scratch=scratch,
+                sampled_tokens=sampled_tokens,
+                cka_tokens=cka_tokens,
+                output_bytes=output_bytes,
+                arrays=arrays,
+                known=known.values,
+            ).run(decide if propagation == "sequential" else None, progress)
+        stats = Stats(values, 0 if corpus is None else corpus.tokens, settings | sampling)
+        _check_coverage(stats, checkpoint.inventory, needs)
+        if store is not None:
+            store.save(stats, arrays)
+    finally:
+        arrays.close()
+    return Stats({**values, **known.values}, stats.tokens, stats.meta)
 
 
-def _check(
+def check_inputs(
     inventory: Inventory, corpus: Corpus | None, needs: Collection[str], propagation: str, decide: Decide | None
 ) -> None:
     for name in needs:
@@ -150,6 +181,12 @@ def _check(
     tokens_wanted = [name for name in sorted(needs) if CATALOGUE[name].cost != "weights"]
     if corpus is None and tokens_wanted:
         raise ConfigError(f"{', '.join(tokens_wanted)} need a corpus to be measured on; name one with --corpus")
+    shared = [index for index in inventory.moe_layers if inventory.layers[index].expert_map is not None]
+    if shared and (undefined := ROW_STATISTICS.intersection(needs)):
+        raise StatsError(
+            f"{', '.join(sorted(undefined))} cannot be measured: they are defined for one router row per expert, and rows "
+            f"of layer {shared[0]} share experts or lead to constants; measure them on the model before it was merged"
+        )
     if corpus is not None:
         highest = max(max(window) for window in corpus.windows)
         if highest >= inventory.vocab:
@@ -159,7 +196,27 @@ def _check(
             )
 
 
-def _settings(
+def _check_sampling(needs: Collection[str], sampled_tokens: int, cka_tokens: int) -> None:
+    if sampled_tokens < 1:
+        raise ConfigError(f"sampled_tokens={sampled_tokens} leaves no token to run experts on; allowed: 1 or more")
+    if "output_cka" in needs and min(sampled_tokens, cka_tokens) < 2:
+        raise ConfigError(
+            f"output_cka compares how outputs vary over tokens, so it needs two or more; sampled_tokens={sampled_tokens} "
+            f"and cka_tokens={cka_tokens} leave {min(sampled_tokens, cka_tokens)}"
+        )
+
+
+def _sampling(needs: Collection[str], corpus: Corpus | None, sampled_tokens: int, cka_tokens: int) -> dict[str, int]:
+    """Return the settings that matter for ``needs`` but not for all statistics, as they come out on this corpus."""
+    sampling: dict[str, int] = {}
+    if corpus is not None and any(CATALOGUE[name].cost == "sampled" for name in needs):
+        sampling["sampled_tokens"] = min(sampled_tokens, corpus.tokens)
+        if "output_cka" in needs:
+            sampling["cka_tokens"] = min(cka_tokens, corpus.tokens, sampled_tokens)
+    return sampling
+
+
+def settings_of(
     checkpoint: Checkpoint, corpus: Corpus | None, propagation: str, decide: Decide | None, device: str, dtype: str
 ) -> dict[str, Any]:
     """Return everything that can change values, as JSON values."""
@@ -174,13 +231,13 @@ def _settings(
         "propagation": propagation,
         "decide": None if decide is None else decide.digest,
         "device": device,
-        "dtype": _resolved(dtype, device, inventory),
+        "dtype": resolved_dtype(dtype, device, inventory),
         "torch": version("torch"),
         "transformers": version("transformers"),
     }
 
 
-def _resolved(dtype: str, device: str, inventory: Inventory) -> str:
+def resolved_dtype(dtype: str, device: str, inventory: Inventory) -> str:
     """Return the name of the torch type that is computed in."""
     stored = {"F64": "float64", "BF16": "bfloat16", "F16": "float16"}
     allowed = ("float32", *stored.values())

@@ -36,6 +36,9 @@ class CalibrationConfig(Strict):
     length: int = Field(default=2048, ge=2, description="tokens in a window")
     seed: int = Field(default=0, ge=0, description="seed of the choice of windows")
     propagation: Literal["one_shot", "sequential"] = Field(default="one_shot", description="hidden states measured on")
+    sampled_tokens: int = Field(
+        default=4096, ge=1, description="tokens on which every expert runs, for statistics and methods that need it"
+    )
 
 
 class EvaluationConfig(Strict):

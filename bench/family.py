@@ -10,12 +10,22 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
-from bench.compressed_config import compressed_config, layer_overrides
+from bench.compressed_config import CONSTANTS_KEY, MAP_KEY, compressed_config, layer_overrides, read_map
 from bench.expression import evaluate, names
 from bench.family_file import FamilyFile, TensorRule, family_files, read_family_file
 from methods.errors import CheckpointError, ConfigError, NotMoEError
-from methods.inventory import EXPERT_ROLES, Attention, Inventory, LayerInventory, MlpKind, Router, TensorEntry
+from methods.inventory import (
+    CONSTANT_ROLE,
+    EXPERT_ROLES,
+    Attention,
+    Inventory,
+    LayerInventory,
+    MlpKind,
+    Router,
+    TensorEntry,
+)
 from methods.plan import Plan
+from methods.transfer import constant_template
 
 _DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
@@ -154,7 +164,9 @@ class Family:
     def _modules(self) -> dict[str, str]:
         tensors = self.file.tensors
         rules = (*tensors.outer, *tensors.layer, *tensors.dense, *tensors.moe)
-        return {rule.name: rule.module for rule in rules if rule.module is not None}
+        modules = {rule.name: rule.module for rule in rules if rule.module is not None}
+        routers = [(rule.name, rule.module) for rule in rules if rule.role == "router.weight" and rule.module]
+        return modules | {_constants_beside(name): _constants_beside(module) for name, module in routers}
 
     def _inventory(self, config: Mapping[str, Any]) -> Inventory:
         known = self._names(config)
@@ -165,7 +177,7 @@ class Family:
         layers = []
         for index in range(_integer("L", known)):
             here = known if index not in overrides else self._names({**config, **overrides[index]})
-            layers.append(self._layer(index, here, dtype))
+            layers.append(self._layer(index, here, dtype, overrides.get(index, {})))
         router, attention = self.file.router, self.file.attention
         grouped = evaluate(router.groups, known) or 1
         return Inventory(
@@ -201,21 +213,37 @@ class Family:
             known[symbol] = evaluate(expression, known)
         return known
 
-    def _layer(self, index: int, known: dict[str, Any], dtype: str) -> LayerInventory:
+    def _layer(self, index: int, known: dict[str, Any], dtype: str, stated: Mapping[str, Any]) -> LayerInventory:
+        """Return layer ``index``; ``stated`` is what the config states about it alone."""
         known["layer"] = index
         tensors = self.file.tensors
         kind: MlpKind = "dense"
-        experts = top_k = 0
+        rows = top_k = 0
         if evaluate(self.file.layers.moe, known):
-            experts = _integer("E", known, least=0)
-            top_k = min(_integer("K", known), experts)
-            kind = "moe" if experts else "none"
+            rows = _integer("E", known, least=0)
+            top_k = min(_integer("K", known), rows)
+            kind = "moe" if rows else "none"
+        experts, mapped, constants = rows, None, 0
+        if stated.get(MAP_KEY) is not None or stated.get(CONSTANTS_KEY):
+            experts, constants = read_map(stated.get(MAP_KEY), stated.get(CONSTANTS_KEY) or 0, rows, index)
+            mapped = tuple(stated[MAP_KEY])
         if kind == "none":
             entries = [e for e in _entries(tensors.layer, known, dtype, index) if e.role != "norm.mlp"]
         else:
             rules = (*tensors.layer, *(tensors.moe if kind == "moe" else tensors.dense))
             entries = list(_entries(rules, known, dtype, index, experts))
-        return LayerInventory(mlp=kind, experts=experts, top_k=top_k, tensors=tuple(entries))
+        if constants:
+            place = next(i for i, entry in enumerate(entries) if entry.role == "router.weight")
+            router = entries[place]
+            entries.insert(
+                place + 1,
+                TensorEntry(constant_template(router), CONSTANT_ROLE, (constants, router.shape[1]), dtype, index),
+            )
+        return LayerInventory(kind, experts, top_k, tuple(entries), mapped, constants)
+
+
+def _constants_beside(router: str) -> str:
+    return constant_template(TensorEntry(router, "router.weight", (), ""))
 
 
 def _entries(

@@ -2,11 +2,13 @@
 
 Equal layers load through the stock class. Transformers reads ``per_layer_config`` but its MoE models cannot be built
 from it, so for such checkpoints a subclass of the stock class rebuilds each layer's MoE block from that layer's own
-config, and replaces a dropped one by zeros. Weights then load through transformers' own conversion.
+config, puts experts behind a map where the config states one, and replaces a dropped block by zeros. Weights then load
+through transformers' own conversion.
 """
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 from functools import cache
 from pathlib import Path
@@ -17,8 +19,9 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.checkpoint import Checkpoint, read_config
-from bench.compressed_config import PREFIX
+from bench.compressed_config import CONSTANTS_KEY, MAP_KEY, PREFIX
 from bench.family import Family, family_of
+from bench.mapped import mapped_block
 from bench.source import local_folder
 from methods.errors import CheckpointError
 
@@ -151,7 +154,13 @@ def _rebuild(
         return
     stock = type(model.get_submodule(block))
     rebuilt = stock(layer_config)
+    configs = [layer_config]
+    if places := getattr(layer_config, MAP_KEY, None):
+        constants = getattr(layer_config, CONSTANTS_KEY, None) or 0
+        configs.append(copy.copy(layer_config))
+        setattr(configs[-1], family.file.keys.experts[0], len(set(places)) - constants)
+        mapped_block(rebuilt, type(rebuilt.experts)(configs[-1]), places, constants)
     for module in rebuilt.modules():
-        if getattr(module, "config", None) is layer_config:
+        if any(getattr(module, "config", None) is own for own in configs):
             module.config = config  # shared by the whole model, so that set_experts_implementation reaches every layer
     model.set_submodule(block, rebuilt)

@@ -1,6 +1,6 @@
 """Run a plan on one resident transformers model without writing a checkpoint, and undo it exactly.
 
-Letters: T tokens, E experts of the source layer, S experts that stay, K experts per token, D hidden size.
+Letters: T tokens, E experts of the source layer, S router rows that stay, K experts per token, D hidden size, C constants.
 """
 
 from __future__ import annotations
@@ -11,56 +11,71 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bench.mapped import SKIPS, ExpertMap
+from bench.recipes import constants, moments_digest
+from bench.storage import TORCH_DTYPES
 from methods.errors import PlanError
-from methods.inventory import Inventory
-from methods.plan import LayerPlan, Plan
-from methods.transfer import result
+from methods.inventory import EXPERT_ROLES, ROUTER_ROLES, Inventory, LayerInventory
+from methods.kernels.merging import ExpertMatrices, averaged, merged
+from methods.plan import LayerPlan, Merge, Plan
+from methods.stats import Stats
+from methods.transfer import AveragedRows, averaged_rows, result
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-REALISATION = "in memory: sliced router, skipped sub-layers and blocks"
+REALISATION = "in memory: sliced, averaged or mapped router, merged experts in place, skipped sub-layers and blocks"
 """What a record's ``realisation`` field says about a plan that was run this way."""
 
 _FLAG = "_moebench_plan"
-_PER_EXPERT = ("weight", "bias", "e_score_correction_bias")
+_PER_EXPERT = dict(zip(("weight", "bias", "e_score_correction_bias"), ROUTER_ROLES, strict=True))
+"""Attributes of a router module whose first axis is the expert, with their roles."""
 
 
 class _SlicedRouter:
     """Stands for a router module in its own ``forward``: rows of the removed experts are gone, the rest is delegated.
 
     The family's own routing code (softmax or sigmoid, groups, correction bias, scaling) thus sees what it would see in
-    the written checkpoint. Rows are gathered at each call, so that the module keeps the only lasting copy.
+    the written checkpoint. Rows are gathered at each call, so that the module keeps the only lasting copy; ``own`` holds
+    attributes that are computed instead of gathered.
     """
 
-    def __init__(self, router: nn.Module, rows: Tensor, top_k: int) -> None:
+    def __init__(self, router: nn.Module, rows: Tensor, top_k: int, own: dict[str, Tensor]) -> None:
         self._router = router
         self._rows = rows
+        self._own = own
         self.top_k = top_k
         self.num_experts = len(rows)
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._router, name)
+        if name in self._own:
+            return self._own[name].to(value.device)
         return value[self._rows.to(value.device)] if name in _PER_EXPERT and value is not None else value
 
 
 @contextmanager
-def realised(model: PreTrainedModel, inventory: Inventory, plan: Plan) -> Iterator[PreTrainedModel]:
+def realised(
+    model: PreTrainedModel, inventory: Inventory, plan: Plan, moments: Stats | None = None
+) -> Iterator[PreTrainedModel]:
     """Make ``model`` compute what the checkpoint of ``plan`` computes, for the length of a ``with`` block.
 
-    Routers score only the experts that stay, dropped MoE sub-layers add zero, dropped blocks are left out and the
-    others renumbered (the KV cache is addressed by layer number). No parameter is copied or modified; on leaving, also
-    by an exception, the model is as before. Inside, ``model.state_dict()`` lacks dropped blocks and keeps removed
-    experts: to write a checkpoint use ``bench.apply``.
+    Routers score only the rows that stay (or their averages), dropped MoE sub-layers add zero, dropped blocks are left out
+    and the others renumbered (the KV cache is addressed by layer number). A merged expert overwrites the one in whose
+    place it stands; no other parameter is copied or modified, and on leaving, also by an exception, the model is as
+    before, bit for bit. Inside, ``model.state_dict()`` lacks dropped blocks and keeps removed experts: to write a
+    checkpoint use ``bench.apply``.
 
     Args:
         model: the uncompressed model, on any device.
         inventory: its inventory.
         plan: what to realise, in the coordinates of ``inventory``.
+        moments: statistics of the model named in ``plan.moments``; needed where experts are replaced by constants.
 
     Raises:
         PlanError: the plan does not fit the model, or another plan is realised on it at the moment.
+        StatsError: the plan needs ``moments`` that are missing or of another model.
     """
     plan = plan.normalised(inventory)
     blocks = model.base_model.layers
@@ -68,20 +83,29 @@ def realised(model: PreTrainedModel, inventory: Inventory, plan: Plan) -> Iterat
         raise PlanError("another plan is realised on this model; leave its `with` block first (plans do not nest)")
     if len(blocks) != len(inventory.layers):
         raise PlanError(f"the inventory has {len(inventory.layers)} layers, the resident model {len(blocks)}")
+    moments_digest(plan, inventory, moments)  # tells what is missing before anything is changed
     after = result(plan, inventory).layers
     with ExitStack() as undo:
         _set(undo, model, _FLAG, plan.digest)
         survivors = [index for index, layer in enumerate(plan.layers) if layer.drop != "block"]
         for number, index in enumerate(survivors):
-            _realise_layer(
-                undo, blocks[index], plan.layers[index], inventory.layers[index].experts, after[number].top_k
-            )
+            layer, layer_plan = inventory.layers[index], plan.layers[index]
+            _realise_layer(undo, blocks[index], layer_plan, layer, after[number].top_k)
+            for merge in layer_plan.merges:
+                _merge(undo, blocks[index].mlp.experts, merge, layer)
+            if layer_plan.expert_map is not None:
+                values = None
+                if layer_plan.constants:
+                    dtype = _dtypes(layer)["router.weight"]
+                    values_CD = constants(moments, inventory, index, layer_plan.constants)
+                    values = torch.from_numpy(values_CD).to(dtype)
+                _map(undo, blocks[index].mlp, layer_plan, layer.experts, values)
         if len(survivors) < len(blocks):
             _leave_out(undo, model, survivors)
         yield model
 
 
-def _realise_layer(undo: ExitStack, block: nn.Module, plan: LayerPlan, experts: int, top_k: int) -> None:
+def _realise_layer(undo: ExitStack, block: nn.Module, plan: LayerPlan, layer: LayerInventory, top_k: int) -> None:
     """Change the feed-forward sub-layer of one surviving block."""
     if plan.drop == "moe":
         _set(undo, block.mlp, "forward", torch.zeros_like)
@@ -90,18 +114,34 @@ def _realise_layer(undo: ExitStack, block: nn.Module, plan: LayerPlan, experts: 
         return
     router = getattr(block.mlp, "gate", None)
     weight = getattr(router, "weight", None)
-    if router is None or weight is None or not hasattr(router, "top_k") or weight.shape[0] != experts:
+    if router is None or weight is None or not hasattr(router, "top_k") or weight.shape[0] != layer.rows:
         raise PlanError(
             f"cannot realise a plan on {type(block.mlp).__name__}: expected a router `gate` with `top_k` and a weight "
-            f"of {experts} rows, as transformers 5.19 has it; write the checkpoint with `moebench apply` instead"
+            f"of {layer.rows} rows, as transformers 5.19 has it; write the checkpoint with `moebench apply` instead"
         )
-    rows = torch.tensor(plan.experts if plan.experts is not None else range(experts), device=weight.device)
-    _set(undo, router, "forward", _sliced_forward(router, rows, experts, top_k))
+    rows = torch.tensor(plan.rows if plan.rows is not None else range(layer.rows), device=weight.device)
+    own: dict[str, Tensor] = {}
+    if plan.rows is not None and plan.router == "mean":
+        own = _averages(router, averaged_rows(plan.rows, plan.merges), layer)
+    _set(undo, router, "forward", _sliced_forward(router, rows, layer.rows, top_k, own))
 
 
-def _sliced_forward(router: nn.Module, rows: Tensor, experts: int, top_k: int) -> Callable[[Tensor], Any]:
+def _averages(router: nn.Module, recipe: AveragedRows, layer: LayerInventory) -> dict[str, Tensor]:
+    """Return the averaged per-expert attributes of a router, rounded as in the written checkpoint."""
+    dtypes = _dtypes(layer)
+    values = {name: getattr(router, name, None) for name in _PER_EXPERT}
+    return {
+        name: averaged(recipe, value.detach()).to(dtypes[_PER_EXPERT[name]]).to(value.dtype)
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def _sliced_forward(
+    router: nn.Module, rows: Tensor, experts: int, top_k: int, own: dict[str, Tensor]
+) -> Callable[[Tensor], Any]:
     """Return a forward that routes among ``rows`` only and answers in the numbering of the source."""
-    sliced = _SlicedRouter(router, rows, top_k)
+    sliced = _SlicedRouter(router, rows, top_k, own)
     original: Callable[..., tuple[Tensor, Tensor, Tensor]] = type(router).forward
 
     def forward(hidden_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,6 +153,58 @@ def _sliced_forward(router: nn.Module, rows: Tensor, experts: int, top_k: int) -
         return logits_TE, weights_TK, here[chosen_TK]
 
     return forward
+
+
+def _dtypes(layer: LayerInventory) -> dict[str, torch.dtype]:
+    """Return the dtype on disk by role, to which computed tensors are rounded before they take the model's."""
+    return {entry.role: TORCH_DTYPES[entry.dtype] for entry in layer.tensors}
+
+
+@torch.no_grad()
+def _merge(undo: ExitStack, experts: nn.Module, merge: Merge, layer: LayerInventory) -> None:
+    """Write a merged expert in the place of ``merge.into``, and register the restoration of what stood there."""
+    gate_up = getattr(experts, "gate_up_proj", None)
+    down = getattr(experts, "down_proj", None)
+    if gate_up is None or down is None or gate_up.shape[0] != layer.experts:
+        raise PlanError(
+            f"cannot merge in {type(experts).__name__}: expected `gate_up_proj` and `down_proj` of {layer.experts} "
+            "experts, as transformers 5.19 has it; write the checkpoint with `moebench apply` instead"
+        )
+    dtypes = _dtypes(layer)
+    halves = ((member, gate_up[member].chunk(2)) for member in merge.members)
+    members = [ExpertMatrices(gate, up, down[member]) for member, (gate, up) in halves]
+    made = [
+        matrix.to(dtypes[role]).to(gate_up.dtype)
+        for role, matrix in zip(EXPERT_ROLES, merged(merge, members), strict=True)
+    ]
+    for place, value in ((gate_up[merge.into], torch.cat(made[:2])), (down[merge.into], made[2])):
+        undo.callback(_write, place, place.clone())
+        place.copy_(value)
+
+
+@torch.no_grad()
+def _write(place: Tensor, value: Tensor) -> None:
+    place.copy_(value)
+
+
+def _map(undo: ExitStack, mlp: nn.Module, plan: LayerPlan, experts: int, constants_CD: Tensor | None) -> None:
+    """Lead the rows that the router chose, in the numbering of the source, to the experts or constants of ``plan``."""
+    assert plan.experts is not None and plan.rows is not None and plan.expert_map is not None
+    stays = len(plan.experts)
+    places = list(range(experts))
+    for row, place in zip(plan.rows, plan.expert_map, strict=True):
+        places[row] = plan.experts[place] if place < stays else experts + place - stays
+    mapped = ExpertMap(places, experts)
+    module: Any = mlp.experts
+    original: Callable[..., Tensor] = type(module).forward
+    vectors_CD = None if constants_CD is None else constants_CD.to(module.down_proj)
+
+    def forward(hidden_TD: Tensor, index_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        return mapped(lambda *inputs: original(module, *inputs), hidden_TD, index_TK, weights_TK, vectors_CD)
+
+    if vectors_CD is not None:
+        _set(undo, module, SKIPS, True)
+    _set(undo, module, "forward", forward)
 
 
 def _leave_out(undo: ExitStack, model: PreTrainedModel, survivors: list[int]) -> None:

@@ -37,6 +37,7 @@ from methods.cost import cost, cost_of
 from methods.errors import MoebenchError, RefusedError
 from methods.method import Method
 from methods.plan import Plan
+from methods.stats import CATALOGUE
 
 Report = Callable[["Subject", str], None]
 """Called with a subject and the stage that it enters: ``plan``, ``apply``, ``evaluate TASK``, ``time``, or its status."""
@@ -84,7 +85,7 @@ class Run:
         self.checkpoint = Checkpoint.open(config.model, config.revision)
         self.base = Subject(None)
         self.subjects = [self.base, *(Subject(method) for method in methods)]
-        needs = frozenset().union(*(method.needs for method in methods)) if methods else frozenset()
+        needs = frozenset().union(*(method.measured for method in methods)) if methods else frozenset()
         self.calibrator = Calibrator(self.checkpoint, config.calibration, store, needs)
 
     def execute(self) -> list[Record]:
@@ -134,6 +135,8 @@ class Run:
                 self._guarded(subject, self._find_corpus)
                 corpus = subject.corpus.model_dump(mode="json", exclude={"name"}) if subject.corpus else None
                 own = {"method": subject.method.name, "knobs": subject.method.knobs, "corpus": corpus}
+                if subject.method.probing or any(CATALOGUE[n].cost == "sampled" for n in subject.method.measured):
+                    own["sampled_tokens"] = self.config.calibration.sampled_tokens
             key = digest_of({**shared, **own})[:16]
             subject.id = key
             while (path := self.store.records / f"{subject.id}.json").exists():
@@ -183,7 +186,8 @@ class Run:
             stats = self.calibrator.stats_for(subject.method)
         self.report(subject, "plan")
         with subject.clock.stage("plan"):
-            subject.plan = subject.method.plan(self.checkpoint.inventory, stats)
+            probe = self.calibrator.probe_for(subject.method)
+            subject.plan = subject.method.plan(self.checkpoint.inventory, stats, probe)
         provenance = {"method": subject.method.name, "knobs": subject.method.knobs}
         write_json(
             self.store.plans / f"{subject.plan.digest}.json",
@@ -191,7 +195,7 @@ class Run:
         )
         self.report(subject, "apply")
         with subject.clock.stage("apply"):
-            subject.path = write_checkpoint(self.checkpoint, subject.plan, self.store, provenance)
+            subject.path = write_checkpoint(self.checkpoint, subject.plan, self.store, provenance, stats)
             subject.content = Checkpoint.open(subject.path).content
 
     def _evaluate(self, subject: Subject) -> None:

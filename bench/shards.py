@@ -1,4 +1,4 @@
-"""Writing safetensors files from transfers, at the speed of a copy."""
+"""Writing safetensors files from transfers, at the speed of a copy where nothing is computed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.checkpoint import INDEX, SINGLE, Checkpoint
+from bench.recipes import Recipes
 from bench.storage import write_all
 from methods.inventory import BYTES_PER_ELEMENT
+from methods.stats import Stats
 from methods.transfer import Transfer
 
 
@@ -18,6 +20,7 @@ def write_shards(
     folder: Path,
     shard_bytes: int,
     progress: Callable[[int, int], None] | None = None,
+    moments: Stats | None = None,
 ) -> None:
     """Write all ``items`` to ``folder`` in Hugging Face naming, with an index when there is more than one file.
 
@@ -29,8 +32,9 @@ def write_shards(
     width = len(shards)
     names = [SINGLE] if width == 1 else [f"model-{i:05d}-of-{width:05d}.safetensors" for i in range(1, width + 1)]
     done = 0
+    recipes = Recipes(checkpoint, moments)
     for name, shard in zip(names, shards, strict=True):
-        for size in _write(checkpoint, shard, folder / name):
+        for size in _write(checkpoint, recipes, shard, folder / name):
             done += size
             if progress is not None:
                 progress(done, total)
@@ -53,7 +57,7 @@ def _split(items: list[Transfer], shard_bytes: int) -> list[list[Transfer]]:
     return shards
 
 
-def _write(checkpoint: Checkpoint, items: list[Transfer], path: Path) -> Iterator[int]:
+def _write(checkpoint: Checkpoint, recipes: Recipes, items: list[Transfer], path: Path) -> Iterator[int]:
     """Write one file and yield the size of each tensor when it is written."""
     # Wide elements first: every tensor then starts at a multiple of its element size, as readers expect.
     items = sorted(items, key=lambda item: -BYTES_PER_ELEMENT[item.target.dtype])
@@ -69,5 +73,8 @@ def _write(checkpoint: Checkpoint, items: list[Transfer], path: Path) -> Iterato
         descriptor = file.fileno()
         write_all(descriptor, len(text).to_bytes(8, "little") + text)
         for item in items:
-            checkpoint.copy_to(item.source, descriptor, item.rows)
+            if item.recipe is None:
+                checkpoint.copy_to(item.source, descriptor, item.rows)
+            else:
+                write_all(descriptor, recipes.bytes_of(item))
             yield item.target.nbytes

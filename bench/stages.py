@@ -21,6 +21,7 @@ from methods.cost import Cost, ratios
 from methods.errors import RefusedError
 from methods.method import LayerwiseMethod, Method
 from methods.plan import Plan
+from methods.probe import Probe
 from methods.stats import CATALOGUE, Stats
 
 
@@ -47,10 +48,11 @@ class Calibrator:
         """Prepare to measure ``needs``, the union over the methods of the run, when first asked."""
         self._checkpoint, self._config, self._store, self._needs = checkpoint, config, store, needs
         self._corpus: Corpus | None = None
+        self._probe: Probe | None = None
 
     def corpus_for(self, method: Method) -> Corpus | None:
         """Return the corpus, or None where the method reads weights alone."""
-        if all(CATALOGUE[name].cost == "weights" for name in method.needs):
+        if not method.probing and all(CATALOGUE[name].cost == "weights" for name in method.measured):
             return None
         if self._corpus is None:
             config = self._config
@@ -68,9 +70,12 @@ class Calibrator:
         corpus = self.corpus_for(method)
         cache = self._store.cache / "stats"
         if corpus is None:
-            return calibrate(self._checkpoint, None, method.needs, cache=cache, progress=progress)
+            return calibrate(self._checkpoint, None, method.measured, cache=cache, progress=progress)
+        sampled = self._config.sampled_tokens
         if self._config.propagation == "one_shot":
-            return calibrate(self._checkpoint, corpus, self._needs, cache=cache, progress=progress)
+            return calibrate(
+                self._checkpoint, corpus, self._needs, cache=cache, sampled_tokens=sampled, progress=progress
+            )
         if not isinstance(method, LayerwiseMethod):
             raise RefusedError(
                 f"{method.name} looks at all layers at once, so propagation='sequential' has no meaning for it"
@@ -79,12 +84,31 @@ class Calibrator:
         return calibrate(
             self._checkpoint,
             corpus,
-            method.needs,
+            method.measured,
             propagation="sequential",
             decide=decide,
             cache=cache,
+            sampled_tokens=sampled,
             progress=progress,
         )
+
+    def probe_for(self, method: Method) -> Probe | None:
+        """Return the running model for a method that asks for it, else None; made once, on the calibration corpus."""
+        if not method.probing:
+            return None
+        if self._config.propagation != "one_shot":
+            raise RefusedError(
+                f"{method.name} runs the model itself, so propagation='sequential' has no meaning for it"
+            )
+        if self._probe is None:
+            from bench.probe import ModelProbe
+
+            corpus = self.corpus_for(method)
+            assert corpus is not None
+            self._probe = ModelProbe(
+                self._checkpoint, corpus, tokens=self._config.sampled_tokens, cache=self._store.cache / "probe"
+            )
+        return self._probe
 
 
 def cost_info(cost: Cost) -> CostInfo:
@@ -97,10 +121,14 @@ def ratio_info(before: Cost, after: Cost) -> RatioInfo:
     return RatioInfo(**asdict(ratios(before, after)))
 
 
-def write_checkpoint(checkpoint: Checkpoint, plan: Plan, store: Store, provenance: dict[str, Any]) -> Path:
-    """Write (or find) the compressed checkpoint of ``plan``, under a name made of content and plan."""
+def write_checkpoint(
+    checkpoint: Checkpoint, plan: Plan, store: Store, provenance: dict[str, Any], stats: Stats | None = None
+) -> Path:
+    """Write (or find) the compressed checkpoint of ``plan``, under a name made of content, plan and written statistics."""
     name = f"{checkpoint.content[:12]}-{plan.digest[:12]}"
-    return apply(checkpoint, plan, store.checkpoints / name, provenance)
+    if plan.moments and stats is not None:
+        name += f"-{stats.digest(plan.moments)[:12]}"
+    return apply(checkpoint, plan, store.checkpoints / name, provenance, moments=stats)
 
 
 def evaluate_checkpoint(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from methods.errors import PlanError
 from methods.inventory import Inventory
-from methods.plan import LayerPlan, Plan
+from methods.plan import LayerPlan, Merge, Plan
 from methods.transfer import result
 
 
@@ -17,7 +19,7 @@ def compose(first: Plan, second: Plan, inventory: Inventory) -> Plan:
         inventory: the source.
 
     Raises:
-        PlanError: ``second`` does not fit the result of ``first``.
+        PlanError: ``second`` does not fit the result of ``first``, or one plan cannot state what the two do.
     """
     first = first.normalised(inventory)
     try:
@@ -25,23 +27,60 @@ def compose(first: Plan, second: Plan, inventory: Inventory) -> Plan:
     except PlanError as error:
         raise PlanError(f"the second plan does not fit what the first leaves: {error}") from error
     remaining = iter(second.layers)
-    layers = [layer if layer.drop == "block" else _merge(layer, next(remaining)) for layer in first.layers]
+    layers = [layer if layer.drop == "block" else _substituted(layer, next(remaining)) for layer in first.layers]
     return Plan.of(inventory, layers)
 
 
-def _merge(first: LayerPlan, second: LayerPlan) -> LayerPlan:
+def _substituted(first: LayerPlan, second: LayerPlan) -> LayerPlan:
     """Return the two decisions on one surviving decoder layer as one."""
     if second.drop != "none":
         return second
     if first.drop == "moe":
         return first
-    if second.experts is None:
-        experts = first.experts
-    elif first.experts is None:
-        experts = second.experts
-    else:
-        experts = tuple(first.experts[index] for index in second.experts)
     top_k = second.top_k or first.top_k
-    if top_k is not None and experts is not None:
-        top_k = min(top_k, len(experts))
-    return LayerPlan(experts=experts, top_k=top_k)
+    if second.experts is None or first.experts is None:
+        decisive = first if second.experts is None else second
+        return _with_top_k(decisive, top_k)
+    place = first.experts
+    earlier = {merge.into: merge for merge in first.merges}
+    merges = [_in_source(merge, place, earlier) for merge in second.merges]
+    used = {member for merge in merges for member in merge.members}
+    experts = tuple(place[index] for index in second.experts)
+    untouched = [merge for merge in first.merges if merge.into in experts and merge.into not in used]
+    if (untouched or used & set(earlier)) and (second.router == "map" or (merges and first.router != second.router)):
+        raise PlanError(
+            f"experts that the first plan merged have one router row each ({first.router!r}), which the second plan's "
+            f"router {second.router!r} cannot be put on top of; give both plans the same router, 'slice' or 'mean'"
+        )
+    composed = LayerPlan(
+        experts=experts,
+        merges=tuple(sorted([*merges, *untouched], key=lambda merge: merge.into)),
+        constants=tuple(place[index] for index in second.constants),
+        router=second.router if merges or second.constants else first.router,
+    )
+    return _with_top_k(composed, top_k)
+
+
+def _in_source(merge: Merge, place: Sequence[int], earlier: Mapping[int, Merge]) -> Merge:
+    """Return ``merge``, made for the result of a first plan, in source coordinates; a merge of averages is an average."""
+    factors: dict[int, float] = {}
+    for member, weight in zip(merge.members, merge.weights, strict=True):
+        inner = earlier.get(place[member])
+        if inner is None:
+            factors[place[member]] = weight
+            continue
+        if merge.kernel != "mean" or inner.kernel != "mean" or abs(sum(inner.weights) - 1.0) > 1e-9:
+            raise PlanError(
+                f"expert {place[member]} is a merge by {inner.kernel!r} and is merged again by {merge.kernel!r}: only plain "
+                "averages whose weights add up to 1 can be averaged again; apply the first plan and compress its result"
+            )
+        factors |= {m: weight * w for m, w in zip(inner.members, inner.weights, strict=True)}
+    members = tuple(sorted(factors))
+    weights = tuple(factors[m] for m in members)
+    return Merge(into=place[merge.into], members=members, weights=weights, kernel=merge.kernel, rank=merge.rank)
+
+
+def _with_top_k(plan: LayerPlan, top_k: int | None) -> LayerPlan:
+    if top_k is not None and plan.rows is not None:
+        top_k = min(top_k, len(plan.rows))
+    return plan.model_copy(update={"top_k": top_k})

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from methods.inventory import EXPERT_ROLES, Inventory, LayerInventory, TensorEntry
+from methods.inventory import CONSTANT_ROLE, EXPERT_ROLES, Inventory, LayerInventory, TensorEntry
 from methods.plan import Plan
 from methods.transfer import result
 
@@ -24,7 +24,8 @@ class Cost:
         channels: hidden channels of all routed experts together.
         routed_parameters: weights of the routed experts.
         parameters: all weights; a tied output head counts once.
-        active_parameters: ``parameters`` less the routed experts that a token does not use.
+        active_parameters: ``parameters`` less the routed experts that a token does not use. Where several router rows lead
+            to one expert this is an upper bound: a token may choose the same expert twice, or a constant vector.
         bytes: tensor bytes on disk, without file headers.
         flops: multiply-adds times two of one 2048-token forward at batch size 1.
     """
@@ -67,7 +68,7 @@ def cost_of(inventory: Inventory, tokens: int = 2048) -> Cost:
     entries = list(inventory.tensors())
     routed = sum(entry.numel for entry in entries if entry.role in EXPERT_ROLES)
     parameters = sum(entry.numel for entry in entries)
-    idle = sum(_routed(layer) * (layer.experts - layer.top_k) // layer.experts for layer in _moe(inventory))
+    idle = sum(_routed(layer) * max(0, layer.experts - layer.top_k) // layer.experts for layer in _moe(inventory))
     return Cost(
         experts=inventory.num_experts,
         channels=sum(entry.shape[0] for entry in entries if entry.role == "expert.gate"),
@@ -119,4 +120,4 @@ def _active_matrices(layer: LayerInventory) -> int:
 
 
 def _is_fixed_matrix(entry: TensorEntry) -> bool:
-    return len(entry.shape) == 2 and entry.role not in EXPERT_ROLES
+    return len(entry.shape) == 2 and entry.role not in (*EXPERT_ROLES, CONSTANT_ROLE)

@@ -31,7 +31,10 @@ EXPERT_ROLES = ("expert.gate", "expert.up", "expert.down")
 ROUTER_ROLES = ("router.weight", "router.bias", "router.correction")
 """Roles whose first axis is the routed expert: [E, D], [E] and [E]."""
 
-MLP_PREFIXES = ("router.", "expert.", "shared.", "dense.")
+CONSTANT_ROLE = "constant.experts"
+"""Role of the vectors that stand for experts in one layer: [constants, D]."""
+
+MLP_PREFIXES = ("router.", "expert.", "shared.", "dense.", "constant.")
 """Roles that belong to the feed-forward sub-layer; with ``norm.mlp`` they go when the sub-layer is dropped."""
 
 MlpKind = Literal["moe", "dense", "none"]
@@ -106,12 +109,29 @@ class Router:
 
 @dataclass(frozen=True, slots=True)
 class LayerInventory:
-    """One decoder layer: kind of its feed-forward sub-layer, number of experts, experts per token, and its tensors."""
+    """One decoder layer of a checkpoint.
+
+    Args:
+        mlp: kind of its feed-forward sub-layer.
+        experts: routed experts that are stored.
+        top_k: experts per token.
+        tensors: everything that is stored for it.
+        expert_map: for each router row the expert that it leads to; numbers from ``experts`` on are constant vectors.
+            None: row e leads to expert e.
+        constants: constant vectors that stand for experts.
+    """
 
     mlp: MlpKind
     experts: int
     top_k: int
     tensors: tuple[TensorEntry, ...]
+    expert_map: tuple[int, ...] | None = None
+    constants: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Number of router rows."""
+        return self.experts if self.expert_map is None else len(self.expert_map)
 
     def with_role(self, *roles: str) -> Iterator[TensorEntry]:
         """Yield the layer's tensors whose role is one of ``roles``, in order."""

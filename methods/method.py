@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from methods.errors import ConfigError, RefusedError, UnknownNameError
 from methods.inventory import Inventory
 from methods.plan import LayerPlan, Plan
+from methods.probe import Probe
 from methods.stats import Stats
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -50,19 +51,46 @@ class Method(BaseModel, abc.ABC):
         """Names of the statistics that ``plan`` may read."""
         return frozenset()
 
+    @property
+    def moments(self) -> frozenset[str]:
+        """Names of the statistics whose values its plans write into the checkpoint (see ``Plan.moments``)."""
+        return frozenset()
+
+    @property
+    def measured(self) -> frozenset[str]:
+        """Names of all statistics that a run has to measure: those that it reads, and those that it writes."""
+        return self.needs | self.moments
+
     def refuse(self, inventory: Inventory) -> str | None:
         """Return the reason why the method does not apply to this model, or None."""
-        return None if inventory.moe_layers else "the model has no MoE layer"
+        if not inventory.moe_layers:
+            return "the model has no MoE layer"
+        if "experts" in self.stages and any(layer.expert_map is not None for layer in inventory.layers):
+            return "router rows of this model share experts already, so experts cannot be selected or merged again"
+        return None
 
-    def plan(self, inventory: Inventory, stats: Stats) -> Plan:
+    def plan(self, inventory: Inventory, stats: Stats, probe: Probe | None = None) -> Plan:
         """Return the plan.
+
+        Args:
+            inventory: the model.
+            stats: measured statistics, of which no others than ``needs`` are read.
+            probe: the running model; only methods with ``probing`` need it.
 
         Raises:
             RefusedError: the method does not apply, or ``keep`` asks for less than the model can be reduced to.
         """
         if reason := self.refuse(inventory):
             raise RefusedError(f"{self.name}: {reason}")
-        return Plan.of(inventory, self.decide(inventory, stats.only(self.needs)))
+        return Plan.of(inventory, self._decided(inventory, stats.only(self.needs), probe))
+
+    @property
+    def probing(self) -> bool:
+        """Whether ``plan`` has to run the model on candidates, that is, needs a probe."""
+        return False
+
+    def _decided(self, inventory: Inventory, stats: Stats, probe: Probe | None) -> list[LayerPlan]:
+        return self.decide(inventory, stats)
 
     @abc.abstractmethod
     def decide(self, inventory: Inventory, stats: Stats) -> list[LayerPlan]:
@@ -105,3 +133,27 @@ class LayerwiseMethod(Method):
             self.decide_layer(inventory, stats, index) if index in moe else LayerPlan()
             for index in range(len(inventory.layers))
         ]
+
+
+class ProbingMethod(Method):
+    """A method that runs the model on candidates, through the ``Probe`` that ``bench`` offers."""
+
+    @property
+    def probing(self) -> bool:
+        """True, unless a setting makes the statistics suffice."""
+        return True
+
+    def _decided(self, inventory: Inventory, stats: Stats, probe: Probe | None) -> list[LayerPlan]:
+        if not self.probing:
+            return self.decide(inventory, stats)
+        if probe is None:
+            raise ConfigError(f"{self.name} runs the model on its candidates, but was given no probe of the model")
+        return self.decide_by_probe(inventory, stats, probe)
+
+    def decide(self, inventory: Inventory, stats: Stats) -> list[LayerPlan]:
+        """Refuse: statistics alone do not suffice."""
+        raise ConfigError(f"{self.name} cannot decide without a probe of the model")
+
+    @abc.abstractmethod
+    def decide_by_probe(self, inventory: Inventory, stats: Stats, probe: Probe) -> list[LayerPlan]:
+        """Return one entry per decoder layer."""

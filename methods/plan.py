@@ -1,7 +1,7 @@
 """The plan: a small, serialisable blueprint of a compressed checkpoint, in the source's coordinates.
 
 A plan is a normal form, not a list of operations. Stages have a fixed order: blocks dropped, MoE sub-layers dropped,
-experts selected. Two methods that decide the same thing give plans with the same digest.
+experts selected, merged or replaced by a constant. Two methods that decide the same thing give plans with the same digest.
 """
 
 from __future__ import annotations
@@ -21,31 +21,92 @@ STAGES = ("blocks", "sublayers", "experts")
 """Stages that a plan can describe, in the order in which they are applied."""
 
 
+RouterRule = Literal["slice", "mean", "map"]
+"""How the router follows the experts: the row of each expert that stays (``slice``), the average of the members' rows of
+each merge with the merge's weights (``mean``), or all rows of everything that is named, several of which may lead to one
+expert (``map``)."""
+
+
+class Merge(BaseModel):
+    """One expert made of several.
+
+    Args:
+        into: the member in whose place the merged expert stands; it is in ``LayerPlan.experts``.
+        members: source indices, ascending, at least two, ``into`` among them.
+        weights: factor of each member.
+        kernel: ``mean`` adds the weighted matrices; ``aligned`` first permutes each member's hidden channels to match
+            those of ``into`` (assignment on the products of weights); ``svd`` projects the weighted sum on the ``rank``
+            leading left singular vectors of the members' matrices side by side.
+        rank: singular vectors that ``svd`` keeps; None for the other kernels.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    into: Annotated[int, Field(ge=0)]
+    members: tuple[Annotated[int, Field(ge=0)], ...]
+    weights: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
+    kernel: Literal["mean", "aligned", "svd"] = "mean"
+    rank: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if len(self.members) < 2 or list(self.members) != sorted(set(self.members)):
+            raise ValueError(f"members must be two or more, ascending and distinct, found {list(self.members)}")
+        if self.into not in self.members:
+            raise ValueError(f"into={self.into} is not among the members {list(self.members)}")
+        if len(self.weights) != len(self.members):
+            raise ValueError(f"{len(self.members)} members have {len(self.weights)} weights")
+        if abs(sum(self.weights)) < 1e-9:
+            raise ValueError(f"the weights {list(self.weights)} add up to nothing")
+        if (self.rank is not None) != (self.kernel == "svd"):
+            raise ValueError(f"kernel {self.kernel!r} with rank={self.rank}: svd states a rank, the others none")
+        return self
+
+
 class LayerPlan(BaseModel):
     """What becomes of one decoder layer of the source.
 
     Args:
         drop: ``block`` removes the whole decoder layer, ``moe`` its MoE sub-layer with the norm before it.
-        experts: source indices of the routed experts that stay, ascending; None keeps all. The router's rows (and
-            its bias and correction bias) are sliced alike.
-        top_k: experts per token afterwards; None means min(source top-k, experts that stay).
+        experts: source indices of the routed experts that stay, ascending; None keeps all. A merged expert stands at the
+            index of its ``into``.
+        merges: experts that are averages; ordered by ``into``.
+        constants: source indices of experts that are replaced by their mean output, a vector; needs ``router='map'``.
+        router: how the router's rows (and its bias and correction bias) follow; see ``RouterRule``.
+        top_k: experts per token afterwards; None means min(source top-k, router rows that stay).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     drop: Literal["none", "moe", "block"] = "none"
     experts: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    merges: tuple[Merge, ...] = ()
+    constants: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    router: RouterRule = "slice"
     top_k: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
-    def _normal(self) -> Self:
-        if self.drop != "none" and (self.experts is not None or self.top_k is not None):
-            raise ValueError(f"a layer with drop={self.drop!r} has no experts or top_k left to state")
-        if self.experts is not None:
-            if not self.experts:
-                raise ValueError("experts is empty; to remove all of them use drop='moe'")
-            if list(self.experts) != sorted(set(self.experts)):
-                raise ValueError(f"experts must be ascending and distinct, found {list(self.experts)}")
+    def _sound(self) -> Self:
+        if self.drop != "none" and self != LayerPlan.model_construct(drop=self.drop):
+            raise ValueError(f"a layer with drop={self.drop!r} has nothing else left to state")
+        for name, indices in (("experts", self.experts), ("constants", self.constants)):
+            if indices is not None and list(indices) != sorted(set(indices)):
+                raise ValueError(f"{name} must be ascending and distinct, found {list(indices)}")
+        if self.experts is None:
+            if self.merges or self.constants:
+                raise ValueError("merges or constants without experts: list those that stay")
+            return self
+        if not self.experts:
+            raise ValueError("experts is empty; to remove all of them use drop='moe'")
+        intos = [merge.into for merge in self.merges]
+        if intos != sorted(set(intos)) or not set(intos) <= set(self.experts):
+            raise ValueError(f"merges must be ordered by `into`, each of which stays, found {intos}")
+        members = [member for merge in self.merges for member in merge.members]
+        gone = [*(member for member in members if member not in intos), *self.constants]
+        if len(set(members)) < len(members) or len(set(gone)) < len(gone) or set(gone) & set(self.experts):
+            raise ValueError("each expert can stay, be merged into one other, or become a constant: only one of these")
+        if self.constants and self.router != "map":
+            raise ValueError("constants need router='map', which keeps the rows that lead to them")
         return self
 
     @property
@@ -55,6 +116,26 @@ class LayerPlan(BaseModel):
             return frozenset({"blocks" if self.drop == "block" else "sublayers"})
         neutral = self.experts is None and self.top_k is None
         return frozenset() if neutral else frozenset({"experts"})
+
+    @property
+    def rows(self) -> tuple[int, ...] | None:
+        """Router rows that stay, as source indices, ascending; None where all do and each leads to its own expert."""
+        if self.experts is None or self.router != "map":
+            return self.experts
+        members = (member for merge in self.merges for member in merge.members)
+        return tuple(sorted({*self.experts, *self.constants, *members}))
+
+    @property
+    def expert_map(self) -> tuple[int, ...] | None:
+        """Place of the expert that each of ``rows`` leads to; constants follow the experts. None without a map."""
+        if self.experts is None or self.router != "map":
+            return None
+        place = {expert: index for index, expert in enumerate(self.experts)}
+        place |= {member: place[merge.into] for merge in self.merges for member in merge.members}
+        place |= {expert: len(self.experts) + index for index, expert in enumerate(self.constants)}
+        rows = self.rows
+        assert rows is not None
+        return tuple(place[row] for row in rows)
 
 
 class Plan(BaseModel):
@@ -90,6 +171,11 @@ class Plan(BaseModel):
     def stages(self) -> frozenset[str]:
         """Stages that the plan uses; empty for the identity."""
         return frozenset().union(*(layer.stages for layer in self.layers))
+
+    @property
+    def moments(self) -> frozenset[str]:
+        """Names of the statistics whose values go into the checkpoint, so that writing it needs them."""
+        return frozenset({"routed_output_mean"} if any(layer.constants for layer in self.layers) else ())
 
     def dumps(self) -> str:
         """Return canonical JSON: sorted keys, no blanks, neutral fields left out."""
@@ -139,10 +225,25 @@ class Plan(BaseModel):
 
 def _normalise(plan: LayerPlan, layer: LayerInventory) -> LayerPlan:
     """Return ``plan`` without statements that are already true of ``layer``."""
+    if plan.drop != "none":
+        return plan
+    merges = plan.merges
+    if plan.router != "map":  # a member without weight is merely removed, and an expert alone is no merge
+        merges = tuple(merge for merge in map(_without_idle_members, merges) if merge is not None)
+    router = plan.router if merges or plan.constants else "slice"
     experts = None if plan.experts is not None and len(plan.experts) == layer.experts else plan.experts
-    left = layer.experts if experts is None else len(experts)
-    top_k = None if plan.top_k == min(layer.top_k, left) else plan.top_k
-    return LayerPlan(drop=plan.drop, experts=experts, top_k=top_k)
+    normal = LayerPlan(experts=experts, merges=merges, constants=plan.constants, router=router)
+    rows = layer.rows if normal.rows is None else len(normal.rows)
+    return normal.model_copy(update={"top_k": None if plan.top_k == min(layer.top_k, rows) else plan.top_k})
+
+
+def _without_idle_members(merge: Merge) -> Merge | None:
+    """Return ``merge`` without members of weight 0 (``into`` excepted), or None where ``into`` alone remains as it is."""
+    kept = [(m, w) for m, w in zip(merge.members, merge.weights, strict=True) if w != 0.0 or m == merge.into]
+    if len(kept) == 1:
+        return None if kept[0][1] == 1.0 and merge.kernel != "svd" else merge
+    members, weights = zip(*kept, strict=True)
+    return merge.model_copy(update={"members": members, "weights": weights})
 
 
 def _misfit(plan: LayerPlan, layer: LayerInventory, inventory: Inventory) -> str | None:
@@ -153,10 +254,24 @@ def _misfit(plan: LayerPlan, layer: LayerInventory, inventory: Inventory) -> str
         return None
     if plan.drop != "none":
         return None
-    left = layer.experts if plan.experts is None else len(plan.experts)
-    if plan.experts is not None and plan.experts[-1] >= layer.experts:
-        return f"expert {plan.experts[-1]} does not exist; the layer has {layer.experts}"
-    router = inventory.router
+    if plan.experts is not None:
+        if layer.expert_map is not None:
+            return (
+                "several of its router rows lead to one expert already, so experts cannot be selected or merged again"
+            )
+        named = {*plan.experts, *plan.constants, *(m for merge in plan.merges for m in merge.members)}
+        if max(named) >= layer.experts:
+            return f"expert {max(named)} does not exist; the layer has {layer.experts}"
+        ranks = [merge.rank for merge in plan.merges if merge.rank is not None]
+        if ranks and max(ranks) > inventory.hidden:
+            return f"rank {max(ranks)} exceeds the hidden size {inventory.hidden}"
+    return _routing_misfit(plan, layer, inventory)
+
+
+def _routing_misfit(plan: LayerPlan, layer: LayerInventory, inventory: Inventory) -> str | None:
+    """Return why the router could not choose ``top_k`` of the rows that stay, or None."""
+    router, rows = inventory.router, plan.rows
+    left = layer.rows if rows is None else len(rows)
     top_k = plan.top_k or min(layer.top_k, left)
     if top_k > left:
         return f"top_k {top_k} exceeds the {left} experts that stay"
@@ -165,9 +280,9 @@ def _misfit(plan: LayerPlan, layer: LayerInventory, inventory: Inventory) -> str
             f"the router picks {top_k} experts from {router.groups_kept} of {router.groups} groups, which takes at least "
             f"{router.fewest_experts(top_k)} experts in all; {left} stay"
         )
-    if plan.experts is not None and router.groups > 1:
+    if rows is not None and router.groups > 1:
         size = layer.experts // router.groups
-        counts = [sum(1 for e in plan.experts if e // size == g) for g in range(router.groups)]
+        counts = [sum(1 for e in rows if e // size == g) for g in range(router.groups)]
         if len(set(counts)) > 1:
             return (
                 f"the router picks among {router.groups} groups, so each must keep the same number of experts: {counts}"

@@ -25,6 +25,20 @@ BUILT_IN: Mapping[str, str] = {
     "expert_drop": "methods.expert_drop:ExpertDrop",
     "layer_drop": "methods.layer_drop:LayerDrop",
     "block_drop": "methods.block_drop:BlockDrop",
+    "diep": "methods.diep:DiEP",
+    "naee": "methods.naee:NAEE",
+    "naee_progressive": "methods.naee:NAEEProgressive",
+    "naee_greedy": "methods.naee:NAEEGreedy",
+    "moe_i2": "methods.moe_i2:MoEI2",
+    "cka_merge": "methods.diversify:CkaMerge",
+    "cka_prune": "methods.diversify:CkaPrune",
+    "hc_smoe": "methods.hc_smoe:HCSMoE",
+    "sub_moe": "methods.sub_moe:SubMoE",
+    "stun": "methods.stun:STUN",
+    "easy_ep": "methods.easy_ep:EasyEP",
+    "mone": "methods.mone:MoNE",
+    "m_smoe": "methods.m_smoe:MSMoE",
+    "ream": "methods.ream:REAM",
 }
 
 

@@ -1,19 +1,22 @@
 """Statistics: what may be measured in the one calibration pass, and the container that methods read.
 
-Letters: E routed experts, A gate powers, N norm powers, B boundaries between decoder layers (L + 1), M the three matrices.
-Notation: g_j(x) weight that multiplies expert j's output (0 unless chosen), f_j(x) that output, T_j the tokens routed to j.
+Letters: E routed experts, A gate powers, N norm powers, B boundaries between decoder layers (L + 1), M the three matrices,
+D hidden size, S sampled tokens.
+Notation: g_j(x) weight that multiplies expert j's output (0 unless chosen), f_j(x) that output, T_j the tokens routed to j,
+z(x) router logits. *Sampled* tokens are evenly spaced over the corpus, in its order, and every expert runs on each of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from methods.errors import StatsError, UnknownNameError
+from methods.errors import RefusedError, StatsError, UnknownNameError
 from methods.plan import Plan
 
 GATE_POWERS = (0, 1, 2)
@@ -29,7 +32,8 @@ class StatSpec:
     Args:
         dims: axis letters of its shape.
         scope: measured for each ``moe`` layer, for each decoder layer (``block``), or once for the ``model``.
-        cost: ``weights`` needs no tokens, ``routed`` runs experts on their routed tokens only, ``boundary`` keeps hidden states.
+        cost: ``weights`` needs no tokens, ``routed`` runs experts on their routed tokens only, ``sampled`` runs all experts
+            on the sampled tokens, ``boundary`` keeps hidden states.
         definition: formula in words.
         unit: unit of its values.
     """
@@ -37,7 +41,7 @@ class StatSpec:
     name: str
     dims: tuple[str, ...]
     scope: Literal["moe", "block", "model"]
-    cost: Literal["weights", "routed", "boundary"]
+    cost: Literal["weights", "routed", "sampled", "boundary"]
     definition: str
     unit: str
 
@@ -61,6 +65,71 @@ CATALOGUE: Mapping[str, StatSpec] = {
             "moe_residual_cosine", (), "moe", "routed", "mean of cos(x, x + MoE(norm(x))), x before the norm", "1"
         ),
         StatSpec("moe_io_cosine", (), "moe", "routed", "mean of cos(h, MoE(h)), h the input of the MoE block", "1"),
+        StatSpec(
+            "router_row_gram", ("E", "E"), "moe", "weights", "inner products of the router's weight rows", "weight^2"
+        ),
+        StatSpec(
+            "weight_cka",
+            ("E", "E"),
+            "moe",
+            "weights",
+            "linear CKA of the experts' weights [W_gate^T | W_up^T | W_down], hidden dimensions as samples",
+            "1",
+        ),
+        StatSpec("logit_gram", ("E", "E"), "moe", "routed", "sum over all tokens of z_i z_j", "logit^2 tokens"),
+        StatSpec("coactivation", ("E", "E"), "moe", "routed", "tokens routed to both i and j", "tokens"),
+        StatSpec(
+            "routed_output_mean", ("E", "D"), "moe", "routed", "mean of f_j over T_j; 0 where T_j is empty", "output"
+        ),
+        StatSpec(
+            "routed_output_variance",
+            ("E", "D"),
+            "moe",
+            "routed",
+            "variance of f_j over T_j; 0 if T_j is empty",
+            "output^2",
+        ),
+        StatSpec(
+            "residual_gate_norm",
+            ("E",),
+            "moe",
+            "routed",
+            "sum over T_j of max(0, 1 - cos(h, h + y(h))) g_j |f_j|_2, h the input and y the routed output of the MoE block",
+            "output tokens",
+        ),
+        StatSpec(
+            "removal_loss",
+            ("E",),
+            "moe",
+            "routed",
+            "sum over windows of the Frobenius norm of the change of the routed output when expert j alone is removed",
+            "output tokens^0.5",
+        ),
+        StatSpec(
+            "routed_norm",
+            (),
+            "moe",
+            "routed",
+            "sum over windows of the Frobenius norm of the routed output",
+            "output tokens^0.5",
+        ),
+        StatSpec(
+            "router_correction", ("E",), "moe", "weights", "correction bias of the router; 0 if it has none", "score"
+        ),
+        StatSpec("token_logits", ("S", "E"), "moe", "sampled", "router logits of the sampled tokens, float32", "logit"),
+        StatSpec(
+            "token_gram",
+            ("S", "E", "E"),
+            "moe",
+            "sampled",
+            "inner products f_i(x).f_j(x) at each sampled token, float32, a memory map",
+            "output^2",
+        ),
+        StatSpec("dense_output_mean", ("E", "D"), "moe", "sampled", "mean of f_j over all sampled tokens", "output"),
+        StatSpec("output_cosine", ("E", "E"), "moe", "sampled", "mean over sampled tokens of cos(f_i, f_j)", "1"),
+        StatSpec(
+            "output_cka", ("E", "E"), "moe", "sampled", "linear CKA of f_i(X) and f_j(X), X the sampled tokens", "1"
+        ),
         StatSpec("block_cosine", (), "block", "routed", "mean of cos(input, output) of the decoder layer", "1"),
         StatSpec(
             "hidden_cosine",
@@ -79,12 +148,14 @@ class Stats:
     """Measured statistics: for each name, one float64 array per decoder layer (None where out of scope).
 
     Statistics of scope ``model`` hold a single array in a tuple of length one. ``tokens`` is the number of tokens
-    measured; ``meta`` tells corpus, model and settings.
+    measured; ``meta`` tells corpus, model and settings. ``stale`` lists statistics that were measured before experts were
+    merged, and that no slicing can bring up to date.
     """
 
     values: Mapping[str, tuple[Array | None, ...]]
     tokens: int = 0
     meta: Mapping[str, object] = field(default_factory=dict)
+    stale: frozenset[str] = frozenset()
 
     def layer(self, name: str, index: int) -> Array:
         """Return statistic ``name`` of decoder layer ``index``, in the shape of its catalogue entry.
@@ -107,6 +178,10 @@ class Stats:
     def _named(self, name: str) -> tuple[Array | None, ...]:
         if name not in CATALOGUE:
             raise UnknownNameError("statistic", name, CATALOGUE)
+        if name in self.stale:
+            raise RefusedError(
+                f"statistic {name!r} describes experts that an earlier step merged; measure it anew on the merged model"
+            )
         if name not in self.values:
             raise StatsError(
                 f"statistic {name!r} is not at hand; measured or declared: {', '.join(sorted(self.values)) or 'none'}. "
@@ -117,12 +192,39 @@ class Stats:
     def only(self, names: Iterable[str]) -> Stats:
         """Return a view with no other statistics than ``names`` (those not measured stay absent)."""
         wanted = set(names)
-        return Stats({name: value for name, value in self.values.items() if name in wanted}, self.tokens, self.meta)
+        values = {name: value for name, value in self.values.items() if name in wanted}
+        return Stats(values, self.tokens, self.meta, self.stale & wanted)
+
+    def digest(self, names: Iterable[str]) -> str:
+        """Return the SHA-256 of the values of statistics ``names``, in hexadecimal.
+
+        Raises:
+            StatsError: one of them was not measured.
+        """
+        hasher = hashlib.sha256()
+        for name in sorted(names):
+            for index, value in enumerate(self._named(name)):
+                if value is not None:
+                    hasher.update(f"{name}/{index}{value.dtype}{value.shape}".encode())
+                    hasher.update(np.ascontiguousarray(value).tobytes())
+        return hasher.hexdigest()
 
     def restricted(self, plan: Plan) -> Stats:
         """Return these statistics in the coordinates of the checkpoint that ``plan`` makes: sliced, not measured anew."""
-        values = {name: _restrict(CATALOGUE[name], value, plan) for name, value in self.values.items()}
-        return Stats(values, self.tokens, self.meta)
+        merged = any(layer.merges or layer.constants for layer in plan.layers)
+        stale = {name for name in self.values if "E" in CATALOGUE[name].dims} if merged else set()
+        values = {
+            name: _restrict(CATALOGUE[name], value, plan) for name, value in self.values.items() if name not in stale
+        }
+        return Stats(values, self.tokens, self.meta, self.stale | stale)
+
+
+def by_expert(name: str, value: Array, experts: Sequence[int]) -> Array:
+    """Return ``value`` of statistic ``name`` for ``experts`` in this order, along each of its axes that counts experts."""
+    for axis, letter in enumerate(CATALOGUE[name].dims):
+        if letter == "E":
+            value = value.take(experts, axis=axis)
+    return value
 
 
 def _restrict(spec: StatSpec, values: tuple[Array | None, ...], plan: Plan) -> tuple[Array | None, ...]:
@@ -135,8 +237,8 @@ def _restrict(spec: StatSpec, values: tuple[Array | None, ...], plan: Plan) -> t
             continue
         if layer.drop == "moe" and spec.scope == "moe":
             restricted.append(None)
-        elif value is not None and layer.experts is not None and spec.dims[:1] == ("E",):
-            restricted.append(value[list(layer.experts)])
+        elif value is not None and layer.experts is not None:
+            restricted.append(by_expert(spec.name, value, layer.experts))
         else:
             restricted.append(value)
     return tuple(restricted)

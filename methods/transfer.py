@@ -1,24 +1,64 @@
-"""From a plan to tensors: which tensor of the source becomes which tensor of the result.
+"""From a plan to tensors: which tensors of the source become which tensor of the result.
 
 This one enumeration is what is counted (``methods.cost``) and what is written (``bench.apply``), so the two agree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from methods.inventory import MLP_PREFIXES, ROUTER_ROLES, Inventory, LayerInventory, TensorEntry
-from methods.plan import LayerPlan, Plan
+from methods.inventory import (
+    CONSTANT_ROLE,
+    EXPERT_ROLES,
+    MLP_PREFIXES,
+    ROUTER_ROLES,
+    Inventory,
+    LayerInventory,
+    TensorEntry,
+)
+from methods.plan import LayerPlan, Merge, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class MergedExpert:
+    """The target is one matrix of a merged expert; ``sources`` are that matrix of each member, in their order."""
+
+    merge: Merge
+    sources: tuple[TensorEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AveragedRows:
+    """Row i of the target is the average of ``members[i]`` (row indices of the source) with ``weights[i]``, which add up to 1."""
+
+    members: tuple[tuple[int, ...], ...]
+    weights: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """The target holds the mean outputs of ``experts`` of decoder layer ``layer`` of the source, one row each."""
+
+    layer: int
+    experts: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """``target`` is ``source`` copied, or only its ``rows`` (indices of the first axis, ascending)."""
+    """One tensor of the result.
+
+    Args:
+        source: the tensor that it is made of; of a merged expert, the one of ``into``.
+        target: the result.
+        rows: indices of the source's first axis, ascending; None takes all.
+        recipe: how it is computed; None where bytes are copied.
+    """
 
     source: TensorEntry
     target: TensorEntry
     rows: tuple[int, ...] | None = None
+    recipe: MergedExpert | AveragedRows | Constants | None = None
 
 
 def transfers(plan: Plan, inventory: Inventory) -> Iterator[Transfer]:
@@ -26,32 +66,37 @@ def transfers(plan: Plan, inventory: Inventory) -> Iterator[Transfer]:
     for entry in inventory.outer:
         yield Transfer(entry, entry)
     number = 0
-    for layer_plan, layer in zip(plan.layers, inventory.layers, strict=True):
+    for index, (layer_plan, layer) in enumerate(zip(plan.layers, inventory.layers, strict=True)):
         if layer_plan.drop == "block":
             continue
-        yield from _layer_transfers(layer_plan, layer, number)
+        yield from _layer_transfers(layer_plan, layer, index, number)
         number += 1
 
 
 def result(plan: Plan, inventory: Inventory) -> Inventory:
     """Return the inventory of the compressed checkpoint, with decoder layers and experts renumbered from 0."""
     layers: list[LayerInventory] = []
-    for layer_plan, layer in zip(plan.layers, inventory.layers, strict=True):
+    for index, (layer_plan, layer) in enumerate(zip(plan.layers, inventory.layers, strict=True)):
         if layer_plan.drop == "block":
             continue
-        tensors = tuple(transfer.target for transfer in _layer_transfers(layer_plan, layer, len(layers)))
+        tensors = tuple(transfer.target for transfer in _layer_transfers(layer_plan, layer, index, len(layers)))
         if layer_plan.drop == "moe":
             layers.append(LayerInventory(mlp="none", experts=0, top_k=0, tensors=tensors))
             continue
         experts = layer.experts if layer_plan.experts is None else len(layer_plan.experts)
-        top_k = layer_plan.top_k or min(layer.top_k, experts)
-        layers.append(LayerInventory(mlp=layer.mlp, experts=experts, top_k=top_k, tensors=tensors))
+        rows = layer.rows if layer_plan.rows is None else len(layer_plan.rows)
+        mapped = layer.expert_map if layer_plan.experts is None else layer_plan.expert_map
+        constants = layer.constants if layer_plan.experts is None else len(layer_plan.constants)
+        top_k = layer_plan.top_k or min(layer.top_k, rows)
+        layers.append(LayerInventory(layer.mlp, experts, top_k, tensors, mapped, constants))
     return inventory.with_layers(tuple(layers))
 
 
-def _layer_transfers(plan: LayerPlan, layer: LayerInventory, number: int) -> Iterator[Transfer]:
-    """Yield the transfers of one surviving decoder layer, which becomes layer ``number``."""
+def _layer_transfers(plan: LayerPlan, layer: LayerInventory, index: int, number: int) -> Iterator[Transfer]:
+    """Yield the transfers of surviving decoder layer ``index``, which becomes layer ``number``."""
     position = None if plan.experts is None else {expert: new for new, expert in enumerate(plan.experts)}
+    merges = {merge.into: merge for merge in plan.merges}
+    matrices = {(e.role, e.expert): e for e in layer.with_role(*EXPERT_ROLES)} if merges else {}
     for entry in layer.tensors:
         if plan.drop == "moe" and (entry.role == "norm.mlp" or entry.role.startswith(MLP_PREFIXES)):
             continue
@@ -60,9 +105,40 @@ def _layer_transfers(plan: LayerPlan, layer: LayerInventory, number: int) -> Ite
             yield Transfer(entry, target)
         elif entry.expert is not None:
             if entry.expert in position:
-                yield Transfer(entry, replace(target, expert=position[entry.expert]))
+                merge = merges.get(entry.expert)
+                recipe = MergedExpert(merge, tuple(matrices[entry.role, m] for m in merge.members)) if merge else None
+                yield Transfer(entry, replace(target, expert=position[entry.expert]), recipe=recipe)
         elif entry.role in ROUTER_ROLES:
-            rows = tuple(position)
-            yield Transfer(entry, replace(target, shape=(len(rows), *entry.shape[1:])), rows)
+            rows = plan.rows
+            assert rows is not None
+            target = replace(target, shape=(len(rows), *entry.shape[1:]))
+            yield Transfer(entry, target, rows, averaged_rows(rows, plan.merges) if plan.router == "mean" else None)
+            if entry.role == "router.weight" and plan.constants:
+                yield _constants(plan, entry, index, number)
         else:
             yield Transfer(entry, target)
+
+
+def averaged_rows(rows: Sequence[int], merges: Sequence[Merge]) -> AveragedRows:
+    """Return how ``rows`` of a router become the averages over the members of ``merges``; weights add up to 1."""
+    into = {merge.into: merge for merge in merges}
+    members, weights = [], []
+    for row in rows:
+        merge = into.get(row)
+        members.append(merge.members if merge else (row,))
+        total = sum(merge.weights) if merge else 1.0
+        weights.append(tuple(weight / total for weight in merge.weights) if merge else (1.0,))
+    return AveragedRows(tuple(members), tuple(weights))
+
+
+def _constants(plan: LayerPlan, router: TensorEntry, index: int, number: int) -> Transfer:
+    """Return the transfer of the constant vectors, which stand beside the router of the layer."""
+    shape = (len(plan.constants), router.shape[1])
+    template = constant_template(router)
+    target = replace(router, template=template, role=CONSTANT_ROLE, shape=shape, layer=number)
+    return Transfer(router, target, recipe=Constants(index, plan.constants))
+
+
+def constant_template(router: TensorEntry) -> str:
+    """Return the name of a layer's constant vectors, from that of its router's weight."""
+    return router.template.rsplit(".", 2)[0] + ".constant_experts"

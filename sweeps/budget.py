@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +11,7 @@ from methods.errors import RefusedError
 from methods.inventory import Inventory
 from methods.method import Method
 from methods.plan import Plan
+from methods.probe import Probe
 from methods.stats import Stats
 from sweeps.config import Budget
 
@@ -21,16 +22,24 @@ _HALVINGS = 24
 class Planner:
     """Plans of one method for one model, with the configured budget."""
 
-    def __init__(self, method_class: type[Method], inventory: Inventory, stats: Stats, budget: Budget | None) -> None:
-        """Count the source and the absolute limit."""
+    def __init__(
+        self,
+        method_class: type[Method],
+        inventory: Inventory,
+        stats: Stats,
+        budget: Budget | None,
+        probe: Callable[[], Probe] | None = None,
+    ) -> None:
+        """Count the source and the absolute limit; ``probe`` makes the probe, for methods that run the model."""
         self.method_class, self.inventory, self.stats, self.budget = method_class, inventory, stats, budget
+        self._probe = probe
         self._costs: dict[tuple[object, ...], dict[str, int]] = {}
         self.source = self.cost(Plan.identity(inventory))
         self.limit = None if budget is None else budget.keep * self.source[budget.of]
 
     def cost(self, plan: Plan) -> dict[str, int]:
         """Return the cost by name; it depends on the numbers of experts alone, so it is counted once for each."""
-        shape = tuple((p.drop, p.experts if p.experts is None else len(p.experts), p.top_k) for p in plan.layers)
+        shape = tuple((p.drop, _count(p.experts), _count(p.rows), len(p.constants), p.top_k) for p in plan.layers)
         if shape not in self._costs:
             self._costs[shape] = asdict(cost(plan, self.inventory))
         return self._costs[shape]
@@ -48,8 +57,12 @@ class Planner:
         """
         method = self.method_class.configured(knobs)
         if self.budget is None or self.budget.how == "refuse":
-            return method, method.plan(self.inventory, self.stats)
+            return method, self._planned(method)
         return self._projected(method)
+
+    def _planned(self, method: Method) -> Plan:
+        probe = self._probe() if method.probing and self._probe is not None else None
+        return method.plan(self.inventory, self.stats, probe)
 
     def _projected(self, method: Method) -> tuple[Method, Plan]:
         """Return the largest shift of ``keep`` whose plan meets the limit.
@@ -86,7 +99,7 @@ class Planner:
         moved = tuple(min(1.0, max(floor, share + shift)) for share in shares)
         shifted = method.model_copy(update={"keep": moved[0] if isinstance(keep, (int, float)) else moved})
         try:
-            plan = shifted.plan(self.inventory, self.stats)
+            plan = self._planned(shifted)
         except RefusedError as error:
             return None, None, str(error)
         return self.excess(plan) <= 0, (shifted, plan), ""
@@ -97,3 +110,7 @@ class Planner:
             return 1.0 / len(self.inventory.layers)
         layers = [self.inventory.layers[index] for index in self.inventory.moe_layers]
         return max(self.inventory.router.fewest_experts(layer.top_k) / layer.experts for layer in layers)
+
+
+def _count(values: Sized | None) -> int | None:
+    return None if values is None else len(values)

@@ -14,6 +14,7 @@ import torch
 from bench.store import Store
 from methods.errors import ConfigError, MoebenchError
 from methods.inventory import Inventory
+from methods.probe import Probe
 from methods.registry import method_class
 from methods.stats import CATALOGUE, Stats
 from sweeps.config import DivergenceObjective, LossObjective, SweepConfig, TaskObjective, Windows
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from bench.checkpoint import Checkpoint
     from bench.record import Score
     from sweeps.objective import Candidate
 
@@ -42,6 +44,7 @@ class Resident:
         identity: digests of the model and of the windows; a study is bound to them.
         windows: returns held-out windows, shape (N, S).
         tokenizer: loads the tokenizer, which only task objectives need.
+        probe: makes the probe of the model, which only some methods ask for.
         cache: folder of finished task scores, None for none.
     """
 
@@ -52,6 +55,7 @@ class Resident:
     identity: Mapping[str, Any]
     windows: Callable[[Windows], Tensor]
     tokenizer: Callable[[], Any]
+    probe: Callable[[], Probe]
     cache: Path | None = None
 
     def scores(self, task: str, limit: int | None, config: SweepConfig, candidate: Candidate) -> Sequence[Score]:
@@ -102,7 +106,14 @@ def open_resident(config: SweepConfig, store: Path) -> Resident:
         corpus = parse(settings.corpus, checkpoint, settings.sequences, settings.length, settings.seed)
     device = _device(config.device)
     cache_folder = Store(store).cache
-    stats = calibrate(checkpoint, corpus if of_tokens else None, needs, cache=cache_folder / "stats", device=device)
+    stats = calibrate(
+        checkpoint,
+        corpus if of_tokens else None,
+        needs,
+        cache=cache_folder / "stats",
+        device=device,
+        sampled_tokens=settings.sampled_tokens,
+    )
     seen = set() if corpus is None else {tuple(window) for window in corpus.windows}
     held_out: dict[Windows, Tensor] = {}
     identity: dict[str, Any] = {"model": checkpoint.content, "calibration": None if corpus is None else corpus.digest}
@@ -127,8 +138,19 @@ def open_resident(config: SweepConfig, store: Path) -> Resident:
         identity=identity,
         windows=held_out.__getitem__,
         tokenizer=cache(lambda: load_tokenizer(checkpoint.path)),
+        probe=cache(lambda: _probe(checkpoint, config, cache_folder, device)),
         cache=cache_folder / "scores",
     )
+
+
+def _probe(checkpoint: Checkpoint, config: SweepConfig, cache_folder: Path, device: str) -> Probe:
+    """Return a probe on the calibration windows."""
+    from bench.corpus import parse
+    from bench.probe import ModelProbe
+
+    settings = config.calibration
+    corpus = parse(settings.corpus, checkpoint, settings.sequences, settings.length, settings.seed)
+    return ModelProbe(checkpoint, corpus, tokens=settings.sampled_tokens, device=device, cache=cache_folder / "probe")
 
 
 def union_of_needs(config: SweepConfig) -> frozenset[str]:
@@ -138,7 +160,8 @@ def union_of_needs(config: SweepConfig) -> frozenset[str]:
     needs: set[str] = set()
     for knobs in itertools.islice(itertools.product(*ends), _COMBINATIONS):
         try:
-            needs |= kind.configured({**config.fixed, **dict(knobs)}).needs
+            method = kind.configured({**config.fixed, **dict(knobs)})
+            needs |= method.measured
         except MoebenchError:
             continue  # a combination that the method refuses needs nothing
     return frozenset(needs)

@@ -95,7 +95,7 @@ def work(
 
     resident = resident or open_resident(config, store)
     bind(study, "inputs", dict(resident.identity), sweep_folder(store, config) / JOURNAL)
-    planner = Planner(method_class(config.method), resident.inventory, resident.stats, config.budget)
+    planner = Planner(method_class(config.method), resident.inventory, resident.stats, config.budget, resident.probe)
     bench = _Bench(config, study, planner, measures(config, resident), resident, Store(store))
     in_a_row = {"failed": 0, "refused": 0}
     while missing := missing_trials(study, config):
@@ -184,7 +184,7 @@ class _Bench:
         from bench.realise import realised
         from sweeps.objective import Candidate
 
-        with realised(self.resident.model, self.resident.inventory, plan) as model:
+        with realised(self.resident.model, self.resident.inventory, plan, self.resident.stats) as model:
             candidate = Candidate(plan, self.planner.cost(plan), self.planner.source, model)
             scores = {label: float(measure(candidate)) for label, measure in self.measures.items()}
         for label, score in scores.items():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from bench.apply import apply
 from bench.calibrate import LayerwiseDecision, calibrate
@@ -17,12 +16,9 @@ from methods.criterion import REAP
 from methods.errors import CheckpointError, ConfigError, StatsError, UnknownNameError
 from methods.plan import LayerPlan, Plan
 from methods.stats import CATALOGUE
-from tests.calibration_reference import reference
+from tests.calibration_reference import expert_reference, reference
+from tests.streamed_pass import NEEDS, RAGGED, SQUARE, Fixed, assert_same, model_states, plain_model, streamed_states
 from tests.tiny import FAMILIES, tiny_checkpoint, tiny_tokens
-
-NEEDS = frozenset(CATALOGUE)
-RAGGED = Corpus.of([w[:n] for w, n in zip(tiny_tokens(5).tolist(), (24, 7, 24, 1, 7), strict=True)], "ragged")
-SQUARE = Corpus.of(tiny_tokens(), "square")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -35,52 +31,6 @@ def qwen(tmp_path_factory):
     return Checkpoint.open(tiny_checkpoint("qwen3_moe", tmp_path_factory.mktemp("qwen3_moe")))
 
 
-def plain_model(checkpoint, dtype=torch.float32):
-    return AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype, experts_implementation="eager").eval()
-
-
-def streamed_states(checkpoint, corpus, decide=None, **settings):
-    """Return the states at every boundary, (B, T, D), sequences in the order of the pass (by length)."""
-    options = {
-        "device": "cpu",
-        "dtype": "float32",
-        "hidden_bytes": 2**30,
-        "boundary_tokens": 4096,
-        "batch_tokens": 48,
-        "expert_rows": 4096,
-        "scratch": None,
-        **settings,
-    }
-    seen: dict[int, list[torch.Tensor]] = {}
-    streamed = StreamedPass(checkpoint, corpus, set(), **options)
-    streamed.run(decide, None, lambda boundary, states: seen.setdefault(boundary, []).append(states.clone()))
-    return torch.stack([torch.cat(seen[boundary]) for boundary in sorted(seen)])
-
-
-def model_states(model, corpus):
-    """Return the same from transformers, one sequence at a time and hence without padding."""
-    columns = []
-    outputs: list[torch.Tensor] = []
-    for layer in model.model.layers:
-        layer.register_forward_hook(lambda module, args, output: outputs.append(output[0]))
-    for window in sorted(corpus.windows, key=len):
-        outputs.clear()
-        with torch.no_grad():
-            embedded = model.model.embed_tokens(torch.tensor(window))
-            model.model(torch.tensor([window]), use_cache=False)
-        columns.append(torch.stack([embedded, *outputs]))
-    return torch.cat(columns, dim=1)
-
-
-def assert_same(ours, theirs, rtol=1e-5, names=NEEDS):
-    for name in names:
-        assert len(ours.values[name]) == len(theirs.values[name])
-        for a, b in zip(ours.values[name], theirs.values[name], strict=True):
-            assert (a is None) == (b is None)
-            if a is not None:
-                np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-7, err_msg=name)
-
-
 def test_states_equal_the_plain_forward(any_checkpoint):
     theirs = model_states(plain_model(any_checkpoint), RAGGED)
     ours = streamed_states(any_checkpoint, RAGGED)
@@ -89,10 +39,13 @@ def test_states_equal_the_plain_forward(any_checkpoint):
     assert (theirs[1:] - theirs[:-1]).abs().amax(dim=(1, 2)).min() > 0.1, "a layer does nothing, so nothing was tested"
 
 
-def test_statistics_equal_hooks_and_loops(any_checkpoint):
-    router = any_checkpoint.inventory.router
-    expected = reference(plain_model(any_checkpoint), [list(w) for w in RAGGED.windows], router.score == "sigmoid")
-    stats = calibrate(any_checkpoint, RAGGED, NEEDS)
+@pytest.mark.parametrize("sampled", [20, 63])
+def test_statistics_equal_hooks_and_loops(any_checkpoint, sampled):
+    router, windows = any_checkpoint.inventory.router, sorted(RAGGED.windows, key=len)
+    expected = reference(plain_model(any_checkpoint), windows, router.score == "sigmoid")
+    expected |= expert_reference(plain_model(any_checkpoint), windows, router, 2, sampled, 13)
+    assert set(expected) == NEEDS, "a statistic has no reference"
+    stats = calibrate(any_checkpoint, RAGGED, NEEDS, sampled_tokens=sampled, cka_tokens=13)
     assert stats.tokens == 63
     np.testing.assert_allclose(stats.model("hidden_cosine"), expected.pop("hidden_cosine"), rtol=1e-5, atol=1e-6)
     for name, by_layer in expected.items():
@@ -100,8 +53,10 @@ def test_statistics_equal_hooks_and_loops(any_checkpoint):
         assert set(by_layer) == set(scope)
         for index, value in by_layer.items():
             measured = stats.layer(name, index)
-            assert measured.dtype == np.float64
-            np.testing.assert_allclose(measured, value, rtol=1e-5, atol=1e-6, err_msg=f"{name} of layer {index}")
+            assert measured.dtype == (np.float32 if "S" in CATALOGUE[name].dims else np.float64)
+            assert measured.shape == np.shape(value)
+            atol = 1e-6 * max(1.0, np.abs(value).max())
+            np.testing.assert_allclose(measured, value, rtol=1e-5, atol=atol, err_msg=f"{name} of layer {index}")
 
 
 def test_sliding_window_is_the_model_own(tmp_path):
@@ -148,17 +103,6 @@ def test_idle_experts_are_measured_as_zero_and_their_weights_anyway(tmp_path):
     counts = stats.layer("gate_norm_moment", 0)[:, 0, 0]
     assert counts.sum() == 4 and (counts == 0).sum() >= 4
     assert (stats.layer("weight_norm", 0) > 0).all()
-
-
-class Fixed:
-    """Decides what it was given, and remembers which statistics it saw."""
-
-    def __init__(self, plans):
-        self.plans, self.seen, self.digest = plans, {}, "fixed"
-
-    def __call__(self, layer, stats):
-        self.seen[layer] = stats
-        return self.plans[layer]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +165,7 @@ def test_cache_returns_what_was_measured_and_serves_subsets(qwen, tmp_path, monk
     assert (again.tokens, again.meta) == (first.tokens, first.meta)
     subset = calibrate(qwen, SQUARE, {"block_cosine"}, cache=tmp_path)
     assert set(subset.values) == {"block_cosine"}
-    assert not [path for path in tmp_path.iterdir() if path.suffix != ".safetensors"]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".npy"}
 
 
 @pytest.mark.parametrize(
@@ -269,15 +213,29 @@ def test_every_change_misses_the_cache(qwen, tmp_path, monkeypatch, change):
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "foreign", "empty"])
 def test_damaged_cache_files_are_measured_again(qwen, tmp_path, damage):
-    first = calibrate(qwen, SQUARE, NEEDS, cache=tmp_path)
-    (path,) = tmp_path.iterdir()
+    needs = {"block_cosine", "gate_norm_moment"}
+    first = calibrate(qwen, SQUARE, needs, cache=tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
     whole = bytearray(path.read_bytes())
     if damage == "flipped":
         whole[-5] ^= 64
     foreign = b"not a safetensors file"
     path.write_bytes({"cut": whole[: len(whole) // 2], "flipped": whole, "foreign": foreign, "empty": b""}[damage])
-    assert_same(calibrate(qwen, SQUARE, NEEDS, cache=tmp_path), first, rtol=0.0)
-    assert_same(calibrate(qwen, SQUARE, NEEDS, cache=tmp_path), first, rtol=0.0)
+    assert_same(calibrate(qwen, SQUARE, needs, cache=tmp_path), first, rtol=0.0, names=needs)
+    assert_same(calibrate(qwen, SQUARE, needs, cache=tmp_path), first, rtol=0.0, names=needs)
+
+
+def test_weights_are_measured_once_for_all_corpora_and_rules_see_them(qwen, tmp_path, monkeypatch):
+    needs = {"gate_norm_moment", "weight_norm", "router_row_gram"}
+    first = calibrate(qwen, SQUARE, needs, cache=tmp_path)
+    monkeypatch.setattr("bench.calibration.streaming.measure_weights", lambda *args: pytest.fail("measured again"))
+    decide = Fixed([LayerPlan(experts=(0, 1, 2, 3))] * 3)
+    settings = {"cache": tmp_path, "propagation": "sequential", "decide": decide}
+    second = calibrate(qwen, RAGGED, needs, **settings)
+    assert_same(second, first, rtol=0.0, names={"weight_norm", "router_row_gram"})
+    assert second.tokens == 63
+    for layer in range(3):
+        np.testing.assert_array_equal(decide.seen[layer].layer("weight_norm", layer), first.layer("weight_norm", layer))
 
 
 def test_weights_that_are_not_numbers_are_refused(tmp_path):

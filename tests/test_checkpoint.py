@@ -12,9 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench import content
+from bench.apply import apply
 from bench.checkpoint import INDEX, SINGLE, Checkpoint
 from bench.load import load_model
 from methods.errors import CheckpointError, NotMoEError
+from methods.inventory import CONSTANT_ROLE
+from methods.plan import LayerPlan, Plan
+from tests.groupings import moments_of
 from tests.masking import logits
 from tests.tiny import FAMILIES, tiny_checkpoint, tiny_model, tiny_tokens
 
@@ -247,3 +251,18 @@ def test_tokenizer_files(folder: Path) -> None:
         "tokenizer.json",
         "tokenizer_config.json",
     ]
+
+
+def test_constants_that_are_missing_or_of_another_size_are_named(folder: Path, tmp_path: Path) -> None:
+    source = Checkpoint.open(folder)
+    plan = Plan.of(source.inventory, [LayerPlan(experts=(0, 1, 2), constants=(3, 4), router="map")] * 3)
+    out = apply(source, plan, tmp_path / "out", moments=moments_of(source.inventory))
+    layer = Checkpoint.open(out).inventory.layers[1]
+    entry = next(layer.with_role(CONSTANT_ROLE))
+    assert entry.name == "model.layers.1.block_sparse_moe.constant_experts"
+    stored = load_file(out / SINGLE)[entry.name]
+    assert torch.equal(Checkpoint.open(out).read(entry), stored) and layer.expert_map == (0, 1, 2, 3, 4)
+    for damage, words in ((None, f"lacks 1 tensors .*{entry.name}"), (stored[:1].clone(), f"{entry.name} has shape")):
+        rewrite(out, {entry.name: damage})
+        with pytest.raises(CheckpointError, match=words):
+            Checkpoint.open(out)

@@ -8,7 +8,7 @@ import pytest
 from methods.compose import compose
 from methods.errors import PlanError
 from methods.inventory import Inventory
-from methods.plan import LayerPlan, Plan
+from methods.plan import LayerPlan, Merge, Plan
 from methods.transfer import result
 from tests.inventories import toy_inventory
 
@@ -16,13 +16,18 @@ from tests.inventories import toy_inventory
 def random_plan(inventory: Inventory, rng: np.random.Generator) -> Plan:
     layers = []
     for layer in inventory.layers:
-        kind = rng.choice(["none", "moe", "block", "experts", "top_k"])
+        kind = rng.choice(["none", "moe", "block", "experts", "top_k", "merge"])
         if layer.mlp != "moe" and kind != "block":
             kind = "none"
         if kind == "experts":
             count = int(rng.integers(1, layer.experts + 1))
             layers.append(LayerPlan(experts=tuple(sorted(rng.choice(layer.experts, count, replace=False).tolist()))))
-        elif kind == "top_k":
+        elif kind == "merge" and layer.experts > 1:
+            pair = tuple(sorted(rng.choice(layer.experts, 2, replace=False).tolist()))
+            halves = Merge(into=int(rng.choice(pair)), members=pair, weights=(0.5, 0.5))
+            stays = tuple(e for e in range(layer.experts) if e not in pair or e == halves.into)
+            layers.append(LayerPlan(experts=stays, merges=(halves,), router="mean"))
+        elif kind in ("merge", "top_k"):
             layers.append(LayerPlan(top_k=int(rng.integers(1, layer.experts + 1))))
         else:
             layers.append(LayerPlan(drop=kind))
@@ -72,3 +77,76 @@ def test_all_orders_of_top_k() -> None:
         first = Plan.of(source, [LayerPlan(), LayerPlan(top_k=a), LayerPlan()])
         second = Plan.of(result(first, source), [LayerPlan(), LayerPlan(top_k=b), LayerPlan()])
         assert result(compose(first, second, source), source).layers[1].top_k == b
+
+
+def merged(into: int, *pairs: tuple[int, float], kernel: str = "mean", rank: int | None = None) -> Merge:
+    members, weights = zip(*pairs, strict=True)
+    return Merge(into=into, members=members, weights=weights, kernel=kernel, rank=rank)
+
+
+def composed(first: LayerPlan, second: LayerPlan, experts: int = 6) -> LayerPlan:
+    """Return the composition of two plans of one layer, after comparing what they leave."""
+    source = toy_inventory(experts=experts, moe_layers=1)
+    one = Plan.of(source, [LayerPlan(), first])
+    middle = result(one, source)
+    two = Plan.of(middle, [LayerPlan(), second])
+    both = compose(one, two, source)
+    assert result(both, source) == result(two, middle)
+    return both.layers[1]
+
+
+def test_merging_what_was_selected() -> None:
+    first = LayerPlan(experts=(1, 3, 4, 5))
+    second = LayerPlan(experts=(0, 1), merges=(merged(1, (1, 0.25), (3, 0.75)),), router="map")
+    assert composed(first, second) == LayerPlan(experts=(1, 3), merges=(merged(3, (3, 0.25), (5, 0.75)),), router="map")
+
+
+def test_selecting_among_what_was_merged() -> None:
+    first = LayerPlan(
+        experts=(0, 1, 2), merges=(merged(0, (0, 0.5), (4, 0.5)), merged(2, (2, 1.0), (3, 2.0))), router="mean"
+    )
+    expected = LayerPlan(experts=(1, 2), merges=(merged(2, (2, 1.0), (3, 2.0)),), router="mean")
+    assert composed(first, LayerPlan(experts=(1, 2))) == expected
+
+
+def test_an_average_of_averages_is_an_average() -> None:
+    first = LayerPlan(experts=(0, 1, 2), merges=(merged(0, (0, 0.5), (4, 0.5)),), router="mean")
+    second = LayerPlan(experts=(0, 1), merges=(merged(0, (0, 0.8), (2, 0.2)),), router="mean")
+    assert composed(first, second) == LayerPlan(
+        experts=(0, 1), merges=(merged(0, (0, 0.4), (2, 0.2), (4, 0.4)),), router="mean"
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        (
+            LayerPlan(experts=(0, 1, 2), merges=(merged(0, (0, 0.5), (4, 0.5)),), router="map"),
+            LayerPlan(experts=(0, 1)),
+            "lead to one expert already",
+        ),
+        (
+            LayerPlan(experts=(0, 1, 2), merges=(merged(0, (0, 0.5), (4, 0.5)),), router="slice"),
+            LayerPlan(experts=(0, 1), merges=(merged(1, (1, 0.5), (2, 0.5)),), router="mean"),
+            "one router row each",
+        ),
+        (
+            LayerPlan(experts=(0, 1, 2), merges=(merged(0, (0, 0.5), (4, 0.5)),), router="slice"),
+            LayerPlan(experts=(0, 1), merges=(merged(1, (1, 0.5), (2, 0.5)),), router="map"),
+            "one router row each",
+        ),
+        (
+            LayerPlan(experts=(0, 1, 2), merges=(merged(0, (0, 0.5), (4, 0.5), kernel="aligned"),)),
+            LayerPlan(experts=(0, 1), merges=(merged(0, (0, 0.5), (2, 0.5)),)),
+            "only plain averages",
+        ),
+        (
+            LayerPlan(experts=(0, 1, 2), merges=(merged(0, (0, 1.5), (4, 0.5)),)),
+            LayerPlan(experts=(0, 1), merges=(merged(0, (0, 0.5), (2, 0.5)),)),
+            "only plain averages",
+        ),
+    ],
+)
+def test_what_one_plan_cannot_state_is_refused(first: LayerPlan, second: LayerPlan, reason: str) -> None:
+    with pytest.raises(PlanError, match=reason):
+        composed(first, second)

@@ -15,7 +15,7 @@ from bench.family import Family, families, family_of
 from bench.family_file import read_family_file
 from methods.errors import CheckpointError, ConfigError, NotMoEError, PlanError
 from methods.inventory import Inventory
-from methods.plan import LayerPlan, Plan
+from methods.plan import LayerPlan, Merge, Plan
 from methods.transfer import result
 from tests.tiny import FAMILIES, tiny_checkpoint, tiny_config, tiny_model
 
@@ -149,6 +149,76 @@ def test_different_layers_are_stated_per_layer_and_refused_by_stock_transformers
     stock = AutoConfig.for_model(**written)
     with pytest.raises(RuntimeError, match="per-layer attribute"):
         AutoModelForCausalLM.from_config(stock)
+
+
+PAIR = Merge(into=1, members=(0, 1), weights=(0.5, 0.5))
+MAPPED = LayerPlan(experts=(1, 2, 5), merges=(PAIR,), constants=(3, 7), router="map")
+"""Rows 0, 1, 2, 3, 5 and 7 stay, three for each half of the experts; 4 and 6 are gone."""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_maps_and_constants_are_stated_per_layer_and_read_back(name: str) -> None:
+    config = config_dict(name)
+    grouped = (
+        MAPPED if name != "deepseek_v3" else LayerPlan.model_validate({**MAPPED.model_dump(), "constants": (4, 7)})
+    )
+    for layers in ([LayerPlan(), grouped, LayerPlan()], [LayerPlan(), grouped, grouped]):
+        written, expected = compressed(config, layers)
+        stated = written["per_layer_config"]["1"]
+        place = [0, 0, 1, 3, 2, 4]  # of the rows in order; of deepseek_v3, row 4 is a constant and stands before row 5
+        assert stated["expert_map"] == place and stated["constant_experts"] == 2
+        assert written["architectures"] == [f"Moebench{family_of(config).architecture}"]
+        layer = expected.layers[1]
+        assert (layer.experts, layer.rows, layer.constants, layer.expert_map) == (3, 6, 2, tuple(place))
+        assert opened(written)[1] == expected
+        saved = json.loads(AutoConfig.for_model(**written).to_json_string())
+        assert opened({**saved, "dtype": "float32"})[1] == expected
+    names = [entry.name for entry in layer.tensors]
+    router = next(entry for entry in layer.tensors if entry.role == "router.weight")
+    constants = layer.tensors[names.index(router.name) + 1]
+    assert (constants.role, constants.shape, constants.dtype) == ("constant.experts", (2, 64), "F32")
+    assert router.shape == (6, 64)
+    block = family_of(config).mlp_modules(1)[1]
+    assert family_of(config).placement(constants).name == f"{block}.constant_experts"
+    assert family_of(config).module_shapes(expected)[f"{block}.experts.down_proj"][0] == 3
+
+
+def test_a_model_without_maps_states_none_after_one_that_had_them() -> None:
+    config, _ = compressed(config_dict("mixtral"), [LayerPlan(), MAPPED, LayerPlan()])
+    assert config["expert_map"] is None and config["constant_experts"] == 0
+    written, expected = compressed(config, [LayerPlan(), LayerPlan(drop="block"), LayerPlan()])
+    assert not {"per_layer_config", "expert_map", "constant_experts"} & set(written)
+    assert opened(written)[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"expert_map": [0, 0, 1, 2, 9, 4]}, "entry 9 is out of range"),
+        ({"expert_map": [0, 0, 1, 2, -1, 3]}, "entry -1 is out of range"),
+        ({"expert_map": [0, 0, 1, 3, 3, 4]}, "no row leads to place 2"),
+        ({"expert_map": [0, 0, 1, 2, 3]}, "it has 5 entries"),
+        ({"expert_map": [0, 0, 1, 2, 3, 4, 4]}, "it has 7 entries"),
+        ({"expert_map": [0, 0, 1, 2, 3, "4"]}, "not a list of integers"),
+        ({"expert_map": {"0": 1}}, "not a list of integers"),
+        ({"expert_map": None}, "it is None"),
+        ({"constant_experts": 5}, "constant_experts is 5 with 5 places"),
+        ({"constant_experts": -1}, "constant_experts is -1"),
+        ({"constant_experts": "2"}, "constant_experts is '2'"),
+    ],
+)
+def test_damaged_maps_are_named(change: dict[str, Any], words: str) -> None:
+    written, _ = compressed(config_dict("mixtral"), [LayerPlan(), MAPPED, LayerPlan()])
+    layer = {**written["per_layer_config"]["1"], **change}
+    with pytest.raises(CheckpointError, match=words) as error:
+        opened({**written, "per_layer_config": {"1": layer}})
+    assert "layer 1" in str(error.value) and "fetch or write" in str(error.value)
+
+
+def test_a_map_on_a_layer_without_router_is_damaged() -> None:
+    for places in ([0, 1], []):
+        with pytest.raises(CheckpointError, match=r"layer 0 in config\.json is damaged"):
+            opened({**config_dict("deepseek_v2"), "per_layer_config": {"0": {"expert_map": places}}})
 
 
 def test_dropping_the_whole_of_the_moe_still_reads_back() -> None:

@@ -13,6 +13,7 @@ from methods.criterion import REAP
 from methods.inventory import Inventory
 from methods.method import Method
 from methods.plan import LayerPlan, Plan
+from methods.probe import Probe
 from methods.stats import Stats
 
 
@@ -97,7 +98,7 @@ class Denormal(REAP):
 
     name: ClassVar[str] = "denormal"
 
-    def plan(self, inventory: Inventory, stats: Stats) -> Plan:
+    def plan(self, inventory: Inventory, stats: Stats, probe: Probe | None = None) -> Plan:
         plan = super().plan(inventory, stats)
         layers = [layer.model_copy(update={"top_k": 2 if layer.experts else None}) for layer in plan.layers]
         return plan.model_copy(update={"layers": tuple(layers)})

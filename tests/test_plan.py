@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from methods.cost import cost, cost_of, ratios
 from methods.errors import PlanError
-from methods.plan import LayerPlan, Plan
-from methods.transfer import result, transfers
+from methods.plan import LayerPlan, Merge, Plan
+from methods.transfer import AveragedRows, Constants, MergedExpert, result, transfers
 from tests.inventories import toy_inventory
 
 
@@ -103,3 +103,110 @@ def test_cost_counts_by_hand() -> None:
     removed = ratios(base, half)
     assert (removed.count, removed.expert, removed.channels) == (0.5, 0.5, 0.5)
     assert removed.total == removed.bytes == pytest.approx(1 - half.parameters / base.parameters)
+
+
+def merged(into: int, members: tuple[int, ...], weights: tuple[float, ...], **fields: object) -> Merge:
+    return Merge.model_validate({"into": into, "members": members, "weights": weights, **fields})
+
+
+PAIR = merged(1, (1, 3), (0.25, 0.75))
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"merges": (PAIR,)}, "without experts"),
+        ({"experts": (0, 1, 3), "merges": (PAIR,)}, "only one of these"),
+        ({"experts": (0, 2), "merges": (PAIR,)}, "each of which stays"),
+        ({"experts": (0, 1), "merges": (merged(0, (0, 3), (1.0, 1.0)), PAIR)}, "only one of these"),
+        ({"experts": (0, 1), "constants": (2,)}, "router='map'"),
+        ({"experts": (0, 1), "constants": (3,), "merges": (PAIR,), "router": "map"}, "only one of these"),
+        ({"drop": "moe", "router": "map"}, "nothing else left to state"),
+    ],
+)
+def test_contradictions_within_a_layer_are_refused(fields: dict[str, object], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        LayerPlan.model_validate(fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"members": (1,), "weights": (1.0,)}, "two or more"),
+        ({"members": (3, 1), "weights": (0.5, 0.5)}, "ascending"),
+        ({"members": (0, 3), "weights": (0.5, 0.5)}, "not among the members"),
+        ({"weights": (1.0,)}, "2 members have 1 weights"),
+        ({"weights": (0.5, -0.5)}, "add up to nothing"),
+        ({"kernel": "svd"}, "svd states a rank"),
+        ({"rank": 3}, "svd states a rank"),
+    ],
+)
+def test_a_merge_is_checked(fields: dict[str, object], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        Merge.model_validate({**PAIR.model_dump(), **fields})
+
+
+def layer_of(plan: LayerPlan) -> LayerPlan:
+    return plan_of(LayerPlan(), plan, LayerPlan()).layers[1]
+
+
+def test_merges_have_one_normal_form() -> None:
+    idle = merged(1, (1, 2, 3), (0.25, 0.0, 0.75))
+    assert layer_of(LayerPlan(experts=(0, 1), merges=(idle,))) == LayerPlan(experts=(0, 1), merges=(PAIR,))
+    alone = merged(1, (1, 3), (1.0, 0.0))
+    assert layer_of(LayerPlan(experts=(0, 1), merges=(alone,), router="mean")) == LayerPlan(experts=(0, 1))
+    kept = LayerPlan(experts=(0, 1), merges=(alone,), router="map")
+    assert layer_of(kept) == kept, "with a map the row of expert 3 stays and leads to expert 1"
+    assert layer_of(LayerPlan(experts=(0, 1), router="map")) == LayerPlan(experts=(0, 1))
+
+
+def test_rows_and_map() -> None:
+    plan = LayerPlan(experts=(0, 1), merges=(PAIR,), constants=(2,), router="map")
+    assert plan.rows == (0, 1, 2, 3) and plan.expert_map == (0, 1, 2, 1)
+    partial = LayerPlan(experts=(1, 2), merges=(PAIR,), router="map")
+    assert partial.rows == (1, 2, 3) and partial.expert_map == (0, 1, 0), "the row of expert 0 is gone"
+    assert LayerPlan(experts=(0, 1), merges=(PAIR,)).expert_map is None
+
+
+def test_a_mapped_layer_is_not_selected_again() -> None:
+    inventory = toy_inventory()
+    mapped = plan_of(LayerPlan(), LayerPlan(experts=(0, 1), merges=(PAIR,), router="map"), LayerPlan())
+    middle = result(mapped, inventory)
+    assert (middle.layers[1].experts, middle.layers[1].rows, middle.layers[1].expert_map) == (2, 3, (0, 1, 1))
+    with pytest.raises(PlanError, match="lead to one expert already"):
+        Plan.of(middle, [LayerPlan(), LayerPlan(experts=(0,)), LayerPlan()])
+    assert Plan.of(middle, [LayerPlan(), LayerPlan(top_k=1), LayerPlan()]).layers[1].top_k == 1
+
+
+def test_transfers_of_a_merge() -> None:
+    inventory = toy_inventory()
+    plan = plan_of(LayerPlan(), LayerPlan(experts=(0, 1), merges=(PAIR,), router="mean"), LayerPlan())
+    items = [item for item in transfers(plan, inventory) if item.target.layer == 1 and item.recipe is not None]
+    router, *matrices = items
+    assert isinstance(router.recipe, AveragedRows) and router.target.shape == (2, 4)
+    assert router.recipe.members == ((0,), (1, 3)) and router.recipe.weights == ((1.0,), (0.25, 0.75))
+    assert [item.target.role for item in matrices] == ["expert.gate", "expert.up", "expert.down"]
+    for item in matrices:
+        assert isinstance(item.recipe, MergedExpert) and [entry.expert for entry in item.recipe.sources] == [1, 3]
+        assert item.target.expert == 1 and item.source.expert == 1
+
+
+def test_constants_are_one_small_tensor_beside_the_router() -> None:
+    inventory = toy_inventory()
+    plan = plan_of(LayerPlan(), LayerPlan(experts=(0, 1), constants=(2, 3), router="map"), LayerPlan())
+    assert plan.moments == {"routed_output_mean"} and not plan_of(LayerPlan(), LayerPlan(), LayerPlan()).moments
+    (item,) = [item for item in transfers(plan, inventory) if isinstance(item.recipe, Constants)]
+    assert item.recipe == Constants(1, (2, 3)) and item.target.shape == (2, 4)
+    before, after = cost_of(inventory), cost(plan, inventory)
+    assert after.parameters == before.parameters - 2 * 36 + 2 * 4, (
+        "two experts of 3 x 12 weights become two vectors of 4"
+    )
+    assert after.flops == before.flops, "a token may choose two stored experts, so nothing is promised"
+
+
+def test_an_experts_merge_is_stored_once() -> None:
+    inventory = toy_inventory()
+    plan = plan_of(LayerPlan(), LayerPlan(experts=(0, 1), merges=(PAIR,), router="map"), LayerPlan())
+    after = cost(plan, inventory)
+    assert after.experts == 6 and after.routed_parameters == 6 * 36
+    assert after.parameters == cost_of(inventory).parameters - 2 * 36 - 4, "experts 2 and 3, and the row of expert 2"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from methods.errors import StatsError, UnknownNameError
-from methods.plan import LayerPlan, Plan
+from methods.errors import RefusedError, StatsError, UnknownNameError
+from methods.plan import LayerPlan, Merge, Plan
 from methods.stats import CATALOGUE, Stats
 
 MOMENTS = np.arange(4 * 9, dtype=np.float64).reshape(4, 3, 3)
@@ -30,7 +30,7 @@ def test_catalogue_is_well_formed():
     for name, spec in CATALOGUE.items():
         assert spec.name == name
         assert spec.definition and spec.unit
-        assert set(spec.dims) <= set("EANMB")
+        assert set(spec.dims) <= set("EANMBDS")
 
 
 def test_reading():
@@ -69,3 +69,23 @@ def test_restricting_to_dropped_sublayers_and_blocks():
     assert sliced.layer("block_cosine", 0) == 0.2
     np.testing.assert_array_equal(sliced.layer("gate_norm_moment", 1), MOMENTS + 100)
     np.testing.assert_array_equal(sliced.model("hidden_cosine"), [[5, 6, 7], [9, 10, 11], [13, 14, 15]])
+
+
+def test_every_axis_of_experts_is_sliced():
+    square = np.arange(16.0).reshape(4, 4)
+    tokens = np.arange(32.0).reshape(2, 4, 4)
+    stats = Stats({"coactivation": (None, square, square), "token_gram": (None, tokens, tokens)})
+    sliced = stats.restricted(plan(LayerPlan(), LayerPlan(experts=(1, 3)), LayerPlan()))
+    np.testing.assert_array_equal(sliced.layer("coactivation", 1), [[5, 7], [13, 15]])
+    np.testing.assert_array_equal(sliced.layer("token_gram", 1), tokens[:, [1, 3]][:, :, [1, 3]])
+    np.testing.assert_array_equal(sliced.layer("coactivation", 2), square)
+
+
+def test_statistics_of_merged_experts_are_refused_not_sliced():
+    merge = Merge(into=0, members=(0, 2), weights=(0.5, 0.5))
+    sliced = STATS.restricted(plan(LayerPlan(), LayerPlan(experts=(0, 1, 3), merges=(merge,)), LayerPlan()))
+    with pytest.raises(RefusedError, match="'gate_norm_moment' describes experts that an earlier step merged"):
+        sliced.layer("gate_norm_moment", 2)
+    with pytest.raises(RefusedError):
+        sliced.only({"gate_norm_moment"}).layer("gate_norm_moment", 1)
+    assert sliced.layer("block_cosine", 0) == STATS.layer("block_cosine", 0)

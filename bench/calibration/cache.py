@@ -2,6 +2,9 @@
 
 The key holds the digests of the checkpoint and of the corpus's tokens, all settings, library versions and the source text
 of the code that measures. So a stale hit cannot happen; what is asked for may be a subset of what a file holds.
+
+Statistics that are kept token by token lie beside it, one .npy file for each layer, named after its content; they are
+handed out as memory maps and never read whole.
 """
 
 from __future__ import annotations
@@ -10,18 +13,22 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench.calibration.disk_array import DiskArrays, recalled
 from bench.store import digest_of
 from methods.errors import StatsError
 from methods.stats import CATALOGUE, Array, Stats
 
-SCHEMA = 1
+SCHEMA = 2
+_ABANDONED = 7 * 24 * 3600
+"""Seconds after which the unfinished file of a process that was killed is removed."""
 
 
 @cache
@@ -37,6 +44,18 @@ def code_digest() -> str:
         Path(methods.stats.__file__),
         here.parent / "calibrate.py",
     ]
+    return _source_digest(files)
+
+
+@cache
+def decision_digest() -> str:
+    """Return the digest of the source files of all methods: what a decision between two layers depends on."""
+    import methods
+
+    return _source_digest(Path(next(iter(methods.__path__))).rglob("*.py"))
+
+
+def _source_digest(files: Iterable[Path]) -> str:
     return digest_of(
         {f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     )
@@ -50,43 +69,57 @@ class StatsCache:
         self._folder = folder
         self._key = digest_of({"schema": SCHEMA, "code": code_digest(), **key})
 
-    def load(self, needs: Collection[str]) -> Stats | None:
-        """Return a measurement that holds all of ``needs``, cut down to them; damaged files are passed over."""
+    def load(self, needs: Collection[str], sampling: Mapping[str, int]) -> Stats | None:
+        """Return a measurement that holds all of ``needs``, cut down to them; damaged files are passed over.
+
+        Args:
+            needs: names of statistics.
+            sampling: settings that only some statistics depend on: those that matter for ``needs``.
+        """
         for path in sorted(self._folder.glob(f"{self._key}.*.safetensors")):
-            stats = _read(path, self._key)
-            if stats is not None and set(needs) <= set(stats.values):
-                return stats.only(needs)
+            stats = _read(path, self._key, needs, sampling)
+            if stats is not None:
+                return stats
         return None
 
-    def save(self, stats: Stats) -> Path:
+    def save(self, stats: Stats, arrays: DiskArrays) -> Path:
         """Write ``stats`` in one atomic step and return the path.
+
+        Args:
+            stats: a measurement.
+            arrays: those of its statistics that have files already, in this folder; they get their lasting names.
 
         Raises:
             StatsError: the disk refuses; nothing that looks complete is left.
         """
         from safetensors.numpy import save
 
-        arrays = {
-            f"{name}/{index}": np.ascontiguousarray(value)
-            for name, values in stats.values.items()
-            for index, value in enumerate(values)
-            if value is not None
-        }
-        meta = {
-            "key": self._key,
-            "tokens": stats.tokens,
-            "meta": dict(stats.meta),
-            "length": {name: len(values) for name, values in stats.values.items()},
-        }
-        text = json.dumps(meta, sort_keys=True)
-        header = {"moebench": text, "sha256": _checksum(text, arrays)}
-        path = self._folder / f"{self._key}.{digest_of(sorted(stats.values))[:16]}.safetensors"
+        path = self._folder / f"{self._key}.{digest_of([sorted(stats.values), dict(stats.meta)])[:16]}.safetensors"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._remove_abandoned()
+            files = arrays.settle(
+                lambda name, layer, digest: self._folder / f"{self._key}.{name}.{layer}.{digest[:16]}.npy"
+            )
+            small = {
+                f"{name}/{index}": np.ascontiguousarray(value)
+                for name, values in stats.values.items()
+                for index, value in enumerate(values)
+                if value is not None and f"{name}/{index}" not in files
+            }
+            meta = {
+                "key": self._key,
+                "tokens": stats.tokens,
+                "meta": dict(stats.meta),
+                "length": {name: len(values) for name, values in stats.values.items()},
+                "files": files,
+            }
+            text = json.dumps(meta, sort_keys=True)
+            header = {"moebench": text, "sha256": _checksum(text, small)}
             descriptor, partial = tempfile.mkstemp(dir=self._folder, prefix=".", suffix=".partial")
             try:
                 with os.fdopen(descriptor, "wb") as file:
-                    file.write(save(arrays, header))
+                    file.write(save(small, header))
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(partial, path)
@@ -99,6 +132,11 @@ class StatsCache:
             ) from error
         return path
 
+    def _remove_abandoned(self) -> None:
+        for partial in self._folder.glob(".*.partial"):
+            if time.time() - partial.stat().st_mtime > _ABANDONED:
+                partial.unlink(missing_ok=True)
+
 
 def _checksum(meta: str, arrays: Mapping[str, Array]) -> str:
     hasher = hashlib.sha256(meta.encode())
@@ -108,8 +146,8 @@ def _checksum(meta: str, arrays: Mapping[str, Array]) -> str:
     return hasher.hexdigest()
 
 
-def _read(path: Path, key: str) -> Stats | None:
-    """Return the content of ``path``, or None where it is damaged or was written for another key."""
+def _read(path: Path, key: str, needs: Collection[str], sampling: Mapping[str, int]) -> Stats | None:
+    """Return ``needs`` from ``path``, or None where it is damaged, lacks one, or was written for other settings."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -119,12 +157,17 @@ def _read(path: Path, key: str) -> Stats | None:
         meta = json.loads(header["moebench"])
         if header["sha256"] != _checksum(header["moebench"], arrays) or meta["key"] != key:
             return None
-        values = {
-            name: tuple(arrays.get(f"{name}/{index}") for index in range(length))
-            for name, length in meta["length"].items()
-        }
-        if not values.keys() <= CATALOGUE.keys():
+        lengths: dict[str, int] = meta["length"]
+        settings: dict[str, Any] = meta["meta"]
+        if not (set(needs) <= lengths.keys() <= CATALOGUE.keys() and sampling.items() <= settings.items()):
             return None
-        return Stats(values, meta["tokens"], meta["meta"])
+        for name, entry in meta["files"].items():
+            if name.split("/")[0] in needs:
+                found = recalled(path.with_name(entry["file"]), entry["blake3"])
+                if found is None:
+                    return None
+                arrays[name] = found
+        values = {name: tuple(arrays.get(f"{name}/{index}") for index in range(lengths[name])) for name in needs}
+        return Stats(values, meta["tokens"], settings)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None

@@ -1,6 +1,6 @@
 """The feed-forward sub-layer of one decoder layer over a block of tokens, expert by expert as the checkpoint is read.
 
-Shape letters: T tokens, E routed experts, K experts per token, D hidden size, N some of the tokens.
+Shape letters: T tokens, E routed experts, K experts per token, R router rows, D hidden size, N some of the tokens.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.calibration.expert_pass import ExpertPass
+from bench.calibration.layer_experts import LayerExperts
+from bench.calibration.layer_router import LayerRouter
+from bench.calibration.measured_experts import MeasuredExperts, add_weighted
 from bench.calibration.sums import LayerSums
-from bench.calibration.weights import MlpWeights, WeightReader, expert_entries
+from bench.calibration.weights import MlpWeights, WeightReader
 from methods.inventory import LayerInventory, Router, TensorEntry
-from methods.kernels.experts import Activation, Assignment, gated_mlp
-from methods.kernels.routing import route
+from methods.kernels.experts import Activation, gated_mlp
 from methods.plan import LayerPlan
+from methods.stats import Array
 
 Entries = Mapping[str, TensorEntry]
 
@@ -24,12 +28,33 @@ Entries = Mapping[str, TensorEntry]
 class FeedForward:
     """Computes MoE and dense sub-layers; memory holds the weights of one expert."""
 
-    def __init__(self, router: Router, weights: WeightReader, activation: Activation, rows: int) -> None:
-        """Keep router semantics, the reader, the experts' activation and the bound on rows of one matrix product."""
+    def __init__(
+        self,
+        router: Router,
+        weights: WeightReader,
+        activation: Activation,
+        rows: int,
+        output_bytes: int = 128 << 20,
+    ) -> None:
+        """Keep router semantics, the reader, the experts' activation and bounds.
+
+        Args:
+            router: semantics of the family.
+            weights: reader of the checkpoint.
+            activation: of the experts.
+            rows: rows of one matrix product.
+            output_bytes: bound on outputs of several experts that are held for the same tokens.
+        """
         self._router, self._weights, self._activation, self._rows = router, weights, activation, rows
+        self._output_bytes = output_bytes
 
     def __call__(
-        self, layer: LayerInventory, input_TD: Tensor, sums: LayerSums | None = None, plan: LayerPlan | None = None
+        self,
+        layer: LayerInventory,
+        input_TD: Tensor,
+        sums: LayerSums | None = None,
+        plan: LayerPlan | None = None,
+        means_ED: Array | None = None,
     ) -> Tensor:
         """Return the sub-layer's output, shape (T, D).
 
@@ -37,14 +62,18 @@ class FeedForward:
             layer: what the checkpoint holds for this layer.
             input_TD: the sub-layer's input, after its norm.
             sums: accumulators to which everything seen on the way is added; None measures nothing.
-            plan: experts and top-k to run with; None runs the layer as it is.
+            plan: what becomes of the layer; None runs it as it is, which is what ``sums`` are taken of.
+            means_ED: mean outputs of the layer's experts, for a plan with constants.
         """
         output_TD = torch.zeros_like(input_TD)
         entries = {entry.role: entry for entry in layer.tensors if entry.expert is None}
         if layer.mlp == "dense":
             self._add_network(output_TD, input_TD, self._network("dense", entries), None)
         elif layer.mlp == "moe" and (plan is None or plan.drop == "none"):
-            self._add_routed(layer, entries, output_TD, input_TD, sums, plan or LayerPlan())
+            assert sums is None or plan is None
+            router = LayerRouter.read(self._weights, layer, self._router, plan or LayerPlan(), means_ED)
+            experts = LayerExperts(self._weights, layer, plan or LayerPlan())
+            self._add_routed(router, experts, output_TD, input_TD, sums)
             if "shared.gate" in entries:
                 gated = self._router.gated_shared
                 gate_1D = self._weights.read("shared.scalar_gate", entries["shared.scalar_gate"]) if gated else None
@@ -61,46 +90,34 @@ class FeedForward:
             out_ND += y_ND if gate_1D is None else y_ND * F.linear(x_ND, gate_1D).sigmoid()
 
     def _add_routed(
-        self,
-        layer: LayerInventory,
-        entries: Entries,
-        output_TD: Tensor,
-        input_TD: Tensor,
-        sums: LayerSums | None,
-        plan: LayerPlan,
+        self, router: LayerRouter, experts: LayerExperts, output_TD: Tensor, input_TD: Tensor, sums: LayerSums | None
     ) -> None:
-        kept = list(range(layer.experts)) if plan.experts is None else list(plan.experts)
-        assignment = self._assign(entries, input_TD, kept, plan.top_k or min(layer.top_k, len(kept)), sums)
-        norms_wanted = sums is not None and sums.wants("weight_norm")
-        matrices = expert_entries(layer)
-        for position, expert in enumerate(kept):
-            if not assignment.count(position) and not norms_wanted:
-                continue
-            network = self._weights.read_mlp("expert", *matrices[expert])
-            if sums is not None and norms_wanted:
-                sums.weights(expert, network.squared_norms())
-            for tokens_N, gates_N in assignment.pieces(position, self._rows):
-                x_ND = input_TD.index_select(0, tokens_N)
-                y_ND = gated_mlp(x_ND, network.gate_up_2FD, network.down_DF, self._activation)
-                if sums is not None:
-                    sums.expert(expert, gates_N, y_ND)
-                output_TD.index_add_(0, tokens_N, y_ND.mul_(gates_N.to(y_ND.dtype).unsqueeze(1)))
-
-    def _assign(
-        self, entries: Entries, input_TD: Tensor, kept: list[int], top_k: int, sums: LayerSums | None
-    ) -> Assignment:
-        """Route all tokens among the experts ``kept``, whose router rows alone are used."""
-        read = self._weights.read_exact
-        weight_ED = read("router.weight", entries["router.weight"])[kept]
-        bias_E = read("router.bias", entries["router.bias"])[kept] if "router.bias" in entries else None
-        correction_E = (
-            read("router.correction", entries["router.correction"])[kept] if "router.correction" in entries else None
-        )
-        parts = []
+        logits, indices, weights = [], [], []
+        keep_logits = sums is not None and (sums.sampled is not None or sums.wants("removal_loss"))
         for x_ND in input_TD.split(self._rows):
-            routing = route(F.linear(x_ND.to(weight_ED.dtype), weight_ED, bias_E), self._router, top_k, correction_E)
+            decision = router(x_ND)
             if sums is not None:
-                sums.routed(routing)
-            parts.append((routing.indices_TK, routing.weights_TK))
-        indices_TK, weights_TK = (torch.cat(column) for column in zip(*parts, strict=True))
-        return Assignment.of(indices_TK, weights_TK, len(kept))
+                sums.decided(decision)
+            if keep_logits:
+                logits.append(decision.logits_NR)
+            indices.append(decision.indices_NK)
+            weights.append(decision.weights_NK)
+        indices_TK, weights_TK = torch.cat(indices), torch.cat(weights)
+        run = ExpertPass(experts, input_TD, indices_TK, weights_TK, router.targets, self._activation, self._rows)
+        if router.constants_CD is not None:
+            _add_constants(output_TD, run, router)
+        if sums is None:
+            add_weighted(output_TD, run.routed(None), None)
+            return
+        logits_TR = torch.cat(logits) if keep_logits else None
+        MeasuredExperts(router, run, logits_TR, output_TD, sums, self._weights, self._output_bytes).run()
+        sums.routed(input_TD, output_TD, indices_TK, weights_TK)
+
+
+def _add_constants(output_TD: Tensor, run: ExpertPass, router: LayerRouter) -> None:
+    """Add the vectors that stand for experts, times the weights of the rows that lead to them."""
+    assert router.constants_CD is not None
+    assignment = run.assignment(None)
+    for number, constant_D in enumerate(router.constants_CD):
+        for tokens_N, gates_N in assignment.pieces(router.experts + number, 4096):
+            output_TD.index_add_(0, tokens_N, torch.outer(gates_N, constant_D).to(output_TD.dtype))

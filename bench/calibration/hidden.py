@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.calibration.sample import Sample
 from methods.errors import StatsError
 
 
@@ -25,8 +26,13 @@ class ScratchRows:
     Plain reads and writes are used and no memory map, because the pages of a map count as memory of the process.
     """
 
-    def __init__(self, rows: int, width: int, dtype: torch.dtype, folder: Path | None) -> None:
-        """Create the file in ``folder`` (None: the system's temporary folder); it vanishes when closed or on a crash."""
+    def __init__(
+        self, rows: int, width: int, dtype: torch.dtype, folder: Path | None, content: str = "hidden states"
+    ) -> None:
+        """Create the file in ``folder`` (None: the system's temporary folder); it vanishes when closed or on a crash.
+
+        ``content`` is what the rows are, for messages.
+        """
         self._width, self._dtype = width, dtype
         self._row_bytes = width * dtype.itemsize
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as this object
@@ -34,7 +40,7 @@ class ScratchRows:
             os.posix_fallocate(self._file.fileno(), 0, max(1, rows * self._row_bytes))
         except OSError as error:
             raise StatsError(
-                f"no room for {rows * self._row_bytes / 2**30:.1f} GiB of hidden states in {folder or tempfile.gettempdir()}: "
+                f"no room for {rows * self._row_bytes / 2**30:.1f} GiB of {content} in {folder or tempfile.gettempdir()}: "
                 f"{error.strerror}; free space, name another scratch folder, or use fewer tokens"
             ) from error
 
@@ -142,16 +148,16 @@ class Boundaries:
 
     def __init__(self, tokens: int, hidden: int, boundaries: int, limit: int, folder: Path | None) -> None:
         """Choose at most ``limit`` evenly spaced tokens."""
-        self._count = min(tokens, limit)
-        self._chosen = torch.arange(self._count) * tokens // self._count
+        self._sample = Sample(tokens, limit)
+        self._count = self._sample.count
         self._boundaries = boundaries
         self._rows = ScratchRows(boundaries * self._count, hidden, torch.float32, folder)
 
     def take(self, boundary: int, block: Block, hidden_TD: Tensor) -> None:
         """Keep the chosen tokens of ``block`` at ``boundary``."""
-        first, last = torch.searchsorted(self._chosen, torch.tensor([block.start, block.stop])).tolist()
-        if first < last:
-            rows_ND = hidden_TD[(self._chosen[first:last] - block.start).to(hidden_TD.device)].double()
+        first, chosen_N = self._sample.within(block.start, block.stop)
+        if len(chosen_N):
+            rows_ND = hidden_TD[chosen_N.to(hidden_TD.device)].double()
             unit_ND = rows_ND / torch.linalg.vector_norm(rows_ND, dim=-1, keepdim=True).clamp_min(1e-300)
             self._rows.write(boundary * self._count + first, unit_ND)
 

@@ -5,7 +5,7 @@ Shape letters: T tokens of a block, B sequences of one length, S their length, D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.calibration.disk_array import DiskArrays
 from bench.calibration.feed_forward import FeedForward
 from bench.calibration.hidden import Block, Boundaries, HiddenStates, blocks
+from bench.calibration.sample import Sample
+from bench.calibration.sampled_sums import Sampling
 from bench.calibration.skeleton import Attention, Skeleton
-from bench.calibration.sums import LayerSums
-from bench.calibration.weights import WeightReader, expert_entries
+from bench.calibration.sums import LayerSums, check_finite
+from bench.calibration.weight_statistics import weight_statistics
+from bench.calibration.weights import WeightReader
 from methods.inventory import LayerInventory
 from methods.plan import LayerPlan
 from methods.stats import CATALOGUE, Array, Stats
@@ -49,9 +53,23 @@ class StreamedPass:
         batch_tokens: int,
         expert_rows: int,
         scratch: Path | None,
+        sampled_tokens: int = 4096,
+        cka_tokens: int = 1024,
+        output_bytes: int = 128 << 20,
+        arrays: DiskArrays | None = None,
+        known: Mapping[str, tuple[Array | None, ...]] | None = None,
     ) -> None:
-        """Lay out the tokens; see ``bench.calibrate.calibrate`` for the arguments."""
+        """Lay out the tokens.
+
+        Args:
+            needs: statistics that need tokens.
+            arrays: takes statistics that are kept token by token; None keeps them in files that have no name.
+            known: statistics of the weights, for the rule that decides in sequential propagation.
+
+        The others are those of ``bench.calibrate.calibrate``.
+        """
         self._checkpoint, self._inventory, self._needs = checkpoint, checkpoint.inventory, frozenset(needs)
+        self._known = dict(known or {})
         self._device, self._dtype = torch.device(device), getattr(torch, dtype)
         # Sorting by length puts equal lengths side by side, so that batches need no padding.
         self._windows = sorted(corpus.windows, key=len)
@@ -63,9 +81,14 @@ class StreamedPass:
         if "hidden_cosine" in needs:
             count = len(self._inventory.layers) + 1
             self._boundaries = Boundaries(self._blocks[-1].stop, hidden, count, boundary_tokens, scratch)
+        sampled = Sample(self._blocks[-1].stop, sampled_tokens)
+        arrays = arrays or DiskArrays(scratch, named=False)
+        self._sampling = Sampling(sampled, Sample(sampled.count, cka_tokens), arrays, scratch)
         self._weights = WeightReader(checkpoint, self._device, self._dtype)
         self._skeleton = Skeleton(self._inventory.config, self._inventory.layers, self._device, self._dtype)
-        self._feed_forward = FeedForward(self._inventory.router, self._weights, self._skeleton.activation, expert_rows)
+        self._feed_forward = FeedForward(
+            self._inventory.router, self._weights, self._skeleton.activation, expert_rows, output_bytes
+        )
 
     @torch.inference_mode()
     def run(
@@ -88,17 +111,20 @@ class StreamedPass:
         self._embed(observe)
         for index, layer in enumerate(self._inventory.layers):
             attention = self._skeleton.load(index, layer, self._weights)
-            sums = LayerSums(self._needs, layer, self._device)
+            sums = LayerSums(self._needs, layer, self._inventory.hidden, self._device, index, self._sampling)
             rule = decide if layer.mlp == "moe" else None
             for block in self._blocks:
                 outcome_TD = self._step(block, attention, layer, sums, None, in_place=rule is None)
                 if rule is None:
                     self._keep(index + 1, block, outcome_TD, observe)
-            for name, value in sums.finished(index).items():
+            for name, value in sums.finished().items():
                 values[name][index] = value
             if rule is not None:
-                so_far = Stats({name: tuple(column) for name, column in values.items()}, sums.tokens)
-                self._compress(index, layer, attention, rule(index, so_far), observe)
+                measured = {name: tuple(column) for name, column in values.items()}
+                so_far = Stats({**measured, **self._known}, sums.tokens)
+                means = so_far.values.get("routed_output_mean")
+                plan = rule(index, so_far)
+                self._compress(index, layer, attention, plan, means[index] if means else None, observe)
             if progress is not None:
                 progress(index + 1, depth)
         result: Values = {name: tuple(column) for name, column in values.items()}
@@ -131,6 +157,7 @@ class StreamedPass:
         layer: LayerInventory,
         sums: LayerSums | None,
         plan: LayerPlan | None,
+        means_ED: Array | None = None,
         *,
         in_place: bool,
     ) -> Tensor:
@@ -146,13 +173,15 @@ class StreamedPass:
             mlp_input_TD[rows] = taken_BSD.flatten(0, 1)
         if plan is not None and plan.drop == "moe":
             return residual_TD
-        output_TD = self._feed_forward(layer, mlp_input_TD, sums, plan)
         if sums is not None:
-            sums.tokens += len(input_TD)
+            sums.begin(block)
+        output_TD = self._feed_forward(layer, mlp_input_TD, sums, plan, means_ED)
+        if sums is not None:
             sums.sublayer(residual_TD, mlp_input_TD, output_TD)
         residual_TD += output_TD
         if sums is not None:
             sums.layer(input_TD, residual_TD)
+            sums.end()
         return residual_TD
 
     def _compress(
@@ -161,6 +190,7 @@ class StreamedPass:
         layer: LayerInventory,
         attention: Attention,
         plan: LayerPlan,
+        means_ED: Array | None,
         observe: Callable[[int, Tensor], None] | None,
     ) -> None:
         """Run the layer once more as ``plan`` leaves it, to make the next layer's input."""
@@ -168,18 +198,25 @@ class StreamedPass:
             if plan.drop == "block":
                 outcome_TD = self._states.load(block)
             else:
-                outcome_TD = self._step(block, attention, layer, None, plan, in_place=True)
+                outcome_TD = self._step(block, attention, layer, None, plan, means_ED, in_place=True)
             self._keep(index + 1, block, outcome_TD, observe)
 
 
-def measure_weights(checkpoint: Checkpoint, device: str, dtype: str, progress: Progress | None = None) -> Values:
-    """Return the statistics of the weights alone, without running the model."""
+def measure_weights(
+    checkpoint: Checkpoint,
+    needs: Collection[str],
+    device: str,
+    dtype: str,
+    scratch: Path | None = None,
+    progress: Progress | None = None,
+) -> Values:
+    """Return those of ``needs`` that describe weights alone, without running the model."""
     reader = WeightReader(checkpoint, torch.device(device), getattr(torch, dtype))
     layers = checkpoint.inventory.layers
-    norms: list[Array | None] = []
+    measured = []
     for index, layer in enumerate(layers):
-        experts = [reader.read_mlp("expert", *entries).squared_norms() for entries in expert_entries(layer)]
-        norms.append(np.array(experts, dtype=np.float64) if layer.mlp == "moe" else None)
+        measured.append(weight_statistics(reader, layer, needs, scratch))
+        check_finite(index, measured[-1])
         if progress is not None:
             progress(index + 1, len(layers))
-    return {"weight_norm": tuple(norms)}
+    return {name: tuple(values.get(name) for values in measured) for name in needs}

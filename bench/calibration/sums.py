@@ -1,6 +1,7 @@
 """Accumulators of one decoder layer: float64 sums over tokens that become the catalogue's statistics.
 
-Shape letters: T tokens, E routed experts, D hidden size, M the three matrices, A gate powers, N norm powers.
+Shape letters: T tokens of a block, W windows in it, E routed experts, K experts per token, D hidden size, M the three
+matrices, A gate powers, B norm powers, N some of the tokens.
 """
 
 from __future__ import annotations
@@ -10,50 +11,144 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from bench.calibration.hidden import Block
+from bench.calibration.layer_router import Decision
+from bench.calibration.sampled_sums import SampledSums, Sampling
 from methods.errors import StatsError
 from methods.inventory import LayerInventory
 from methods.kernels.experts import cosine_sum, gate_norm_moments
-from methods.kernels.routing import Routing
 from methods.stats import CATALOGUE, GATE_POWERS, NORM_POWERS, Array
 
-_MOE_SUMS = {"router_probability", "gate_norm_moment", "moe_residual_cosine", "moe_io_cosine"}
+_PIECE = 512
+"""Tokens of which vectors are widened to float64 at once."""
+_WITHIN = ("routed_output_mean", "routed_output_variance")
 
 
 class LayerSums:
-    """Sums of one layer for the statistics asked for."""
+    """Sums of one layer for the statistics asked for; blocks are added between ``begin`` and ``end``."""
 
-    def __init__(self, needs: Collection[str], layer: LayerInventory, device: torch.device) -> None:
-        """Begin with zeros."""
-        self._needs = frozenset(needs) - (frozenset() if layer.mlp == "moe" else _MOE_SUMS | {"weight_norm"})
-        self._layer = layer
+    def __init__(
+        self,
+        needs: Collection[str],
+        layer: LayerInventory,
+        hidden: int,
+        device: torch.device,
+        index: int = 0,
+        sampling: Sampling | None = None,
+    ) -> None:
+        """Begin with zeros; ``index`` names the layer, ``sampling`` is required for statistics of sampled tokens."""
+        defined = {name for name in needs if CATALOGUE[name].scope == "block" or layer.mlp == "moe"}
+        sampled = {name for name in defined if CATALOGUE[name].cost == "sampled"}
+        self._needs = {name for name in defined - sampled if CATALOGUE[name].cost == "routed"}
+        self._layer, self._index, self._device = layer, index, device
         self.tokens = 0
-        shapes = {"E": layer.experts, "M": 3, "A": len(GATE_POWERS), "N": len(NORM_POWERS)}
+        shapes = {"E": layer.experts, "D": hidden, "A": len(GATE_POWERS), "N": len(NORM_POWERS)}
         self._sums = {
             name: torch.zeros([shapes[letter] for letter in CATALOGUE[name].dims], dtype=torch.float64, device=device)
             for name in self._needs
-            if CATALOGUE[name].scope != "model"
         }
+        self._hits_E = [0] * layer.experts
+        within = self.wants(*_WITHIN)
+        self._within = torch.zeros(2, layer.experts, hidden, dtype=torch.float64, device=device) if within else None
+        self.sampled: SampledSums | None = None
+        if sampled:
+            assert sampling is not None
+            self.sampled = SampledSums(sampled, layer, hidden, device, index, sampling)
 
     def wants(self, *names: str) -> bool:
         """Return whether one of ``names`` is asked for and defined in this layer."""
         return not self._needs.isdisjoint(names)
 
-    def routed(self, routing: Routing) -> None:
-        """Add the router's scores of some tokens."""
+    def begin(self, block: Block) -> None:
+        """Take the tokens of ``block``, which holds whole windows, from now on."""
+        lengths = [batch.length for batch in block.batches for _ in range(batch.count)]
+        windows, tokens = len(lengths), block.stop - block.start
+        self.tokens += tokens
+        self._window_T = torch.arange(windows).repeat_interleave(torch.tensor(lengths)).to(self._device)
+        removal = self.wants("removal_loss")
+        self._removed_WE = torch.zeros(
+            windows if removal else 0, self._layer.experts, dtype=torch.float64, device=self._device
+        )
+        norms = self.wants("residual_gate_norm")
+        self._norms_TK = torch.zeros(
+            tokens if norms else 0, self._layer.top_k, dtype=torch.float64, device=self._device
+        )
+        self._windows = windows
+        if self.sampled is not None:
+            self.sampled.begin(block)
+
+    def end(self) -> None:
+        """Close the block: take roots of the sums over each window."""
+        if self.wants("removal_loss"):
+            self._sums["removal_loss"] += self._removed_WE.sqrt().sum(dim=0)
+
+    def decided(self, decision: Decision) -> None:
+        """Add what the router says of some tokens."""
         if self.wants("router_probability"):
-            self._sums["router_probability"] += routing.scores_TE.sum(dim=0, dtype=torch.float64)
+            self._sums["router_probability"] += decision.routing.scores_TE.sum(dim=0, dtype=torch.float64)
+        if self.wants("logit_gram"):
+            logits_NE = decision.logits_NR.double()
+            self._sums["logit_gram"] += logits_NE.T @ logits_NE
+        if self.wants("coactivation"):
+            indices_NK, experts = decision.indices_NK, self._layer.experts
+            width = max(experts, int(indices_NK.max()) + 1)
+            hits_NE = torch.zeros(len(indices_NK), width, dtype=torch.float64, device=indices_NK.device)
+            hits_NE = hits_NE.scatter_(1, indices_NK, 1.0)[:, :experts]
+            self._sums["coactivation"] += hits_NE.T @ hits_NE
 
-    def expert(self, expert: int, gates_N: Tensor, output_ND: Tensor) -> None:
-        """Add the outputs, not yet weighted, of ``expert`` on some of its tokens."""
-        if self.wants("gate_norm_moment"):
-            norms_N = torch.linalg.vector_norm(
-                output_ND, dim=-1, dtype=torch.promote_types(output_ND.dtype, torch.float32)
-            )
-            self._sums["gate_norm_moment"][expert] += gate_norm_moments(gates_N, norms_N)
+    def expert(self, expert: int, tokens_N: Tensor, places_N: Tensor, gates_N: Tensor, output_ND: Tensor) -> None:
+        """Add the outputs, not yet weighted, of ``expert`` on some of its tokens.
 
-    def weights(self, expert: int, squared: list[float]) -> None:
-        """Set the squared norms of the three matrices of ``expert``."""
-        self._sums["weight_norm"][expert] = torch.tensor(squared, dtype=torch.float64)
+        Args:
+            expert: index of the expert.
+            tokens_N: the tokens, as rows of the block.
+            places_N: the expert's column in the routing decision of each.
+            gates_N: weights of the outputs.
+            output_ND: the outputs.
+        """
+        self._hits_E[expert] += len(tokens_N)
+        if self.wants("gate_norm_moment", "residual_gate_norm"):
+            wide = torch.promote_types(output_ND.dtype, torch.float32)
+            norms_N = torch.linalg.vector_norm(output_ND, dim=-1, dtype=wide)
+            if self.wants("gate_norm_moment"):
+                self._sums["gate_norm_moment"][expert] += gate_norm_moments(gates_N, norms_N)
+            if self.wants("residual_gate_norm"):
+                self._norms_TK[tokens_N, places_N] = norms_N.double()
+        if self._within is not None:
+            for piece_ND in output_ND.split(_PIECE):
+                wide_ND = piece_ND.double()
+                self._within[0, expert] += wide_ND.sum(dim=0)
+                self._within[1, expert] += wide_ND.square().sum(dim=0)
+
+    def removed(self, tokens_N: Tensor, squares_NE: Tensor) -> None:
+        """Add the squared changes of some tokens' routed output when each expert alone is removed."""
+        self._removed_WE.index_add_(0, self._window_T[tokens_N], squares_NE)
+
+    def routed(self, input_TD: Tensor, output_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> None:
+        """Add what depends on the whole output of the routed experts; ``input_TD`` is the input of the MoE block."""
+        if self.wants("routed_norm"):
+            squares_W = torch.zeros(self._windows, dtype=torch.float64, device=self._device)
+            for start in range(0, len(output_TD), _PIECE):
+                rows = slice(start, start + _PIECE)
+                squares_W.index_add_(0, self._window_T[rows], output_TD[rows].double().square().sum(dim=-1))
+            self._sums["routed_norm"] += squares_W.sqrt().sum()
+        if self.wants("residual_gate_norm"):
+            self._sums["residual_gate_norm"] += self._residual_gate_norm(input_TD, output_TD, indices_TK, weights_TK)
+
+    def _residual_gate_norm(
+        self, input_TD: Tensor, output_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor
+    ) -> Tensor:
+        width = max(self._layer.experts, int(indices_TK.max()) + 1)
+        total_X = torch.zeros(width, dtype=torch.float64, device=self._device)
+        for start in range(0, len(output_TD), _PIECE):
+            rows = slice(start, start + _PIECE)
+            input_ND = input_TD[rows].double()
+            after_ND = input_ND + output_TD[rows]
+            lengths_N = torch.linalg.vector_norm(input_ND, dim=-1) * torch.linalg.vector_norm(after_ND, dim=-1)
+            cosine_N = torch.where(lengths_N > 0, torch.linalg.vecdot(input_ND, after_ND) / lengths_N, 0.0)
+            terms_NK = weights_TK[rows].double() * self._norms_TK[rows] * (1 - cosine_N).clamp_min(0.0).unsqueeze(1)
+            total_X.index_add_(0, indices_TK[rows].flatten(), terms_NK.flatten())
+        return total_X[: self._layer.experts]
 
     def sublayer(self, residual_TD: Tensor, input_TD: Tensor, output_TD: Tensor) -> None:
         """Add the cosines of the MoE sub-layer; ``residual_TD`` is the residual stream before its output is added."""
@@ -67,23 +162,39 @@ class LayerSums:
         if self.wants("block_cosine"):
             self._sums["block_cosine"] += cosine_sum(input_TD, output_TD)
 
-    def finished(self, index: int) -> dict[str, Array]:
-        """Return the statistics of the layer, whose index is for messages.
+    def finished(self) -> dict[str, Array]:
+        """Return the statistics of the layer.
 
         Raises:
             StatsError: tokens were lost or counted twice, or a value is not finite.
         """
-        values = {name: total.cpu().numpy() for name, total in self._sums.items()}
+        values: dict[str, Array] = {name: total.cpu().numpy() for name, total in self._sums.items()}
         for name in values:
             if name.endswith("_cosine"):
                 values[name] = values[name] / self.tokens
-        if "gate_norm_moment" in values:
-            counted, due = values["gate_norm_moment"][:, 0, 0].sum(), self.tokens * self._layer.top_k
-            if counted != due:
-                raise StatsError(f"layer {index}: experts saw {counted:.0f} (token, expert) pairs instead of {due}")
-        for name, value in values.items():
-            if not torch.from_numpy(value.reshape(-1)).isfinite().all():
-                raise StatsError(
-                    f"layer {index}: {name} is not finite; the weights hold inf or nan, or dtype overflows: use float32"
-                )
+        if self._within is not None:
+            counts_E1 = torch.tensor(self._hits_E, dtype=torch.float64, device=self._device).clamp_min_(1).unsqueeze(1)
+            mean_ED = self._within[0] / counts_E1
+            variance_ED = (self._within[1] / counts_E1 - mean_ED.square()).clamp_min(0.0)
+            within = zip(_WITHIN, (mean_ED.cpu().numpy(), variance_ED.cpu().numpy()), strict=True)
+            values.update((name, value) for name, value in within if name in self._needs)
+        counted, due = sum(self._hits_E), self.tokens * self._layer.top_k
+        if self._layer.mlp == "moe" and self._layer.expert_map is None and counted != due:
+            raise StatsError(f"layer {self._index}: experts saw {counted} (token, expert) pairs instead of {due}")
+        if self.sampled is not None:
+            values.update(self.sampled.finished())
+        check_finite(self._index, {name: value for name, value in values.items() if CATALOGUE[name].dims[:1] != ("S",)})
         return values
+
+
+def check_finite(index: int, values: dict[str, Array]) -> None:
+    """Refuse values of layer ``index`` that are not finite.
+
+    Raises:
+        StatsError: with the layer and the statistic.
+    """
+    for name, value in values.items():
+        if not torch.from_numpy(value.reshape(-1)).isfinite().all():
+            raise StatsError(
+                f"layer {index}: {name} is not finite; the weights hold inf or nan, or dtype overflows: use float32"
+            )

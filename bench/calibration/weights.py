@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bench.storage import TORCH_DTYPES
 from methods.inventory import LayerInventory, TensorEntry
 
 if TYPE_CHECKING:
@@ -49,6 +50,29 @@ class WeightReader:
         out = self._view(buffer, entry.shape, torch.promote_types(self._dtype, torch.float32))
         self._checkpoint.read_into(entry, out)
         return out
+
+    def read_new(self, entry: TensorEntry) -> Tensor:
+        """Return the tensor of ``entry`` in memory of its own, in at least float32."""
+        out = torch.empty(entry.shape, dtype=torch.promote_types(self._dtype, torch.float32), device=self._device)
+        self._checkpoint.read_into(entry, out)
+        return out
+
+    def as_stored(self, value: Tensor, entry: TensorEntry) -> Tensor:
+        """Return ``value`` as it is read back once it was written in the type of ``entry``, in at least float32."""
+        stored = value.to(TORCH_DTYPES[entry.dtype])
+        return stored.to(self._device, torch.promote_types(self._dtype, torch.float32))
+
+    def hold_mlp(self, buffer: str, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> MlpWeights:
+        """Return these matrices as a network in ``buffer``, where ``read_mlp`` would put one that is read."""
+        width, hidden = gate_FD.shape
+        gate_up_2FD = self._view(f"{buffer}.gate_up", (2 * width, hidden), self._dtype)
+        gate_up_2FD[:width], gate_up_2FD[width:] = gate_FD, up_FD
+        held_DF = self._view(f"{buffer}.down", (hidden, width), self._dtype)
+        return MlpWeights(gate_up_2FD, held_DF.copy_(down_DF))
+
+    def buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Return a buffer of ``shape`` in at least float32; its content is what it happens to be."""
+        return self._view(name, shape, torch.promote_types(self._dtype, torch.float32))
 
     def read_mlp(self, buffer: str, gate: TensorEntry, up: TensorEntry, down: TensorEntry) -> MlpWeights:
         """Return a gated feed-forward network, gate and up in one matrix."""

@@ -12,6 +12,9 @@ from bench.tiny import FAMILIES, tiny_config
 from methods.inventory import Inventory
 from methods.stats import CATALOGUE, Array, Stats, StatSpec
 
+SAMPLED_TOKENS = 48
+"""Tokens of the synthetic statistics that are kept token by token."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -45,7 +48,7 @@ def synthetic_stats(inventory: Inventory, seed: int) -> Stats:
 
 
 def _values(spec: StatSpec, inventory: Inventory, rng: np.random.Generator) -> tuple[Array | None, ...]:
-    sizes = {"A": 3, "N": 3, "M": 3, "B": len(inventory.layers) + 1}
+    sizes = {"A": 3, "N": 3, "M": 3, "B": len(inventory.layers) + 1, "D": inventory.hidden, "S": SAMPLED_TOKENS}
     if spec.scope == "model":
         return (rng.uniform(0.1, 1.0, [sizes[dim] for dim in spec.dims]),)
     values: list[Array | None] = []
@@ -54,5 +57,16 @@ def _values(spec: StatSpec, inventory: Inventory, rng: np.random.Generator) -> t
             values.append(None)
             continue
         shape = [layer.experts if dim == "E" else sizes[dim] for dim in spec.dims]
-        values.append(np.asarray(rng.uniform(0.1, 1.0, shape)))
+        value = np.asarray(rng.uniform(0.1, 1.0, shape))
+        if spec.dims[-2:] == (
+            "E",
+            "E",
+        ):  # inner products and similarities: symmetric, none negative, 1 or more on the diagonal
+            value = value @ value.swapaxes(-1, -2)
+            if spec.unit == "1":
+                scale = np.sqrt(np.diagonal(value, axis1=-2, axis2=-1))
+                value = value / scale[..., :, None] / scale[..., None, :]
+        elif spec.name == "token_logits":
+            value = rng.normal(0.0, 2.0, shape)
+        values.append(value)
     return tuple(values)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bench.laws.cases import Case, cases, synthetic_stats
+from bench.laws.cases import case as cases_by_family
 from methods.compose import compose
 from methods.cost import cost, cost_of
 from methods.errors import PlanError, RefusedError, StatsError
@@ -19,7 +22,7 @@ from methods.method import Method
 from methods.plan import LayerPlan, Plan
 from methods.registry import method_class, names
 from methods.space import draw
-from methods.stats import CATALOGUE, Stats
+from methods.stats import CATALOGUE, Stats, by_expert
 from methods.transfer import result
 
 KEEPS = (0.25, 0.5, 0.75, 1.0)
@@ -28,10 +31,25 @@ KEEPS = (0.25, 0.5, 0.75, 1.0)
 def purity(cls: type[Method], case: Case) -> None:
     """The same question has the same answer, twice, and leaves the global random state alone."""
     state = _global_random_state()
-    first = cls().plan(case.inventory, case.stats)
-    again = cls().plan(case.inventory, case.stats)
+    first = decide(cls(), case)
+    again = decide(cls(), case)
     assert first.digest == again.digest, f"digest {first.digest[:8]} became {again.digest[:8]}"
     assert _global_random_state() == state, "the global random state was touched"
+
+
+def decide(method: Method, case: Case, inventory: Inventory | None = None, stats: Stats | None = None) -> Plan:
+    """Return the plan of ``method``, with a synthetic probe where it asks for one."""
+    inventory = case.inventory if inventory is None else inventory
+    stats = case.stats if stats is None else stats
+    probe = None
+    if method.probing:
+        from bench.laws.probe import SyntheticProbe
+
+        probed = (
+            stats if "token_gram" in stats.values else case.stats
+        )  # a probe answers whatever a method's `needs` are
+        probe = SyntheticProbe(inventory, probed)
+    return method.plan(inventory, stats, probe)
 
 
 def _global_random_state() -> str:
@@ -44,22 +62,22 @@ def _global_random_state() -> str:
 def purity_across_processes(cls: type[Method], case: Case) -> None:
     """Another process, with another hash seed, finds the same digest."""
     code = (
-        "from bench.laws.cases import case; from methods.registry import method_class; "
-        f"c = case({case.family!r}); print(method_class({cls.name!r})().plan(c.inventory, c.stats).digest)"
+        "from bench.laws.cases import case; from bench.laws.decisions import decide; from methods.registry import method_class; "
+        f"c = case({case.family!r}); print(decide(method_class({cls.name!r})(), c).digest)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split()[-1] == cls().plan(case.inventory, case.stats).digest, "another process decides otherwise"
+    assert run.stdout.split()[-1] == decide(cls(), case).digest, "another process decides otherwise"
 
 
 def json_round_trip(cls: type[Method], case: Case) -> None:
     """A plan survives JSON byte for byte."""
-    plan = cls().plan(case.inventory, case.stats)
+    plan = decide(cls(), case)
     assert Plan.loads(plan.dumps()) == plan and Plan.loads(plan.dumps()).dumps() == plan.dumps()
 
 
 def validity(cls: type[Method], case: Case) -> None:
     """The plan is a normal form that fits the model it was made for."""
-    plan = cls().plan(case.inventory, case.stats)
+    plan = decide(cls(), case)
     assert plan.normalised(case.inventory) == plan, "not in normal form"
 
 
@@ -67,7 +85,7 @@ def budget(cls: type[Method], case: Case) -> None:
     """What is asked to remain remains, within one unit, and a larger ``keep`` never gives a smaller model."""
     previous = 0
     for keep in KEEPS:
-        plan = cls.configured({"keep": keep}).plan(case.inventory, case.stats)
+        plan = decide(cls.configured({"keep": keep}), case)
         asked, found, unit = _remaining(plan, case.inventory, keep)
         assert abs(asked - found) <= unit, f"keep={keep}: {asked:.1f} should remain, {found} do (unit {unit})"
         parameters = cost(plan, case.inventory).parameters
@@ -89,7 +107,7 @@ def _remaining(plan: Plan, inventory: Inventory, keep: float) -> tuple[float, in
 
 def neutral_identity(cls: type[Method], case: Case) -> None:
     """The neutral setting is the identity."""
-    plan = cls.neutral().plan(case.inventory, case.stats)
+    plan = decide(cls.neutral(), case)
     assert plan == Plan.identity(case.inventory), f"the neutral setting changes {sorted(plan.stages)}"
     assert cost(plan, case.inventory) == cost_of(case.inventory)
 
@@ -106,30 +124,58 @@ def relabelling(cls: type[Method], case: Case) -> None:
         permutations[index] = np.concatenate([group * size + rng.permutation(size) for group in range(groups)])
     relabelled = {
         name: tuple(
-            value[permutations[index]] if value is not None and CATALOGUE[name].dims[:1] == ("E",) else value
+            by_expert(name, value, permutations[index].tolist())
+            if value is not None and index in permutations
+            else value
             for index, value in enumerate(values)
         )
         for name, values in case.stats.values.items()
     }
-    before = cls().plan(case.inventory, case.stats)
-    after = cls().plan(case.inventory, Stats(relabelled, case.stats.tokens))
+    before = decide(cls(), case)
+    after = decide(cls(), case, stats=Stats(relabelled, case.stats.tokens))
     for index, (old, new) in enumerate(zip(before.layers, after.layers, strict=True)):
-        mapped = new
-        if new.experts is not None:
-            mapped = LayerPlan(experts=tuple(sorted(int(permutations[index][e]) for e in new.experts)), top_k=new.top_k)
-        assert mapped == old, f"layer {index}: {old} became {mapped}"
+        mapped = new if new.experts is None else _relabelled(new, permutations[index])
+        assert _close(mapped, old), f"layer {index}: {old} became {mapped}"
+
+
+def _relabelled(plan: LayerPlan, label: NDArray[np.int64]) -> LayerPlan:
+    """Return ``plan`` with expert e called ``label[e]``."""
+    merges = []
+    for merge in plan.merges:
+        pairs = sorted((int(label[m]), w) for m, w in zip(merge.members, merge.weights, strict=True))
+        members, weights = zip(*pairs, strict=True)
+        merges.append(merge.model_copy(update={"into": int(label[merge.into]), "members": members, "weights": weights}))
+    return LayerPlan(
+        experts=None if plan.experts is None else tuple(sorted(int(label[e]) for e in plan.experts)),
+        merges=tuple(sorted(merges, key=lambda merge: merge.into)),
+        constants=tuple(sorted(int(label[e]) for e in plan.constants)),
+        router=plan.router,
+        top_k=plan.top_k,
+    )
+
+
+def _close(one: LayerPlan, other: LayerPlan) -> bool:
+    """Return whether two plans agree, weights of merges up to rounding (sums over experts run in another order)."""
+    if len(one.merges) != len(other.merges):
+        return False
+    for a, b in zip(one.merges, other.merges, strict=True):
+        if a.model_copy(update={"weights": b.weights}) != b or not np.allclose(
+            a.weights, b.weights, rtol=1e-9, atol=1e-12
+        ):
+            return False
+    return one.model_copy(update={"merges": other.merges}) == other
 
 
 def needs_and_stages(cls: type[Method], case: Case) -> None:
     """Reads only its ``needs`` (all in the catalogue), and uses them; writes only its ``stages``."""
     method = cls()
     assert method.needs <= set(CATALOGUE), f"unknown statistics {sorted(method.needs - set(CATALOGUE))}"
-    plan = method.plan(case.inventory, case.stats)
-    assert plan.digest == method.plan(case.inventory, case.stats.only(method.needs)).digest
+    plan = decide(method, case)
+    assert plan.digest == decide(method, case, stats=case.stats.only(method.needs)).digest
     assert plan.stages <= cls.stages, f"writes {sorted(plan.stages)}, declares {sorted(cls.stages)}"
     for need in method.needs:
         try:
-            method.plan(case.inventory, case.stats.only(method.needs - {need}))
+            decide(method, case, stats=case.stats.only(method.needs - {need}))
         except StatsError:
             continue
         raise AssertionError(f"declares {need!r} and never reads it")
@@ -138,16 +184,22 @@ def needs_and_stages(cls: type[Method], case: Case) -> None:
 def composition(cls: type[Method], case: Case) -> None:
     """Composes and validates after every other method, on sliced statistics, or refuses with a reason."""
     for other in names():
-        first = method_class(other)().plan(case.inventory, case.stats)
+        first = _default_plan(other, case.family)
         middle = result(first, case.inventory)
         try:
-            second = cls().plan(middle, case.stats.restricted(first))
+            second = decide(cls(), case, middle, case.stats.restricted(first))
             both = compose(first, second, case.inventory)
         except (RefusedError, PlanError) as error:
             assert str(error), f"refuses after {other} without a reason"
             continue
         assert both.normalised(case.inventory) == both
         assert result(both, case.inventory) == result(second, middle), f"after {other}: not the same checkpoint"
+
+
+@cache
+def _default_plan(name: str, family: str) -> Plan:
+    """Return the plan of a method's default setting; every method is composed with all of them."""
+    return decide(method_class(name)(), cases_by_family(family))
 
 
 def random_draws(cls: type[Method], case: Case) -> None:
@@ -157,7 +209,7 @@ def random_draws(cls: type[Method], case: Case) -> None:
     for _ in range(20):
         method = draw(cls, rng)
         try:
-            method.plan(case.inventory, synthetic_stats(case.inventory, 1)).validate_for(case.inventory)
+            decide(method, case, stats=synthetic_stats(case.inventory, 1)).validate_for(case.inventory)
             planned += 1
         except RefusedError as error:
             assert str(error), "refuses without a reason"

@@ -21,6 +21,7 @@ from bench.tiny import tiny_checkpoint, tiny_tokens
 from methods.cost import cost
 from methods.method import Method
 from methods.plan import Plan
+from methods.probe import Probe
 from methods.stats import CATALOGUE, Stats
 
 TOLERANCE = 1e-5
@@ -32,17 +33,29 @@ def _source(family: str) -> tuple[tempfile.TemporaryDirectory[str], Checkpoint, 
     """Return a tiny checkpoint of ``family`` on disk with all its statistics; the folder goes with the process."""
     folder = tempfile.TemporaryDirectory(prefix="moebench-law-")
     checkpoint = Checkpoint.open(tiny_checkpoint(family, Path(folder.name) / family))
-    stats = calibrate(checkpoint, Corpus.of(tiny_tokens().tolist(), "random ids"), set(CATALOGUE))
+    stats = calibrate(checkpoint, _corpus(), set(CATALOGUE))
     return folder, checkpoint, stats
+
+
+def _corpus() -> Corpus:
+    return Corpus.of(tiny_tokens().tolist(), "random ids")
+
+
+@cache
+def _probe(family: str) -> Probe:
+    """Return a probe that runs the tiny model of ``family``; it keeps its answers, as all laws ask the same."""
+    from bench.probe import ModelProbe
+
+    return ModelProbe(_source(family)[1], _corpus())
 
 
 @contextmanager
 def _written(method: Method, family: str) -> Iterator[tuple[Checkpoint, Plan, Path]]:
     """Yield source, plan and the folder of the checkpoint that ``method`` makes of the tiny model of ``family``."""
     _, checkpoint, stats = _source(family)
-    plan = method.plan(checkpoint.inventory, stats)
+    plan = method.plan(checkpoint.inventory, stats, _probe(family) if method.probing else None)
     with tempfile.TemporaryDirectory(prefix="moebench-law-") as folder:
-        yield checkpoint, plan, apply(checkpoint, plan, Path(folder) / "compressed")
+        yield checkpoint, plan, apply(checkpoint, plan, Path(folder) / "compressed", moments=stats)
 
 
 def _logits(path: Path) -> torch.Tensor:
@@ -74,7 +87,7 @@ def reloads_alike(cls: type[Method], case: Case) -> None:
     """The written checkpoint loads in transformers with the logits of the plan realised on the original."""
     with _written(cls(), case.family) as (checkpoint, plan, path), torch.no_grad():
         model = load_model(checkpoint.path)
-        with realised(model, checkpoint.inventory, plan):
+        with realised(model, checkpoint.inventory, plan, moments=_source(case.family)[2]):
             masked = model(tiny_tokens(2, 16, seed=1)).logits
         difference = float((masked - _logits(path)).abs().max())
         assert difference <= TOLERANCE, f"logits differ by {difference:.2e}"

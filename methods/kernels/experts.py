@@ -23,11 +23,13 @@ class Assignment:
     Args:
         tokens: token of each (token, expert) pair, shape (T K,).
         gates: weight of each pair, shape (T K,).
-        starts: E + 1 offsets into the two; expert e owns ``starts[e]:starts[e + 1]``.
+        places: column of each pair in the routing decision, shape (T K,).
+        starts: E + 1 offsets into the three; expert e owns ``starts[e]:starts[e + 1]``.
     """
 
     tokens: Tensor
     gates: Tensor
+    places: Tensor
     starts: list[int]
 
     @classmethod
@@ -37,13 +39,18 @@ class Assignment:
         order = torch.argsort(flat, stable=True)
         ends = torch.bincount(flat, minlength=experts).cumsum(0)
         tokens = torch.div(order, indices_TK.shape[1], rounding_mode="floor")
-        return cls(tokens, weights_TK.flatten()[order], [0, *ends.tolist()])
+        places = order.remainder(indices_TK.shape[1])
+        return cls(tokens, weights_TK.flatten()[order], places, [0, *ends.tolist()])
+
+    def slices(self, expert: int, rows: int) -> Iterator[slice]:
+        """Yield where the pairs of ``expert`` are, in pieces of at most ``rows``."""
+        for start in range(self.starts[expert], self.starts[expert + 1], rows):
+            yield slice(start, min(start + rows, self.starts[expert + 1]))
 
     def pieces(self, expert: int, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (tokens, gates) of ``expert`` in pieces of at most ``rows``."""
-        for start in range(self.starts[expert], self.starts[expert + 1], rows):
-            stop = min(start + rows, self.starts[expert + 1])
-            yield self.tokens[start:stop], self.gates[start:stop]
+        for piece in self.slices(expert, rows):
+            yield self.tokens[piece], self.gates[piece]
 
     def count(self, expert: int) -> int:
         """Return the number of tokens of ``expert``."""

@@ -1,0 +1,1 @@
+"""Parts of the probe; ``bench.probe`` puts them together."""

@@ -1,0 +1,117 @@
+"""The whole model with a factor on each expert's output, and the gradient of its loss in these factors.
+
+Shape letters: B sequences, S their length, T tokens, E routed experts, K experts per token, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from methods.errors import CheckpointError
+from methods.stats import Array
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bench.checkpoint import Checkpoint
+
+Group = Sequence[Sequence[int]]
+"""Windows of one length."""
+
+
+class MaskedModel:
+    """A resident transformers model whose weights are frozen; gradients reach the masks alone."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, batches: Sequence[Sequence[Group]], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """Load the model; ``batches`` are groups of windows of equal length.
+
+        Raises:
+            CheckpointError: transformers has no class for it, or one whose experts take other arguments.
+        """
+        from bench.load import load_model
+
+        # Eager experts: their backward pass exists on every device, and in float64.
+        self._model = load_model(checkpoint.path, dtype=dtype, experts_implementation="eager").to(device)
+        self._model.requires_grad_(False)
+        self._batches, self._device = batches, device
+        self._experts: dict[int, nn.Module] = {}
+        for layer in checkpoint.inventory.moe_layers:
+            _, block = checkpoint.family.mlp_modules(layer)
+            experts = getattr(self._model.get_submodule(block), "experts", None)
+            if experts is None:
+                raise CheckpointError(
+                    f"{block} of {type(self._model).__name__} has no `experts` whose outputs can be masked"
+                )
+            self._experts[layer] = experts
+        self._original: dict[int, list[Tensor]] = {}
+
+    def gradient(self, masks: Mapping[int, Array], step: int, distill: float) -> tuple[float, dict[int, Array]]:
+        """Return the loss of batch ``step`` (counted around) and its gradient in each mask.
+
+        The loss is the cross-entropy of the next token, a mean over tokens, plus ``distill`` ||F' - F||_F, where F is the
+        hidden state of all tokens of the batch that enters the output head.
+        """
+        number = step % len(self._batches)
+        batch = [torch.tensor(group, device=self._device) for group in self._batches[number]]
+        if distill and number not in self._original:
+            with torch.no_grad():
+                self._original[number] = [self._states(ids_BS) for ids_BS in batch]
+        # Masks move by less than half precision resolves.
+        exact = torch.promote_types(self._model.dtype, torch.float32)
+        leaves = {
+            layer: torch.tensor(mask_E, device=self._device, dtype=exact, requires_grad=True)
+            for layer, mask_E in masks.items()
+        }
+        with self._masked(leaves), torch.enable_grad():
+            entropy, distance, targets = torch.zeros((), device=self._device), torch.zeros((), device=self._device), 0
+            for index, ids_BS in enumerate(batch):
+                states_BSD = self._states(ids_BS)
+                logits_TV = self._model.get_output_embeddings()(states_BSD[:, :-1]).flatten(0, 1)
+                entropy = entropy + F.cross_entropy(logits_TV.to(exact), ids_BS[:, 1:].flatten(), reduction="sum")
+                targets += logits_TV.shape[0]
+                if distill:
+                    change_BSD = states_BSD - self._original[number][index]
+                    distance = distance + change_BSD.to(exact).square().sum()
+            # The root has no slope at 0, where nothing differs; the term is 0 there and pulls nowhere.
+            penalty = distill * distance.sqrt() if float(distance.detach()) > 0.0 else 0.0
+            loss = entropy / targets + penalty
+            slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        gradient = {
+            layer: np.zeros(len(leaf)) if slope is None else slope.double().cpu().numpy()
+            for (layer, leaf), slope in zip(leaves.items(), slopes, strict=True)
+        }
+        return float(loss.detach()), gradient
+
+    def _states(self, ids_BS: Tensor) -> Tensor:
+        states: Tensor = self._model.base_model(input_ids=ids_BS, use_cache=False).last_hidden_state
+        return states
+
+    @contextmanager
+    def _masked(self, masks: Mapping[int, Tensor]) -> Iterator[None]:
+        """Multiply the weights of the chosen experts by their masks for the length of a ``with`` block."""
+        handles = [self._experts[layer].register_forward_pre_hook(_Mask(mask_E)) for layer, mask_E in masks.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class _Mask:
+    """Hook before an experts module, which is called with (states, chosen experts, their weights)."""
+
+    def __init__(self, mask_E: Tensor) -> None:
+        self._mask_E = mask_E
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden_TD, chosen_TK, weights_TK = arguments
+        return hidden_TD, chosen_TK, weights_TK * self._mask_E[chosen_TK]
