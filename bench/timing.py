@@ -164,17 +164,28 @@ class TimingSession:
         Raises:
             TimingError: vLLM is missing, or cannot serve the checkpoint.
         """
+        answer: list[list[int]] = self._answer(path, "greedy", prompts, tokens, tokens=tokens)
+        return answer
+
+    def log_probabilities(self, path: Path, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Return the log-probability (nats) that vLLM gives to every token of each prompt but its first.
+
+        Raises:
+            TimingError: vLLM is missing, or cannot serve the checkpoint.
+        """
+        answer: list[list[float]] = self._answer(path, "log_probabilities", prompts, 1)
+        return answer
+
+    def _answer(self, path: Path, verb: str, prompts: Sequence[Sequence[int]], room: int, **arguments: Any) -> Any:
+        """Ask a fresh process for the model in ``path``; ``room`` is how many tokens may follow a prompt."""
         subject = _Subject(path)
         if reason := self._missing or subject.reason:
             raise TimingError(f"{path} cannot be served: {reason}")
-        length = max(map(len, prompts)) + tokens
         try:
-            self._start(subject, length)
+            self._start(subject, max(map(len, prompts)) + room)
             assert subject.worker is not None
-            answer: list[list[int]] = subject.worker.ask(
-                "greedy", self._protocol.run_seconds, prompts=[list(prompt) for prompt in prompts], tokens=tokens
-            )
-            return answer
+            sent = [list(prompt) for prompt in prompts]
+            return subject.worker.ask(verb, self._protocol.run_seconds, prompts=sent, **arguments)
         finally:
             subject.close()
 

@@ -8,10 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_ARCHITECTURES = tuple(
-    f"{family}ForCausalLM" for family in ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe", "DeepseekV2", "DeepseekV3")
-)
-
 
 def preload() -> None:
     """Import vLLM with everything that each model start needs."""
@@ -21,10 +17,14 @@ def preload() -> None:
     from vllm.model_executor.models import ModelRegistry
     from vllm.platforms import current_platform
 
+    from bench.compressed_config import PREFIX
+    from bench.serving.plugin import STOCK, register
+
     if not current_platform.is_cpu():
         return  # model code may touch the device, which must not happen before the fork
     # The registry looks at each architecture in a process of its own, 15 s the first time; a loaded class it just asks.
-    for name in _ARCHITECTURES:
+    register()
+    for name in (*STOCK, *(PREFIX + stock for stock in STOCK)):
         if name in ModelRegistry.models:
             ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
 
@@ -36,6 +36,26 @@ def _memory(field: str) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(field + ":")), 0)
+
+
+def needed_options(path: Path, dtype: str, cpu: bool) -> dict[str, Any]:
+    """Return options of vLLM without which the checkpoint at ``path`` is served wrongly, slowly or not at all.
+
+    Args:
+        path: checkpoint folder.
+        dtype: compute type as given to vLLM.
+        cpu: whether vLLM runs on the CPU.
+    """
+    if not cpu:
+        return {}
+    options: dict[str, Any] = {"enforce_eager": True}
+    config = json.loads((path / "config.json").read_text())
+    if "kv_lora_rank" in config:
+        # The rotary kernel of vLLM's CPU build leaves the strided queries of latent attention unrotated, without any error.
+        options["compilation_config"] = {"custom_ops": ["-rotary_embedding"]}
+        if dtype == "float32" or (dtype == "auto" and "float32" in (config.get("dtype"), config.get("torch_dtype"))):
+            options["attention_backend"] = "CPU_MLA"  # the MLA kernel preferred on processors with AMX is bfloat16 only
+    return options
 
 
 def load(state: dict[str, Any], path: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -53,12 +73,8 @@ def load(state: dict[str, Any], path: str, options: dict[str, Any]) -> dict[str,
     idle = _memory("VmRSS")
     cpu = current_platform.is_cpu()
     started = time.perf_counter()
-    forced: dict[str, Any] = {"distributed_executor_backend": "uni", "enforce_eager": True} if cpu else {}
-    if cpu and "kv_lora_rank" in json.loads((Path(path) / "config.json").read_text()):
-        # The rotary kernel of vLLM's CPU build leaves the strided queries of latent attention unrotated, without any error.
-        forced["compilation_config"] = {"custom_ops": ["-rotary_embedding"]}
-        if options.get("dtype") == "float32":
-            forced["attention_backend"] = "CPU_MLA"  # the MLA kernel preferred on processors with AMX is bfloat16 only
+    forced: dict[str, Any] = {"distributed_executor_backend": "uni"} if cpu else {}
+    forced |= needed_options(Path(path), str(options.get("dtype")), cpu)
     model = vllm.LLM(model=path, skip_tokenizer_init=True, enable_prefix_caching=False, **forced, **options)
     state["engine"], state["cpu"], state["requests"] = model.llm_engine, cpu, 0
     return {
@@ -126,6 +142,26 @@ def greedy(state: dict[str, Any], prompts: list[list[int]], tokens: int) -> list
     return answers
 
 
+def log_probabilities(state: dict[str, Any], prompts: list[list[int]]) -> list[list[float]]:
+    """Return the log-probability of every token of each prompt but its first, in nats."""
+    from vllm import SamplingParams
+
+    engine = state["engine"]
+    first = state["requests"]
+    settings = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+    for prompt in prompts:
+        engine.add_request(str(state["requests"]), {"prompt_token_ids": prompt}, settings)
+        state["requests"] += 1
+    answers: list[list[float]] = [[] for _ in prompts]
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            index = int(output.request_id) - first
+            if output.prompt_logprobs:
+                pairs = zip(prompts[index][1:], output.prompt_logprobs[1:], strict=True)
+                answers[index] = [float(logprobs[token].logprob) for token, logprobs in pairs]
+    return answers
+
+
 def peak(state: dict[str, Any]) -> int:
     """Return the peak memory in bytes: resident set of this process on a CPU, allocated device memory on a GPU."""
     if state["cpu"]:
@@ -135,4 +171,10 @@ def peak(state: dict[str, Any]) -> int:
     return int(torch.cuda.max_memory_allocated())
 
 
-VERBS: dict[str, Callable[..., Any]] = {"load": load, "measure": measure, "greedy": greedy, "peak": peak}
+VERBS: dict[str, Callable[..., Any]] = {
+    "load": load,
+    "measure": measure,
+    "greedy": greedy,
+    "log_probabilities": log_probabilities,
+    "peak": peak,
+}

@@ -48,17 +48,21 @@ class TimingProtocol:
 def unservable(path: Path) -> str | None:
     """Return why vLLM cannot serve the checkpoint at ``path``, or None; reads only ``config.json``.
 
+    Checkpoints whose layers differ are served by the plug-in (``bench.serving.plugin``), the others by vLLM's own classes.
+
     Raises:
         CheckpointError: there is no readable ``config.json``.
     """
+    from bench.compressed_config import PREFIX
+    from bench.serving.plugin import STOCK
+
     config = read_config(path)
-    own = str((config.get("architectures") or [""])[0]).startswith("Moebench")
-    if not config.get("per_layer_config") and not own:
-        return None
-    return (
-        "layers differ from each other (per_layer_config: unequal expert counts, or MoE sub-layers dropped); "
-        "vLLM's model classes build all layers alike"
-    )
+    architecture = str((config.get("architectures") or [""])[0])
+    if architecture.startswith(PREFIX) and architecture.removeprefix(PREFIX) not in STOCK:
+        return f"the plug-in has no class {architecture}; it serves {', '.join(STOCK)} with layers that differ"
+    if config.get("per_layer_config") and not architecture.startswith(PREFIX):
+        return f"config.json states per_layer_config, but names the stock class {architecture}, which ignores it"
+    return None
 
 
 def read_config(path: Path) -> dict[str, Any]:

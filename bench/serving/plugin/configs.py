@@ -1,0 +1,46 @@
+"""Configs of models with latent attention, whose per-layer values vLLM refuses to see.
+
+vLLM reads ``per_layer_config`` of ordinary models by itself, but stops at a model that has it together with latent attention
+(MLA). For these types the values are kept under a name of our own, so that vLLM sees the model-wide ones alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+KEY = "moebench_layers"
+"""Attribute of the config that holds what ``per_layer_config`` states in ``config.json``."""
+
+LATENT = ("deepseek_v2", "deepseek_v3")
+"""Model types with latent attention."""
+
+
+def register_configs() -> None:
+    """Make transformers' ``AutoConfig`` read configs of the types ``LATENT`` with their per-layer values put aside."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    for model_type in LATENT:
+        stock = CONFIG_MAPPING[model_type]
+        if KEY not in vars(stock):
+            AutoConfig.register(model_type, _putting_aside(stock), exist_ok=True)
+
+
+def _putting_aside(stock: type[Any]) -> type[Any]:
+    """Return a subclass of config class ``stock`` that renames ``per_layer_config`` while it reads."""
+
+    def from_dict(cls: type[Any], config_dict: dict[str, Any], /, **kwargs: Any) -> Any:
+        document = dict(config_dict)
+        if layers := document.pop("per_layer_config", None):
+            document[KEY] = layers
+        return stock.from_dict.__func__(cls, document, **kwargs)
+
+    members = {"from_dict": classmethod(from_dict), KEY: None, "model_type": stock.model_type, "__module__": __name__}
+    return type(stock.__name__, (stock,), members)
+
+
+def document_of(config: Any) -> dict[str, Any]:
+    """Return the content of ``config.json`` that ``config`` was read from, as far as families need it."""
+    document: dict[str, Any] = config.to_dict()
+    if layers := document.pop(KEY, None):
+        document["per_layer_config"] = layers
+    return document

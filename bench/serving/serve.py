@@ -1,0 +1,60 @@
+"""``moebench serve``: vLLM's own server on a checkpoint of ours, with the options that the checkpoint needs."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from bench.serving.engine import needed_options
+from bench.serving.protocol import read_config, unservable
+from bench.source import local_folder
+from methods.errors import TimingError
+
+_PLUGINS = "VLLM_PLUGINS"
+
+
+def serve_command(path: Path, arguments: Sequence[str], cpu: bool) -> list[str]:
+    """Return the command line of vLLM's server for the checkpoint at ``path``.
+
+    Args:
+        path: checkpoint folder.
+        arguments: further arguments of ``vllm serve``; they win over ours.
+        cpu: whether vLLM runs on the CPU.
+    """
+    dtype = next((b for a, b in itertools.pairwise(arguments) if a == "--dtype"), "auto")
+    flags: list[str] = []
+    for name, value in needed_options(path, dtype, cpu).items():
+        flag = "--" + name.replace("_", "-")
+        if flag not in arguments:
+            flags += [flag] if value is True else [flag, value if isinstance(value, str) else json.dumps(value)]
+    return [sys.executable, "-m", "bench.serving.vllm_cli", "serve", str(path), *flags, *arguments]
+
+
+def serve(model: str, arguments: Sequence[str]) -> NoReturn:
+    """Become vLLM's server on checkpoint ``model``; does not return.
+
+    Raises:
+        TimingError: vLLM is missing, is told not to load our plug-in, or cannot serve this checkpoint.
+        CheckpointError: there is no such checkpoint.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise TimingError(
+            "vLLM is not installed; install moebench with the extra 'gpu', or 'cpu' on a machine without GPU"
+        )
+    path, _ = local_folder(model)
+    read_config(path)
+    if reason := unservable(path):
+        raise TimingError(f"{model} cannot be served: {reason}")
+    chosen = os.environ.get(_PLUGINS)
+    if chosen is not None and "moebench" not in chosen.split(","):
+        raise TimingError(f"{_PLUGINS}={chosen!r} keeps vLLM from loading the plug-in; add moebench to it or unset it")
+    from vllm.platforms import current_platform
+
+    command = serve_command(path, arguments, cpu=current_platform.is_cpu())
+    os.execv(command[0], command)
