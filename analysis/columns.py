@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -105,6 +105,11 @@ def _average_of(name: str) -> Callable[[Comparison], float | None]:
     return get
 
 
+def _seed_half(row: Comparison) -> float | None:
+    mean = row.average_over_seeds
+    return None if mean is None else mean.half
+
+
 _RATIOS = {
     "count": "routed experts",
     "expert": "routed-expert parameters",
@@ -149,9 +154,24 @@ COLUMNS: tuple[Column, ...] = (
     Column("is_base", "boolean", "", "whether the run is the uncompressed model", lambda r: r.is_base),
     Column("rank", "Int64", "", "place by quality on its board, 1 the best; the base has none"),
     Column("tie_next", "boolean", "", "whether the difference in quality to the next rank is within noise"),
+    Column(
+        "next_other_seeds",
+        "boolean",
+        "",
+        "whether the next rank was measured with other seeds, so that no noise is told",
+    ),
     Column("method", "string", "", "registry name of the method", lambda r: r.record.method),
     Column("title", "string", "", "method's name for tables", lambda r: r.record.title),
     Column("knobs", "string", "", "settings of the method", lambda r: knobs_text(r.record)),
+    Column("variant", "string", "", "calibration text, where runs of the board differ in it"),
+    Column("seeds", "Int64", "", "runs with different seeds that the row is the mean of", lambda r: r.runs),
+    Column(
+        "seed_set",
+        "string",
+        "",
+        "their seeds, of the calibration text or else of the method's draws; empty where no seed matters",
+        lambda r: ", ".join(map(str, r.seeds)),
+    ),
     Column("plan", "string", "", "digest of the plan", lambda r: r.record.plan),
     Column(
         "keep_asked", "float64", "1", "the method's own setting keep", lambda r: _number(r.record.knobs.get("keep"))
@@ -164,8 +184,19 @@ COLUMNS: tuple[Column, ...] = (
     *(Column(name, "Int64", unit, doc, _cost(name)) for name, (unit, doc) in _SIZES.items()),
     Column("flops_share", "float64", "1", "flops over the base's", _flops_share),
     Column("tasks", "Int64", "tasks", "tasks in the average", lambda r: len(r.accuracies) if r.scores else None),
-    Column("average", "float64", "1", "mean over the tasks that run and base have", lambda r: r.average[0]),
-    Column("average_error", "float64", "1", "its standard error, sqrt(sum se^2) / n", lambda r: r.average[1]),
+    Column(
+        "average", "float64", "1", "mean over the tasks that run and base have, and over seeds", lambda r: r.average[0]
+    ),
+    Column(
+        "average_error", "float64", "1", "its standard error over items, sqrt(sum se^2) / n", lambda r: r.average[1]
+    ),
+    Column(
+        "average_seeds",
+        "float64",
+        "1",
+        "half of the 95 % interval of the average over seeds, Student t; empty for one seed",
+        _seed_half,
+    ),
     Column("base_average", "float64", "1", "the base's mean over the same tasks", lambda r: r.base_average[0]),
     Column("retention", "float64", "1", "average over base_average", _retention(None)),
     Column(
@@ -197,7 +228,7 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column("perplexity_retention_error", "float64", "1", "its standard error", lambda r: r.perplexity_retention[1]),
     Column("quality", "float64", "1", "what ranks: average, or perplexity_retention where no task has an accuracy"),
-    Column("quality_error", "float64", "1", "its standard error"),
+    Column("quality_error", "float64", "1", "its standard error, over items and seeds"),
     Column("pareto", "boolean", "", "whether on its board's front of quality against bytes"),
     *(Column(name, "float64", "1", rule.source, _average_of(name)) for name, rule in PUBLISHED_AVERAGES.items()),
     *_speed_columns(),
@@ -209,6 +240,15 @@ COLUMNS: tuple[Column, ...] = (
     Column("seconds", "float64", "s", "CPU seconds of all stages run here", lambda r: _total(r.record)),
     Column("created", "string", "", "UTC time of the end of the run", lambda r: r.record.created),
 )
+
+
+def variants(rows: Sequence[Comparison]) -> list[str | None]:
+    """Return for each row what it was calibrated on, where its board holds runs with different corpora."""
+    names: dict[str, set[str]] = {}
+    for row in rows:
+        if row.record.corpus is not None:
+            names.setdefault(row.board, set()).add(row.record.corpus.name)
+    return [f"on {row.record.corpus.name}" if row.record.corpus and len(names[row.board]) > 1 else None for row in rows]
 
 
 def _number(value: object) -> float | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from analysis.inference import Difference, average_difference, difference, holm, mean_with_error
+from analysis.inference import Difference, SeedMean, average_difference, difference, holm, mean_with_error
 from analysis.protocol import Key, headline, is_accuracy, is_perplexity, key
 from bench.record import Record, Score
 
@@ -61,7 +61,7 @@ class Comparison:
         """Difference of the averages, task by task paired where the record has it, else with independent errors."""
         if self.base is None or self.is_base or not self.accuracies:
             return None
-        parts = [task_difference(self.scores[task], self.base_scores[task]) for task in self.accuracies]
+        parts = [self.task_difference(task) for task in self.accuracies]
         known = [(part.value, part.error) for part in parts if part is not None]
         return average_difference(known) if len(known) == len(parts) else None
 
@@ -70,7 +70,7 @@ class Comparison:
         """How ``difference`` was made: ``paired``, ``unpaired``, or ``mixed`` over the tasks."""
         if self.difference is None:
             return None
-        kinds = {"unpaired" if self.scores[task].paired is None else "paired" for task in self.accuracies}
+        kinds = {"unpaired" if self.pair(self.scores[task]) is None else "paired" for task in self.accuracies}
         return kinds.pop() if len(kinds) == 1 else "mixed"
 
     @cached_property
@@ -82,14 +82,14 @@ class Comparison:
         logs = [math.log(self.base_scores[task].value / self.scores[task].value) for task in tasks]
         if self.is_base:
             return (1.0, 0.0)
-        errors = [_relative_error(self.scores[task], self.base_scores[task]) for task in tasks]
+        errors = [self._relative_error(task) for task in tasks]
         mean, error = mean_with_error(logs, errors)
         return (math.exp(mean), None if error is None else math.exp(mean) * error)
 
     @cached_property
     def holm(self) -> dict[str, float]:
         """Holm's p-value of each headline task with a paired comparison; the family is the tasks of this run."""
-        paired = {task: score.paired.p for task, score in self.scores.items() if score.paired is not None}
+        paired = {task: pair.p for task, score in self.scores.items() if (pair := self.pair(score)) is not None}
         return dict(zip(paired, holm(list(paired.values())), strict=True))
 
     def worse(self, level: float = 0.05, adjusted: bool = True) -> int | None:
@@ -99,19 +99,60 @@ class Comparison:
         count = 0
         for task, corrected in self.holm.items():
             score = self.scores[task]
-            assert score.paired is not None
-            below = score.paired.difference < 0 if score.higher_is_better else score.paired.difference > 0
-            count += below and (corrected if adjusted else score.paired.p) < level
+            pair = self.pair(score)
+            assert pair is not None
+            below = pair.value < 0 if score.higher_is_better else pair.value > 0
+            count += below and (corrected if adjusted else pair.p) < level
         return count
 
+    def pair(self, score: Score) -> Difference | None:
+        """Return the paired comparison of one of the run's scores with the base; None where there is none."""
+        pair = score.paired
+        return None if pair is None else Difference(pair.difference, pair.low, pair.high, pair.p)
 
-def task_difference(score: Score, base: Score) -> Difference | None:
-    """Return score minus base: the record's paired comparison, else from two independent errors; None without these."""
-    if score.paired is not None:
-        return Difference(score.paired.difference, score.paired.low, score.paired.high, score.paired.p)
-    if score.stderr is None or base.stderr is None:
+    def task_difference(self, task: str) -> Difference | None:
+        """Return score minus base of a task: paired where it is, else from two independent errors; None without these."""
+        score, base = self.scores[task], self.base_scores[task]
+        if (pair := self.pair(score)) is not None:
+            return pair
+        if score.stderr is None or base.stderr is None:
+            return None
+        return difference(score.value - base.value, math.hypot(score.stderr, base.stderr))
+
+    def _relative_error(self, task: str) -> float | None:
+        """Return the standard error of log(base / score) of a perplexity, to first order in the difference."""
+        score, base = self.scores[task], self.base_scores[task]
+        if (pair := self.pair(score)) is not None:
+            return pair.error / score.value
+        if score.stderr is None or base.stderr is None:
+            return None
+        return math.hypot(score.stderr / score.value, base.stderr / base.value)
+
+    @property
+    def average_over_seeds(self) -> SeedMean | None:
+        """Average over ``accuracies`` with its interval over seeds; None for a single run."""
         return None
-    return difference(score.value - base.value, math.hypot(score.stderr, base.stderr))
+
+    def over_seeds(self, score: Score) -> SeedMean | None:
+        """Return one of the run's scores with its interval over seeds; None for a single run."""
+        return None
+
+    @property
+    def runs(self) -> int:
+        """Number of runs that this row speaks for."""
+        return 1
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of the calibration text, else of the method's own draws; empty where no seed could change the result."""
+        return seeds_of(self.record)[:1]
+
+
+def seeds_of(record: Record) -> tuple[int, ...]:
+    """Return the seeds that could change a run's result: of its calibration text, then the method's own."""
+    own = record.knobs.get("seed")
+    text = (record.seeds.get("calibration", 0),) if record.corpus is not None else ()
+    return text + ((own,) if isinstance(own, int) else ())
 
 
 def compare(records: Iterable[Record]) -> list[Comparison]:
@@ -170,13 +211,3 @@ def _average(scores: Sequence[Score]) -> tuple[float | None, float | None]:
     if not scores:
         return (None, None)
     return mean_with_error([score.value for score in scores], [score.stderr for score in scores])
-
-
-def _relative_error(score: Score, base: Score) -> float | None:
-    """Standard error of log(base / score), to first order in the difference."""
-    if score.paired is not None:
-        pair = Difference(score.paired.difference, score.paired.low, score.paired.high, score.paired.p)
-        return pair.error / score.value
-    if score.stderr is None or base.stderr is None:
-        return None
-    return math.hypot(score.stderr / score.value, base.stderr / base.value)

@@ -43,7 +43,10 @@ def print_leaderboard(frame: pd.DataFrame, console: Console | None = None) -> No
     for message in messages(frame):
         target.print(f"[yellow]{escape(message)}[/]")
     if len(frame) and frame["rank"].notna().any():
-        target.print("≈ within noise of the next rank · ▼ retention below the floor · intervals 95 %", style="dim")
+        target.print(
+            "≈ within noise of the next rank · ? next rank on other seeds · ▼ retention below the floor · intervals 95 %",
+            style="dim",
+        )
 
 
 def _style(row: Row) -> str:

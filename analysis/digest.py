@@ -9,7 +9,7 @@ import pandas as pd
 from analysis.protocol import ACCURACIES
 from analysis.provenance import Block, provenance
 from analysis.summary import failures, lead, messages, notes
-from analysis.table import boards, markdown, markdown_cell, run_name, task_text
+from analysis.table import boards, markdown, markdown_cell, run_name, task_error, task_text
 from bench.record import Record
 
 
@@ -29,7 +29,10 @@ def digest(
         return "\n\n".join(parts) + "\n"
     if (frame["status"] == "complete").any():
         parts += ["## Leaderboard", markdown(frame).rstrip()]
-        parts += ["≈: difference to the next rank within noise. ▼: retention below the floor. Intervals: 95 %."]
+        parts += [
+            "≈: difference to the next rank within noise. ?: the next rank was measured with other seeds. "
+            "▼: retention below the floor. Intervals: 95 %."
+        ]
         parts += ["## Tasks", *_tasks(frame, scores)]
     bad = failures(frame)
     if bad.rows:
@@ -57,7 +60,7 @@ def _tasks(frame: pd.DataFrame, scores: pd.DataFrame) -> list[str]:
             line = [run_name(row)]
             for task in tasks:
                 score = found.get((row["id"], task))
-                known = task_text(score["value"], score["stderr"], score["metric"] in ACCURACIES) if score else "–"
+                known = task_text(score["value"], task_error(score), score["metric"] in ACCURACIES) if score else "–"
                 line.append(known)
             lines.append(tuple(line))
         if tasks:

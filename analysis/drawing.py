@@ -60,14 +60,14 @@ def canvas(width: float, height: float) -> Figure:
     return figure
 
 
-def render(figure: Figure) -> dict[str, bytes]:
-    """Return the figure as ``pdf``, ``svg`` and ``png``, without dates or versions inside."""
+def render(figure: Figure, kinds: Sequence[str] = tuple(_METADATA)) -> dict[str, bytes]:
+    """Return the figure as ``pdf``, ``svg`` and ``png``, or some of these, without dates or versions inside."""
     figure.draw_without_rendering()  # lays out once; the three files then share that layout
     figure.set_layout_engine("none")
     rendered = {}
-    for kind, metadata in _METADATA.items():
+    for kind in kinds:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, metadata=metadata)
+        figure.savefig(buffer, format=kind, metadata=_METADATA[kind])
         rendered[kind] = buffer.getvalue()
     return rendered
 

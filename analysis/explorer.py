@@ -11,7 +11,7 @@ from analysis.inference import Z95
 from analysis.palette import DARK, LIGHT, SYMBOLS, places
 from analysis.pareto import pareto
 from analysis.protocol import ACCURACIES
-from analysis.table import board_names, rows_of, task_text
+from analysis.table import average_text, board_names, rows_of, settings_text, task_error, task_text
 
 SIZES = {
     "bytes": "Tensor bytes on disk",
@@ -66,10 +66,10 @@ def explorer(frame: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
 
 
 def series(row: dict[str, Any]) -> str:
-    """Return what points of one line share: the method and its knobs that are words, and the seed."""
+    """Return what points of one line share: the method, its knobs that are words, the seed, and the calibration text."""
     knobs = [knob for knob in (row["knobs"] or "").split(", ") if knob]
     kept = [knob for knob in knobs if knob.startswith("seed=") or not _is_number(knob.partition("=")[2])]
-    return ", ".join([row["title"], *kept])
+    return ", ".join([row["title"], *kept, *([row["variant"]] if row["variant"] else [])])
 
 
 def _is_number(text: str) -> bool:
@@ -84,7 +84,7 @@ def _measures(row: dict[str, Any], scores: list[dict[str, Any]]) -> dict[str, Me
     """Return value and half-width of the 95 % interval of each quality of a run."""
     found: dict[str, Measure] = {}
     if known(row["average"]):
-        found["average"] = (100 * row["average"], _half(row["average_error"], 100))
+        found["average"] = (100 * row["average"], _half(row["quality_error"], 100))
     if known(row["retention"]):
         half = (row["retention_high"] - row["retention_low"]) * 50 if known(row["retention_low"]) else None
         found["retention"] = (100 * row["retention"], None if row["is_base"] else half)
@@ -95,7 +95,8 @@ def _measures(row: dict[str, Any], scores: list[dict[str, Any]]) -> dict[str, Me
         )
     for score in scores:
         scale = 100 if score["metric"] in ACCURACIES else 1
-        found[f"task {score['task']}"] = (scale * score["value"], _half(score["stderr"], scale))
+        half = scale * score["seed_half"] if score["seeds"] > 1 else _half(score["stderr"], scale)
+        found[f"task {score['task']}"] = (scale * score["value"], half)
     return found
 
 
@@ -148,7 +149,7 @@ def _fronts(
 
 def _hover(row: dict[str, Any], scores: list[dict[str, Any]]) -> str:
     """Return the lines of a point's hover text, separated by newlines, not yet escaped."""
-    lines = [row["title"], row["knobs"] or "", f"average {percent(row['average'], row['average_error'])} %"]
+    lines = [row["title"], settings_text(row), f"average {average_text(row)} %"]
     if not row["is_base"]:
         lines.append(f"retention {percent(row['retention'])} %, rank {row['rank'] if known(row['rank']) else NONE}")
     lines.append(
@@ -157,7 +158,7 @@ def _hover(row: dict[str, Any], scores: list[dict[str, Any]]) -> str:
     if known(row["decode_ratio"]):
         lines.append(f"decode {fixed(row['decode_ratio'], 2)} ×, prefill {fixed(row['prefill_ratio'], 2)} ×")
     shown = scores[:12]
-    lines += [f"{s['task']}: {task_text(s['value'], s['stderr'], s['metric'] in ACCURACIES)}" for s in shown]
+    lines += [f"{s['task']}: {task_text(s['value'], task_error(s), s['metric'] in ACCURACIES)}" for s in shown]
     if len(scores) > len(shown):
         lines.append(f"and {len(scores) - len(shown)} more tasks")
     return "\n".join(line for line in lines if line)

@@ -6,26 +6,30 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from analysis.columns import COLUMNS
+from analysis.averaging import average_seeds
+from analysis.columns import COLUMNS, variants
 from analysis.comparison import Comparison, compare
 from analysis.protocol import key
 from analysis.ranking import FLOOR, rank
-from bench.record import Record
+from bench.record import Record, Score
 
 
 def frame(records: Iterable[Record], floor: float = FLOOR) -> pd.DataFrame:
-    """Return one row for each record, with the columns of ``analysis.columns.COLUMNS``, ranked.
+    """Return one row for each run, with the columns of ``analysis.columns.COLUMNS``, ranked.
+
+    Runs that differ only in their seeds form one row (see ``analysis.averaging``).
 
     Args:
         floor: retention below which a row is marked, 0 to 1.
 
     The result does not depend on the order of ``records``. Shares and scores are fractions of 1, sizes are bytes.
     """
-    rows = compare(sorted(records, key=lambda record: record.id))
+    rows = average_seeds(compare(sorted(records, key=lambda record: record.id)))
     columns = {
         column.name: pd.array([column.get(row) if column.get else None for row in rows], dtype=column.kind)
         for column in COLUMNS
     }
+    columns["variant"] = pd.array(variants(rows), dtype="string")
     return rank(pd.DataFrame(columns, columns=[column.name for column in COLUMNS]), floor)
 
 
@@ -44,6 +48,8 @@ SCORE_COLUMNS: dict[str, str] = {
     "value": "float64",
     "stderr": "float64",
     "n": "Int64",
+    "seeds": "Int64",
+    "seed_half": "float64",
     "base": "float64",
     "retention": "float64",
     "difference": "float64",
@@ -55,15 +61,16 @@ SCORE_COLUMNS: dict[str, str] = {
     "version": "string",
     "digest": "string",
 }
-"""Columns of the scores frame with their types. ``headline``: the metric that speaks for the task; ``retention``: score
-over the base's, or the base's over the score where lower is better, base measured in the same protocol; ``p_holm``:
-corrected over the headline tasks of the run."""
+"""Columns of the scores frame with their types. ``headline``: the metric that speaks for the task; ``stderr``: over
+items, the mean of the seeds' own where there are several; ``seeds``: runs in the mean; ``seed_half``: half of the 95 %
+interval of the mean over seeds; ``retention``: score over the base's, or the base's over the score where lower is
+better, base measured in the same protocol; ``p_holm``: corrected over the headline tasks of the run."""
 
 
 def scores_frame(records: Iterable[Record]) -> pd.DataFrame:
     """Return one row for each run, task, metric and filter, in the order of ``frame`` and then by task."""
     given = sorted(records, key=lambda record: record.id)
-    rows = {row.record.id: row for row in compare(given)}
+    rows = {row.record.id: row for row in average_seeds(compare(given))}
     order = frame(given)
     data = [
         values
@@ -81,25 +88,33 @@ def _score_rows(row: Comparison, run: dict[str, object]) -> Iterable[dict[str, o
     base = {key(score): score for score in row.base.scores} if row.base else {}
     for score in sorted(row.record.scores, key=lambda s: (s.task, s.metric, s.filter)):
         reference = base.get(key(score))
-        pair = score.paired
+        pair, seeds = row.pair(score), row.over_seeds(score)
         speaks = row.scores.get(score.task) == score
         yield {
             **{name: run[name] for name in ("id", "board", "model", "method", "title", "knobs")},
             **score.model_dump(include={"task", "metric", "filter", "higher_is_better", "value", "stderr", "n"}),
             "headline": speaks,
+            "seeds": row.runs,
+            "seed_half": seeds.half if seeds else None,
             "base": None if reference is None else reference.value,
             "retention": None
             if reference is None
             else _retention(score.value, reference.value, score.higher_is_better),
-            "difference": pair.difference if pair else None,
+            "difference": pair.value if pair else None,
             "difference_low": pair.low if pair else None,
             "difference_high": pair.high if pair else None,
             "p": pair.p if pair else None,
             "p_holm": row.holm.get(score.task) if speaks else None,
-            "test": pair.test if pair else None,
+            "test": _test(row, score),
             "version": score.version,
             "digest": score.digest,
         }
+
+
+def _test(row: Comparison, score: Score) -> str | None:
+    if row.runs > 1:
+        return "normal over items and seeds" if row.pair(score) else None
+    return score.paired.test if score.paired else None
 
 
 def _retention(value: float, base: float, higher_is_better: bool) -> float | None:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.formatting import NONE, count, fixed, interval, known, p_value, percent, significant, size
 from analysis.protocol import ACCURACIES, PUBLISHED_AVERAGES
-from analysis.table import Row, rank_text, rows_of, task_text, text_of
+from analysis.table import Row, average_text, rank_text, rows_of, settings_text, task_error, task_text, text_of
 
 Text = Callable[[Row], str]
 
@@ -58,10 +58,6 @@ def _ends(name: str, scale: float, digits: int, signed: bool = False) -> Text:
     return lambda row: interval(row[f"{name}_low"], row[f"{name}_high"], scale, digits, signed)
 
 
-def _average(row: Row) -> str:
-    return percent(row["average"], row["average_error"])
-
-
 def retention(row: Row) -> str:
     """Return the retention, with ``▼`` below the floor."""
     return percent(row["retention"]) + (" ▼" if row["below_floor"] is True else "")
@@ -99,11 +95,17 @@ def _of(name: str) -> Callable[[Row], Any]:
 
 CORE: tuple[Head, ...] = (
     Head("rank", "Rank", "place within the model; ≈ within noise of the next", rank_text, _of("rank")),
-    Head("method", "Method", "opens the run", _of("title"), _of("title"), lambda row: text_of(row["knobs"])),
+    Head("method", "Method", "opens the run", _of("title"), _of("title"), settings_text),
     Head("model", "Model", "model that was compressed", _of("model"), _of("model"), hint=_of("model")),
     _number("keep", "Keep %", "effective keep: share of routed-expert parameters that remain", percent),
     _number("bytes", "Size", "tensor bytes on disk", size),
-    Head("average", "Average %", "mean over tasks ± standard error", _average, _of("average")),
+    Head(
+        "average",
+        "Average %",
+        "mean over tasks ± standard error, or ± half of the 95 % interval over seeds",
+        average_text,
+        _of("average"),
+    ),
     Head(
         "retention",
         "Retention %",
@@ -158,7 +160,7 @@ def _task_heads(scores: pd.DataFrame) -> list[Head]:
 def _task_head(task: str, found: dict[str, dict[str, Any]]) -> Head:
     def text(row: Row) -> str:
         score = found.get(row["id"])
-        return task_text(score["value"], score["stderr"], score["metric"] in ACCURACIES) if score else NONE
+        return task_text(score["value"], task_error(score), score["metric"] in ACCURACIES) if score else NONE
 
     def value(row: Row) -> Any:
         return found[row["id"]]["value"] if row["id"] in found else None

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 Z95 = float(norm.ppf(0.975))
 
@@ -73,3 +73,41 @@ def holm(p: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p) - position) * p[index]))
         adjusted[index] = running
     return adjusted
+
+
+@dataclass(frozen=True, slots=True)
+class SeedMean:
+    """Mean of one number over seeds.
+
+    Args:
+        half: half of the 95 % interval of the mean, Student's t with n - 1 degrees of freedom; None for one seed.
+        n: seeds.
+    """
+
+    value: float
+    half: float | None
+    n: int
+
+
+def over_seeds(values: Sequence[float]) -> SeedMean:
+    """Return the mean over seeds with its interval: t(0.975, n - 1) times the standard deviation over sqrt(n).
+
+    The interval says where the mean over all seeds may lie on these very items; the error of the items is another one.
+    """
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return SeedMean(mean, None, 1)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    return SeedMean(mean, float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n), n)
+
+
+def difference_over_seeds(parts: Sequence[Difference]) -> Difference:
+    """Return the mean of one difference over seeds; its interval holds the error of the items and that of the seeds.
+
+    The items are the same for every seed, so their error does not shrink with seeds: half-widths are averaged. The two
+    half-widths then add in squares.
+    """
+    items = math.fsum(part.high - part.low for part in parts) / (2 * len(parts))
+    mean = over_seeds([part.value for part in parts])
+    return difference(mean.value, math.hypot(items, mean.half or 0.0) / Z95)

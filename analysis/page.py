@@ -19,7 +19,7 @@ from analysis.protocol import ACCURACIES
 from analysis.provenance import Block, provenance
 from analysis.published import beside, cells
 from analysis.summary import board_titles, cards, failures, lead, messages, notes
-from analysis.table import Row, best, rows_of, task_text, text_of
+from analysis.table import Row, best, rows_of, task_error, task_text, text_of
 from bench.record import RatioInfo, Record
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -143,7 +143,7 @@ def _task_block(scores: list[dict[str, Any]]) -> Block:
             (
                 score["task"],
                 name,
-                task_text(score["value"], score["stderr"], accuracy),
+                task_text(score["value"], task_error(score), accuracy),
                 task_text(score["base"], None, accuracy),
                 f"{change} {ends}".rstrip(),
                 p_value(score["p"]),
@@ -160,6 +160,7 @@ def _facts(row: Row) -> list[tuple[str, str]]:
         ("Registry name", text_of(row["method"])),
         ("Plan", text_of(row["plan"])),
         ("Calibrated on", text_of(row["corpus"])),
+        ("Seeds", text_of(row["seed_set"])),
         ("Quality measured", text_of(row["realisation"])),
         ("CPU seconds", f"{row['seconds']:.1f}" if known(row["seconds"]) else ""),
         ("Not timed", not_timed(row)),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.record import Score
@@ -32,11 +34,45 @@ def is_perplexity(score: Score) -> bool:
 
 
 def headline(scores: Iterable[Score]) -> dict[str, Score]:
-    """Return the score that speaks for each task, sorted by task: its most preferred metric, then filter by name."""
+    """Return the score that speaks for each task, sorted by task: its most preferred metric, then filter by name.
+
+    A group of tasks does not speak where its tasks do: they would count twice in an average.
+    """
     best: dict[str, Score] = {}
-    for score in sorted(scores, key=_preference):
+    for score in sorted(without_groups(list(scores)), key=_preference):
         best.setdefault(score.task, score)
     return dict(sorted(best.items()))
+
+
+def without_groups(scores: Sequence[Score]) -> list[Score]:
+    """Return ``scores`` without the aggregates of tasks that are among them.
+
+    An aggregate is known by its digest, which is made of its name and of the digests of its tasks; these stand next to
+    each other in a record, and have as many items together as the aggregate.
+    """
+    columns: dict[tuple[str, str], list[Score]] = {}
+    for score in scores:
+        columns.setdefault((score.metric, score.filter), []).append(score)
+    return [score for score in scores if not _is_group(score, columns[score.metric, score.filter])]
+
+
+def _is_group(score: Score, column: Sequence[Score]) -> bool:
+    start, items = 0, 0
+    for end, part in enumerate(column):
+        items += part.n
+        while items > score.n:
+            items -= column[start].n
+            start += 1
+        run = column[start : end + 1]
+        if items == score.n and score not in run and score.digest == _group_digest(score, run):
+            return True
+    return False
+
+
+def _group_digest(group: Score, parts: Sequence[Score]) -> str:
+    """Return the digest that evaluation gives to the aggregate of ``parts``."""
+    content = [group.task, group.metric, group.filter, sorted(part.digest for part in parts)]
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
 def _preference(score: Score) -> tuple[int, str, bool, str]:

@@ -21,15 +21,18 @@ def rank(frame: pd.DataFrame, floor: float = FLOOR) -> pd.DataFrame:
     Two neighbours are within noise when the 95 % interval of their difference covers 0. Records hold no items, so that
     interval takes the errors of their paired differences to the base as independent; items shared by the two runs
     make them positively correlated, so the interval is if anything too wide. Without paired differences, the errors
-    of the averages are used.
+    of the averages are used. Rows over seeds carry the error of the seeds too. Between rows that were measured with
+    different seeds nothing is said, and ``next_other_seeds`` marks the first of the two.
     """
     ranked = frame.copy()
     by_perplexity = ranked["average"].isna()
     ranked["quality"] = ranked["average"].where(~by_perplexity, ranked["perplexity_retention"])
-    ranked["quality_error"] = ranked["average_error"].where(~by_perplexity, ranked["perplexity_retention_error"])
+    seeds = ranked["average_seeds"].fillna(0.0) / Z95
+    error = (ranked["average_error"] ** 2 + seeds**2) ** 0.5
+    ranked["quality_error"] = error.where(~by_perplexity, ranked["perplexity_retention_error"])
     ranked = ranked.sort_values(
-        by=["model", "board", "is_base", "quality", "bytes", "method", "knobs", "id"],
-        ascending=[True, True, False, False, True, True, True, True],
+        by=["model", "board", "is_base", "quality", "bytes", "method", "knobs", "variant", "id"],
+        ascending=[True, True, False, False, True, True, True, True, True],
         na_position="last",
         kind="stable",
     ).reset_index(drop=True)
@@ -37,14 +40,17 @@ def rank(frame: pd.DataFrame, floor: float = FLOOR) -> pd.DataFrame:
     ranked["below_floor"] = (recovered < floor).astype("boolean").mask(recovered.isna() | ranked["is_base"])
     ranked["rank"] = pd.array([pd.NA] * len(ranked), dtype="Int64")
     ranked["tie_next"] = pd.array([pd.NA] * len(ranked), dtype="boolean")
+    ranked["next_other_seeds"] = pd.array([pd.NA] * len(ranked), dtype="boolean")
     ranked["pareto"] = pd.array([pd.NA] * len(ranked), dtype="boolean")
     for _, board in ranked.groupby("board", sort=False):
         placed = board.index[~board["is_base"] & board["quality"].notna()]
         for place, index in enumerate(placed):
             ranked.loc[index, "rank"] = place + 1
         for first, second in pairwise(placed):
+            other = other_seeds(ranked.loc[first, "seed_set"], ranked.loc[second, "seed_set"])
+            ranked.loc[first, "next_other_seeds"] = other
             tie = within_noise(ranked.loc[first], ranked.loc[second])
-            if tie is not None:
+            if tie is not None and not other:
                 ranked.loc[first, "tie_next"] = tie
         known = board.index[board["quality"].notna() & board["bytes"].notna()]
         front = pareto([float(v) for v in board.loc[known, "bytes"]], [float(v) for v in board.loc[known, "quality"]])
@@ -62,6 +68,11 @@ def within_noise(first: pd.Series[object], second: pd.Series[object]) -> bool | 
         return None
     gap = abs(float(first["quality"]) - float(second["quality"]))
     return gap <= Z95 * math.hypot(*errors)
+
+
+def other_seeds(first: str, second: str) -> bool:
+    """Tell whether two rows were measured with different seeds; one that no seed can change goes with any."""
+    return bool(first) and bool(second) and first != second
 
 
 def _paired_error(row: pd.Series[object]) -> float:

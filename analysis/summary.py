@@ -24,7 +24,7 @@ def lead(frame: pd.DataFrame) -> str:
     """Return one line that counts runs, models and methods, and dates the latest."""
     if not len(frame):
         return "No runs."
-    complete = int((frame["status"] == "complete").sum())
+    complete = int(frame["seeds"].where(frame["status"] == "complete", 0).sum())
     counts = [
         _plural(complete, "complete run"),
         _plural(frame["content"].nunique(), "model"),
@@ -47,6 +47,14 @@ def messages(frame: pd.DataFrame, problems: tuple[str, ...] = ()) -> list[str]:
         found.append("No run completed; the reasons are listed below.")
     elif complete["is_base"].all():
         found.append("Only the uncompressed model was measured: run a method to have something to compare.")
+    for model, rows in complete[~complete["is_base"].astype(bool)].groupby("model", sort=True):
+        sets = rows[rows["seed_set"] != ""].groupby("seed_set")["seeds"].count()
+        if len(sets) > 1:
+            told = "; ".join(f"{count} with {name}" for name, count in sets.items())
+            found.append(
+                f"The rows of {model} were not all measured with the same seeds ({told}): "
+                "compare rows of different seeds with care."
+            )
     orphans = complete[
         ~complete["is_base"].astype(bool) & complete["base_average"].isna() & complete["average"].notna()
     ]
@@ -110,6 +118,10 @@ def notes(floor: float) -> list[str]:
         "The average is the plain mean of one accuracy-like metric a task (length-normalised accuracy where a task has "
         "it) over the tasks that run and base share; its error is sqrt(sum se²)/n. Perplexities are shown beside it, "
         "not in it.",
+        "Runs that differ only in their seeds, of the calibration text or of the method, are one row: the mean, ± half of "
+        "its 95 % interval over the seeds (Student t, with the number of seeds). The error of the items does not shrink "
+        "with seeds; it is kept apart, and the difference to the base holds both. Where neighbouring ranks have other "
+        "seeds, nothing is said about noise.",
         "Retention is that average over the base's, measured here on the same tasks, items and settings. Its interval "
         "takes the base's average as exact.",
         "The difference to the base is the mean of the tasks' paired differences. A task's standard error is the width "

@@ -28,8 +28,21 @@ class Field:
 
 
 def run_name(row: Row) -> str:
-    """Return the method with its knobs."""
-    return f"{row['title']} ({row['knobs']})" if text_of(row["knobs"]) else str(row["title"])
+    """Return the method with its knobs, and with its calibration text where runs differ in it."""
+    settings = settings_text(row)
+    return f"{row['title']} ({settings})" if settings else str(row["title"])
+
+
+def settings_text(row: Row) -> str:
+    """Return the knobs of a run, with its calibration text where runs differ in it."""
+    return "; ".join(text for text in (text_of(row["knobs"]), text_of(row["variant"])) if text)
+
+
+def average_text(row: Row) -> str:
+    """Return the average in percent with its standard error, or with its interval over seeds where it is such a mean."""
+    if known(row["seeds"]) and row["seeds"] > 1 and known(row["average"]):
+        return f"{percent(row['average'], row['average_seeds'])} ({row['seeds']} seeds)"
+    return percent(row["average"], row["average_error"])
 
 
 def text_of(value: object) -> str:
@@ -38,12 +51,13 @@ def text_of(value: object) -> str:
 
 
 def rank_text(row: Row) -> str:
-    """Return the rank, with ``≈`` where the next rank is within noise."""
+    """Return the rank, with ``≈`` where the next rank is within noise, ``?`` where it was measured with other seeds."""
     if bool(row["is_base"]):
         return "base"
     if not known(row["rank"]):
         return NONE
-    return f"{row['rank']}{' ≈' if row['tie_next'] is True else ''}"
+    mark = " ?" if row["next_other_seeds"] is True else " ≈" if row["tie_next"] is True else ""
+    return f"{row['rank']}{mark}"
 
 
 def speed_text(row: Row, name: str) -> str:
@@ -65,7 +79,7 @@ FIELDS: tuple[Field, ...] = (
     Field("method", run_name),
     Field("keep %", lambda r: percent(r["keep"])),
     Field("size", lambda r: size(r["bytes"])),
-    Field("average %", lambda r: percent(r["average"], r["average_error"]), "average"),
+    Field("average %", average_text, "average"),
     Field("retention %", lambda r: percent(r["retention"]) + (" ▼" if r["below_floor"] is True else ""), "retention"),
     Field("Δ to base, points", difference_text),
     Field("p", lambda r: p_value(r["difference_p"])),
@@ -196,6 +210,11 @@ def csv(frame: pd.DataFrame) -> str:
     buffer = io.StringIO()
     frame.to_csv(buffer, index=False, lineterminator="\n")
     return buffer.getvalue()
+
+
+def task_error(score: Row) -> Any:
+    """Return what stands behind ±: a score's standard error, or half of its interval over seeds where it is such a mean."""
+    return score["seed_half"] if score["seeds"] > 1 else score["stderr"]
 
 
 def task_text(value: float | None, error: float | None, accuracy: bool) -> str:

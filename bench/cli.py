@@ -162,9 +162,10 @@ def plan(
     checkpoint = _open(model)
     settings = {"corpus": corpus, "sequences": sequences, "length": length, "seed": seed, "propagation": propagation}
     config = validated(settings, CalibrationConfig, "calibration")
-    calibrator = Calibrator(checkpoint, config, Store(store), configured.needs)
+    calibrator = Calibrator(checkpoint, config, Store(store), configured.measured)
     with _bar("calibrate") as progress:
-        decided = configured.plan(checkpoint.inventory, calibrator.stats_for(configured, progress))
+        stats = calibrator.stats_for(configured, progress)
+    decided = configured.plan(checkpoint.inventory, stats, calibrator.probe_for(configured))
     provenance = {"method": method, "knobs": configured.knobs, "model": checkpoint.name}
     write_json(out, {**decided.document(), "provenance": provenance})
     _console().print(f"{out}: plan {decided.digest[:12]}, stages {', '.join(sorted(decided.stages)) or 'none'}")
@@ -204,12 +205,33 @@ def _print_cost(checkpoint: Any, plan: Any) -> None:
 
 
 @app.command()
-def apply(model: Model, plan_file: Path, out: Path) -> None:
-    """Write the compressed checkpoint of a plan."""
-    from bench.apply import apply as write
+def apply(
+    model: Model,
+    plan_file: Path,
+    out: Path,
+    corpus: CorpusOption = "pocket",
+    sequences: Sequences = 128,
+    length: Length = 2048,
+    seed: int = 0,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Write the compressed checkpoint of a plan.
 
+    The corpus options matter only for plans that write statistics into the checkpoint (constant experts).
+    """
+    from bench.apply import apply as write
+    from bench.calibrate import calibrate as measure
+    from bench.corpus import parse
+    from bench.store import Store
+
+    checkpoint, decided = _open(model), _read_plan(plan_file)
+    moments = None
+    if decided.moments:
+        text = parse(corpus, checkpoint, sequences, length, seed)
+        with _bar("calibrate") as progress:
+            moments = measure(checkpoint, text, decided.moments, cache=Store(store).cache / "stats", progress=progress)
     with _bar("apply") as progress:
-        path = write(_open(model), _read_plan(plan_file), out, progress=progress)
+        path = write(checkpoint, decided, out, progress=progress, moments=moments)
     _console().print(f"wrote {path}")
 
 
@@ -249,6 +271,14 @@ def time(
                 row(base, first)
             row(path, own)
     _console().print(table)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(context: typer.Context, model: Model) -> None:
+    """Serve a checkpoint with vLLM; everything after the model goes to `vllm serve`."""
+    from bench.serving.serve import serve as become_server
+
+    become_server(model, context.args)
 
 
 @app.command()
@@ -333,6 +363,30 @@ def sweep(
     from sweeps.launch import run_from_command_line
 
     run_from_command_line(file, store)
+
+
+@app.command()
+def grid(
+    file: Annotated[Path, typer.Argument(help="YAML file of models, methods, shares, corpora and seeds")],
+    store: Annotated[Path | None, typer.Option(help="instead of the file's")] = None,
+    workers: Annotated[int | None, typer.Option(help="processes, instead of the file's")] = None,
+    report: Annotated[Path | None, typer.Option(help="folder to write the study's page and figures to")] = None,
+    track: Annotated[str | None, typer.Option(help="W&B: offline, online or disabled")] = None,
+) -> None:
+    """Run every model by every method, share, corpus and seed; goes on where it stopped."""
+    from bench.strict import validated
+    from sweeps.grid_config import GridConfig, load_grid
+    from sweeps.grid_terminal import show_grid
+
+    given = {"store": store, "workers": workers}
+    document = load_grid(file).model_dump() | {name: value for name, value in given.items() if value is not None}
+    result = show_grid(validated(document, GridConfig, str(file)), track, _console())
+    if report is not None:
+        from analysis.study import study_page
+
+        _console().print(study_page(result.records, report).page, soft_wrap=True)
+    if result.counts["failed"] or result.counts["cancelled"]:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -1,0 +1,159 @@
+"""Settings of a grid, and the runs that they expand to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from bench.config import (
+    CalibrationConfig,
+    EvaluationConfig,
+    MethodConfig,
+    RunConfig,
+    TimingConfig,
+    expand,
+    parse_method,
+)
+from bench.strict import Strict, load_settings
+from methods.method import Method, Share
+from methods.stats import CATALOGUE
+
+POCKET = "pocket"
+"""Name of a task list: all tasks of the pocket language, written into the store."""
+
+
+def _method(value: Any) -> Any:
+    return parse_method(value) if isinstance(value, str) else value
+
+
+class GridCalibration(Strict):
+    """The texts that statistics are measured on: every corpus with every seed."""
+
+    corpora: tuple[str, ...] = Field(default=("pocket",), min_length=1, description="as `moebench run --corpus`")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1, description="of the windows")
+    sequences: int = Field(default=128, ge=1, description="windows")
+    length: int = Field(default=2048, ge=2, description="tokens in a window")
+    propagation: Literal["one_shot", "sequential"] = Field(default="one_shot", description="hidden states measured on")
+
+
+class GridConfig(Strict):
+    """Every model by every method, share, corpus and seed."""
+
+    models: tuple[str, ...] = Field(min_length=1, description="folders, hub ids or names of pocket models")
+    methods: tuple[Annotated[MethodConfig, BeforeValidator(_method)], ...] = Field(
+        min_length=1, description="name, name:knob=value,..., or name and knobs"
+    )
+    keeps: tuple[Share, ...] = Field(default=(), description="shares; a method that states its own keep stays as it is")
+    calibration: GridCalibration = GridCalibration()
+    evaluation: EvaluationConfig = Field(
+        default=EvaluationConfig(tasks=(POCKET,)), description="tasks [pocket]: all tasks of the pocket language"
+    )
+    timing: TimingConfig = TimingConfig(enabled=False)
+    group: str = Field(default="grid", description="label of runs that belong together")
+    store: Path = Field(default=Path("runs"), description="folder of records and cached artefacts")
+    workers: int = Field(default=1, ge=1, description="processes")
+    threads: int = Field(default=1, ge=1, description="threads of each process")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name, values in (
+            ("models", self.models),
+            ("keeps", self.keeps),
+            ("calibration.corpora", self.calibration.corpora),
+            ("calibration.seeds", self.calibration.seeds),
+        ):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} states a value twice: {', '.join(map(str, values))}")
+        if self.timing.enabled and self.workers > 1:
+            raise ValueError(f"timing needs the machine to itself, found {self.workers} workers; allowed: workers: 1")
+        return self
+
+
+def load_grid(path: Path) -> GridConfig:
+    """Read a grid's YAML file, and check its methods and knobs.
+
+    Raises:
+        ConfigError: what is wrong, with the closest match of an unknown name.
+    """
+    config = load_settings(path, GridConfig)
+    for method in config.methods:
+        method.configured()
+    return config
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process does at a time: one model, one corpus, one seed, several methods.
+
+    Args:
+        base: whether it measures the uncompressed model alone, which all other jobs of that model compare with.
+    """
+
+    config: RunConfig
+    base: bool = False
+
+    @property
+    def runs(self) -> int:
+        """Number of compressed models, or 1 for the base."""
+        return len(self.config.methods) or 1
+
+    @property
+    def label(self) -> str:
+        """Model, corpus and seed in words."""
+        calibration = self.config.calibration
+        return self.config.model if self.base else f"{self.config.model}, {calibration.corpus}, seed {calibration.seed}"
+
+    def split(self) -> list[Job]:
+        """Return one job for each method."""
+        return [Job(self.config.model_copy(update={"methods": (method,)})) for method in self.config.methods]
+
+
+def jobs(config: GridConfig, store: Path) -> list[Job]:
+    """Return the jobs of a grid: the bases first, then every model by corpus and seed.
+
+    A method that reads no text is run with the first corpus only, and once unless it has a ``seed`` of its own; a
+    ``seed`` that is not stated is the grid's.
+    """
+    evaluation = _evaluation(config.evaluation, store)
+    settings = {"evaluation": evaluation, "timing": config.timing, "group": config.group}
+    found = [Job(RunConfig(model=model, **settings), base=True) for model in config.models]
+    calibration = config.calibration
+    for model in config.models:
+        for corpus in calibration.corpora:
+            for seed in calibration.seeds:
+                first = (corpus == calibration.corpora[0], seed == calibration.seeds[0])
+                methods = [one for method in config.methods for one in _seeded(method, seed, *first)]
+                if methods:
+                    own = CalibrationConfig(
+                        corpus=corpus, seed=seed, **calibration.model_dump(exclude={"corpora", "seeds"})
+                    )
+                    expanded = tuple(expand(methods, config.keeps))
+                    found.append(Job(RunConfig(model=model, methods=expanded, calibration=own, **settings)))
+    return found
+
+
+def _seeded(method: MethodConfig, seed: int, first_corpus: bool, first_seed: bool) -> Sequence[MethodConfig]:
+    """Return the method with the grid's seed, or nothing where the run would repeat an earlier one."""
+    configured = method.configured()
+    own = "seed" in type(configured).model_fields and "seed" not in method.knobs
+    if not reads_text(configured) and not (first_corpus and (first_seed or own)):
+        return ()
+    return (MethodConfig(name=method.name, knobs={**method.knobs, "seed": seed}) if own else method,)
+
+
+def reads_text(method: Method) -> bool:
+    """Return whether the plan of ``method`` depends on a calibration text."""
+    return method.probing or any(CATALOGUE[name].cost != "weights" for name in method.needs)
+
+
+def _evaluation(config: EvaluationConfig, store: Path) -> EvaluationConfig:
+    if POCKET not in config.tasks or config.include_path is not None:
+        return config
+    from bench.pocket import TASKS, write_tasks
+
+    tasks = tuple(task for name in config.tasks for task in (TASKS if name == POCKET else (name,)))
+    return config.model_copy(update={"tasks": tasks, "include_path": write_tasks(store / "tasks")})
