@@ -203,4 +203,5 @@ def _joint_timing(timings: Sequence[Timing | None]) -> Timing | None:
         )
 
     speeds = {name: joint(name) for name in ("prefill", "decode", "prefill_ratio", "decode_ratio")}
-    return known[0].model_copy(update=speeds)
+    marks = tuple(dict.fromkeys(mark for timing in known for mark in timing.marks))
+    return known[0].model_copy(update={**speeds, "marks": marks, "batches": (), "online": ()})

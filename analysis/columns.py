@@ -137,7 +137,7 @@ def _speed_columns() -> list[Column]:
     for name, (unit, doc) in _SPEEDS.items():
         columns.append(Column(name, "float64", unit, doc, _speed(name, "median")))
         for end in ("low", "high"):
-            what = f"{'lower' if end == 'low' else 'upper'} end of its 95 % bootstrap interval"
+            what = f"{'lower' if end == 'low' else 'upper'} end of its 95 % interval"
             columns.append(Column(f"{name}_{end}", "float64", unit, what, _speed(name, end)))
     return columns
 

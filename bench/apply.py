@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.checkpoint import Checkpoint
-from bench.recipes import moments_digest
+from bench.moments import moments_digest
 from bench.shards import write_shards
 from bench.staging import staged_folder
 from methods.errors import CheckpointError, PlanError
@@ -41,8 +41,8 @@ def apply(
 ) -> Path:
     """Write what ``plan`` makes of ``checkpoint`` to the folder ``out`` and return it.
 
-    Tensors that stay are copied byte for byte under their classic names; merged experts, averaged router rows and
-    constants are computed in float32, rounded to the dtype of their source, and stored once each. The folder appears
+    Tensors that stay are copied byte for byte under their classic names; merged and sparse experts, averaged router rows
+    and constants are computed in float32, rounded to the dtype of their source, and stored once each. The folder appears
     under its name only after it was opened again and compared with the plan, so whatever stands there is complete. If it
     is there already, made from the same content and moments by the same plan, it is returned as it is.
 
@@ -53,7 +53,7 @@ def apply(
         provenance: added to ``plan.json`` beside the source's name, revision and content.
         progress: told the bytes done and to do.
         shard_bytes: files are split so that none holds more tensor bytes, unless one tensor alone does.
-        moments: statistics of the source named in ``plan.moments``; needed where a plan replaces experts by constants.
+        moments: statistics of the source named in ``plan.moments``; needed for constants and for sparsity by inputs.
 
     Raises:
         PlanError: the plan does not fit the checkpoint.

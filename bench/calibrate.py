@@ -100,7 +100,8 @@ def calibrate(
         progress: called after each decoder layer.
 
     Returns:
-        The statistics, with their settings in ``meta``. Those kept token by token are float32 memory maps.
+        The statistics, with their settings in ``meta``. Those kept token by token, and Gram matrices of inputs, are float32
+        memory maps.
 
     Raises:
         UnknownNameError: ``needs`` names an unknown statistic.

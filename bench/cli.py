@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from bench.cli_parts import (
+    DEFAULT_STORE,
+    CorpusOption,
+    Knobs,
+    Length,
+    Model,
+    Sequences,
+    StoreOption,
+    bar,
+    configured_method,
+    console,
+    open_checkpoint,
+    print_cost,
+    read_plan,
+)
 from bench.guard import check_packages
 from methods.errors import MoebenchError
 
@@ -23,14 +36,6 @@ app = typer.Typer(
     help="Benchmark compression methods for Mixture-of-Experts language models, from checkpoint to leaderboard.",
 )
 
-Model = Annotated[str, typer.Argument(help="folder of a checkpoint, hub id, or the name of a pocket model")]
-StoreOption = Annotated[Path, typer.Option(help="folder of records and cached artefacts")]
-Knobs = Annotated[list[str], typer.Option("--set", help="knob=value of the method; may be repeated")]
-CorpusOption = Annotated[str, typer.Option(help="text file, datasets:NAME, pocket[:domain], or a file of token ids")]
-Sequences = Annotated[int, typer.Option(help="calibration windows")]
-Length = Annotated[int, typer.Option(help="tokens of a calibration window")]
-DEFAULT_STORE = Path("runs")
-
 
 def main() -> None:
     """Run the command line; an error of the user's making is one message without a traceback."""
@@ -38,39 +43,11 @@ def main() -> None:
         check_packages()
         app()
     except MoebenchError as error:
-        _console(stderr=True).print(f"[bold red]error[/]: {error}", soft_wrap=True, highlight=False)
+        console(stderr=True).print(f"[bold red]error[/]: {error}", soft_wrap=True, highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:
-        _console(stderr=True).print("interrupted; the same command goes on from here")
+        console(stderr=True).print("interrupted; the same command goes on from here")
         sys.exit(130)
-
-
-def _console(stderr: bool = False) -> Any:
-    from rich.console import Console
-
-    return Console(stderr=stderr)
-
-
-@contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that draws done out of total."""
-    from rich.progress import Progress
-
-    with Progress(transient=True) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-def _open(model: str, revision: str | None = None) -> Any:
-    from bench.checkpoint import Checkpoint
-
-    return Checkpoint.open(model, revision)
-
-
-def _method(name: str, knobs: list[str]) -> Any:
-    from bench.config import parse_method
-
-    return parse_method(f"{name}:{','.join(knobs)}").configured()
 
 
 @app.command()
@@ -85,7 +62,7 @@ def methods() -> None:
         cls = method_class(name)
         knobs = ", ".join(f"{knob}={field.default}" for knob, field in cls.model_fields.items())
         table.add_row(name, (cls.__doc__ or "").split("\n")[0], knobs, cls.source)
-    _console().print(table)
+    console().print(table)
 
 
 @app.command()
@@ -97,7 +74,7 @@ def inspect(model: Model, revision: str | None = None) -> None:
 
     from methods.cost import cost_of
 
-    checkpoint = _open(model, revision)
+    checkpoint = open_checkpoint(model, revision)
     inventory = checkpoint.inventory
     table = Table("layers", "sub-layer", "experts", "top-k", title=f"{checkpoint.name} ({inventory.family})")
     runs: list[list[Any]] = []
@@ -109,10 +86,10 @@ def inspect(model: Model, revision: str | None = None) -> None:
             runs.append([[index, index], shape])
     for (first, last), (mlp, experts, top_k) in runs:
         table.add_row(f"{first}" if first == last else f"{first}-{last}", mlp, str(experts), str(top_k))
-    _console().print(table)
-    _console().print(inventory.router)
+    console().print(table)
+    console().print(inventory.router)
     for name, value in asdict(cost_of(inventory)).items():
-        _console().print(f"{name:>18}  {value:,}")
+        console().print(f"{name:>18}  {value:,}")
 
 
 @app.command()
@@ -131,12 +108,12 @@ def calibrate(
     from bench.store import Store
     from methods.stats import CATALOGUE
 
-    checkpoint = _open(model)
+    checkpoint = open_checkpoint(model)
     names = set(CATALOGUE) if needs == "all" else set(needs.split(","))
-    with _bar("calibrate") as progress:
+    with bar("calibrate") as progress:
         text = parse(corpus, checkpoint, sequences, length, seed)
         stats = measure(checkpoint, text, names, cache=Store(store).cache / "stats", progress=progress)
-    _console().print(f"{', '.join(sorted(stats.values))}: measured on {stats.tokens:,} tokens of {text.name}")
+    console().print(f"{', '.join(sorted(stats.values))}: measured on {stats.tokens:,} tokens of {text.name}")
 
 
 @app.command()
@@ -158,50 +135,24 @@ def plan(
     from bench.store import Store, write_json
     from bench.strict import validated
 
-    configured = _method(method, knobs)
-    checkpoint = _open(model)
+    configured = configured_method(method, knobs)
+    checkpoint = open_checkpoint(model)
     settings = {"corpus": corpus, "sequences": sequences, "length": length, "seed": seed, "propagation": propagation}
     config = validated(settings, CalibrationConfig, "calibration")
     calibrator = Calibrator(checkpoint, config, Store(store), configured.measured)
-    with _bar("calibrate") as progress:
+    with bar("calibrate") as progress:
         stats = calibrator.stats_for(configured, progress)
     decided = configured.plan(checkpoint.inventory, stats, calibrator.probe_for(configured))
     provenance = {"method": method, "knobs": configured.knobs, "model": checkpoint.name}
     write_json(out, {**decided.document(), "provenance": provenance})
-    _console().print(f"{out}: plan {decided.digest[:12]}, stages {', '.join(sorted(decided.stages)) or 'none'}")
-    _print_cost(checkpoint, decided)
+    console().print(f"{out}: plan {decided.digest[:12]}, stages {', '.join(sorted(decided.stages)) or 'none'}")
+    print_cost(checkpoint, decided)
 
 
 @app.command()
 def cost(model: Model, plan_file: Path) -> None:
     """Show what a plan's checkpoint costs, beside the source."""
-    _print_cost(_open(model), _read_plan(plan_file))
-
-
-def _read_plan(path: Path) -> Any:
-    from methods.errors import PlanError
-    from methods.plan import Plan
-
-    try:
-        return Plan.loads(path.read_bytes())
-    except OSError as error:
-        raise PlanError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _print_cost(checkpoint: Any, plan: Any) -> None:
-    from dataclasses import asdict
-
-    from rich.table import Table
-
-    from methods import cost as costs
-
-    plan = plan.normalised(checkpoint.inventory)
-    before, after = costs.cost_of(checkpoint.inventory), costs.cost(plan, checkpoint.inventory)
-    table = Table("quantity", "source", "compressed", "removed")
-    for name, value in asdict(before).items():
-        own = getattr(after, name)
-        table.add_row(name, f"{value:,}", f"{own:,}", f"{1 - own / value:.1%}" if value else "")
-    _console().print(table)
+    print_cost(open_checkpoint(model), read_plan(plan_file))
 
 
 @app.command()
@@ -224,53 +175,54 @@ def apply(
     from bench.corpus import parse
     from bench.store import Store
 
-    checkpoint, decided = _open(model), _read_plan(plan_file)
+    checkpoint, decided = open_checkpoint(model), read_plan(plan_file)
     moments = None
     if decided.moments:
         text = parse(corpus, checkpoint, sequences, length, seed)
-        with _bar("calibrate") as progress:
+        with bar("calibrate") as progress:
             moments = measure(checkpoint, text, decided.moments, cache=Store(store).cache / "stats", progress=progress)
-    with _bar("apply") as progress:
+    with bar("apply") as progress:
         path = write(checkpoint, decided, out, progress=progress, moments=moments)
-    _console().print(f"wrote {path}")
+    console().print(f"wrote {path}")
 
 
 @app.command()
 def time(
-    base: Path,
-    compressed: list[Path],
-    repeats: int = 5,
-    batch: int = 4,
-    prompt: int = 128,
-    generate: int = 32,
-    dtype: str = "auto",
-    threads: Annotated[int | None, typer.Option(help="OpenMP threads of the server")] = None,
-    residency: Annotated[str, typer.Option(help="both, or one: a fresh process for each repeat")] = "both",
+    base: Model,
+    compressed: Annotated[list[str], typer.Argument(help="likewise; each is timed in alternation with the base")],
+    batch: Annotated[list[int], typer.Option(help="sequences at once; may be repeated")] = [],  # noqa: B006  # typer reads it
+    online: Annotated[bool, typer.Option("--online", help="time servers under load by `vllm bench serve`")] = False,
+    rate: Annotated[list[float], typer.Option(help="online: requests per second, or inf; may be repeated")] = [],  # noqa: B006  # as above
+    requests: Annotated[int | None, typer.Option(help="online: requests of each run")] = None,
+    repeats: Annotated[int | None, typer.Option(help="alternations, at least 5")] = None,
+    rounds: Annotated[int | None, typer.Option(help="batches summed into one repeat; more for tiny models")] = None,
+    prompt: Annotated[int | None, typer.Option(help="tokens of each prompt")] = None,
+    generate: Annotated[int | None, typer.Option(help="tokens generated for each prompt")] = None,
+    dtype: Annotated[str | None, typer.Option(help="compute type")] = None,
+    threads: Annotated[int | None, typer.Option(help="OpenMP threads, bound to as many cores")] = None,
+    residency: Annotated[str | None, typer.Option(help="both, or one: a fresh process for each repeat")] = None,
+    kv_cache_bytes: Annotated[int | None, typer.Option(help="of each model; 256 MiB where not given")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for all numbers")] = None,
 ) -> None:
     """Time checkpoints under vLLM against a base, in alternation."""
-    from rich.table import Table
+    from bench.time_command import time_models
+    from bench.timing_table import memory_table, offline_table, online_table, write_timings
 
-    from bench.config import TimingConfig
-    from bench.serving.protocol import TimingProtocol
-    from bench.strict import validated
-    from bench.timing import TimingSession
-
-    given = {"repeats": repeats, "batch": batch, "prompt": prompt, "generate": generate, "dtype": dtype}
-    config = validated({**given, "threads": threads, "residency": residency}, TimingConfig, "options")
-    table = Table("checkpoint", "prefill tokens/s", "decode tokens/s", "prefill / base", "decode / base", "remark")
-
-    def row(path: Path, timing: Any) -> None:
-        intervals = (timing.prefill, timing.decode, timing.prefill_ratio, timing.decode_ratio)
-        cells = [f"{one.median:.4g} [{one.low:.4g}, {one.high:.4g}]" if one else "" for one in intervals]
-        table.add_row(str(path), *cells, timing.reason or ("noisy" if timing.protocol.get("noisy") else ""))
-
-    with TimingSession(TimingProtocol(**config.model_dump(exclude={"enabled"})), logs=Path("logs")) as session:
-        for index, path in enumerate(compressed):
-            first, own = session.time(base, path)
-            if index == 0:
-                row(base, first)
-            row(path, own)
-    _console().print(table)
+    settings = {"repeats": repeats, "rounds": rounds, "prompt": prompt, "generate": generate, "dtype": dtype}
+    rows = time_models(
+        base,
+        compressed,
+        {**settings, "threads": threads, "residency": residency, "kv_cache_bytes": kv_cache_bytes},
+        batches=batch,
+        rates=rate,
+        requests=requests,
+        online=online,
+        report=lambda text: console(stderr=True).print(text, soft_wrap=True, highlight=False),
+    )
+    if out is not None:
+        write_timings(rows, out)
+    console().print((online_table if online else offline_table)(rows))
+    console().print(memory_table(rows))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -286,6 +238,7 @@ def run(
     model: Annotated[str | None, typer.Option(help="folder, hub id or pocket model")] = None,
     method: Annotated[list[str], typer.Option(help="name[:knob=value,...]; may be repeated")] = [],  # noqa: B006  # typer reads it
     keep: Annotated[list[float], typer.Option(help="every method at every share; may be repeated")] = [],  # noqa: B006  # as above
+    recipe: Annotated[list[Path], typer.Option(help="YAML file of methods applied as one; may be repeated")] = [],  # noqa: B006  # as above
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; options given here win")] = None,
     revision: str | None = None,
     corpus: Annotated[str | None, typer.Option(help="calibration corpus")] = None,
@@ -340,6 +293,8 @@ def run(
             document[part] = {**document.get(part, {}), **given}
     if method:
         document["methods"] = [one.model_dump() for one in expand([parse_method(text) for text in method], keep)]
+    if recipe:
+        document["recipes"] = [read_settings(path) for path in recipe]
     run_with_table([validated(document, RunConfig, str(config or "options"))], store, track)
 
 
@@ -380,11 +335,11 @@ def grid(
 
     given = {"store": store, "workers": workers}
     document = load_grid(file).model_dump() | {name: value for name, value in given.items() if value is not None}
-    result = show_grid(validated(document, GridConfig, str(file)), track, _console())
+    result = show_grid(validated(document, GridConfig, str(file)), track, console())
     if report is not None:
         from analysis.study import study_page
 
-        _console().print(study_page(result.records, report).page, soft_wrap=True)
+        console().print(study_page(result.records, report).page, soft_wrap=True)
     if result.counts["failed"] or result.counts["cancelled"]:
         raise typer.Exit(1)
 
@@ -402,11 +357,11 @@ def report(
     folders = [path / "records" if (path / "records").is_dir() else path for path in stores]
     written = write(folders, out, title=title, floor=floor)
     for message in written.messages:
-        _console().print(message)
+        console().print(message)
     for path in (written.page, written.markdown, written.csv, written.scores, written.latex):
-        _console().print(path, soft_wrap=True)
+        console().print(path, soft_wrap=True)
     if written.figures:
-        _console().print(written.figures[0].parent, soft_wrap=True)
+        console().print(written.figures[0].parent, soft_wrap=True)
 
 
 @app.command()
@@ -425,8 +380,8 @@ def check(
     for outcome in laws(method, tuple(family)):
         failed += outcome.status == "failed"
         table.add_row(str(outcome.law), outcome.title, outcome.family, marks[outcome.status], outcome.detail)
-    _console().print(table)
-    _console().print(f"{failed} laws broken" if failed else f"{method} obeys every law")
+    console().print(table)
+    console().print(f"{failed} laws broken" if failed else f"{method} obeys every law")
     if failed:
         raise typer.Exit(1)
 

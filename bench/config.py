@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from bench.strict import Strict
 from methods.errors import ConfigError
@@ -24,6 +24,23 @@ class MethodConfig(Strict):
     def configured(self) -> Method:
         """Return the method, or raise ConfigError with the closest match."""
         return method(self.name, **self.knobs)
+
+
+class StepConfig(MethodConfig):
+    """One step of a recipe: a method with its knobs, and where its statistics come from."""
+
+    recalibrate: bool = Field(
+        default=False,
+        description="measure its statistics on what the steps before it leave, instead of slicing the source's",
+    )
+
+
+class RecipeConfig(Strict):
+    """Methods that are applied one after the other, as one plan."""
+
+    title: str = Field(min_length=1, description="name for tables")
+    source: str = Field(default="", description="paper and table that the recipe follows")
+    steps: tuple[StepConfig, ...] = Field(min_length=1, description="methods in their order")
 
 
 class CalibrationConfig(Strict):
@@ -62,13 +79,34 @@ class TimingConfig(Strict):
     repeats: int = Field(default=5, ge=5, description="alternations of base and compressed model")
     extra: int = Field(default=10, ge=0, description="further alternations while the interval of a ratio is too wide")
     warmup: int = Field(default=1, ge=1, description="batches of each model that are run and not counted")
-    batch: int = Field(default=4, ge=1, description="sequences at once")
+    batch: int | tuple[int, ...] = Field(
+        default=4, description="sequences at once; several sizes as a list, the first one is the headline"
+    )
     prompt: int = Field(default=128, ge=1, description="prompt tokens per sequence")
     generate: int = Field(default=32, ge=1, description="tokens generated per sequence after the first one")
     rounds: int = Field(default=1, ge=1, description="batches summed into one repeat")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="compute type")
-    threads: int | None = Field(default=None, ge=1, description="OpenMP threads of the server; None: as set")
+    threads: int | None = Field(
+        default=None, ge=1, description="OpenMP threads of the server, bound to as many cores; None: as set"
+    )
     residency: Literal["both", "one"] = Field(default="both", description="one: a fresh process for each repeat")
+    kv_cache_bytes: int | None = Field(default=None, ge=1, description="key-value cache; None: 256 MiB")
+
+    @field_validator("batch")
+    @classmethod
+    def _sizes(cls, batch: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        sizes = (batch,) if isinstance(batch, int) else batch
+        if not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes):
+            raise ValueError(f"batch sizes are at least 1, each given once, found {batch}")
+        return batch
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is not given and came later, so that it does not change the ids of earlier runs."""
+        document: dict[str, Any] = handler(self)
+        if document.get("kv_cache_bytes") is None:
+            document.pop("kv_cache_bytes", None)
+        return document
 
 
 class RunConfig(Strict):
@@ -77,6 +115,7 @@ class RunConfig(Strict):
     model: str = Field(description="folder or hub id")
     revision: str | None = Field(default=None, description="hub revision")
     methods: tuple[MethodConfig, ...] = ()
+    recipes: tuple[RecipeConfig, ...] = ()
     calibration: CalibrationConfig = CalibrationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     timing: TimingConfig = TimingConfig()

@@ -117,6 +117,10 @@ def _settings(subject: Subject) -> str:
     """Return the knobs of the subject's method that differ from its defaults, and always ``keep``."""
     if subject.method is None:
         return ""
+    from bench.recipe import Recipe
+
+    if isinstance(subject.method, Recipe):
+        return " + ".join(step.method.title for step in subject.method.steps)
     defaults = type(subject.method)().knobs
     own = {name: value for name, value in subject.method.knobs.items() if name == "keep" or value != defaults[name]}
     return " ".join(f"{name}={value}" for name, value in own.items())

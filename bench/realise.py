@@ -12,20 +12,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench.mapped import SKIPS, ExpertMap
-from bench.recipes import constants, moments_digest
+from bench.moments import check_moments, constants
+from bench.recipes import sparse_expert
 from bench.storage import TORCH_DTYPES
 from methods.errors import PlanError
 from methods.inventory import EXPERT_ROLES, ROUTER_ROLES, Inventory, LayerInventory
 from methods.kernels.merging import ExpertMatrices, averaged, merged
-from methods.plan import LayerPlan, Merge, Plan
+from methods.plan import LayerPlan, Plan
 from methods.stats import Stats
-from methods.transfer import AveragedRows, averaged_rows, result
+from methods.transfer import AveragedRows, SparseExpert, averaged_rows, result
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-REALISATION = "in memory: sliced, averaged or mapped router, merged experts in place, skipped sub-layers and blocks"
+REALISATION = (
+    "in memory: sliced, averaged or mapped router, merged or sparse experts in place, skipped sub-layers and blocks"
+)
 """What a record's ``realisation`` field says about a plan that was run this way."""
 
 _FLAG = "_moebench_plan"
@@ -62,16 +65,16 @@ def realised(
     """Make ``model`` compute what the checkpoint of ``plan`` computes, for the length of a ``with`` block.
 
     Routers score only the rows that stay (or their averages), dropped MoE sub-layers add zero, dropped blocks are left out
-    and the others renumbered (the KV cache is addressed by layer number). A merged expert overwrites the one in whose
-    place it stands; no other parameter is copied or modified, and on leaving, also by an exception, the model is as
-    before, bit for bit. Inside, ``model.state_dict()`` lacks dropped blocks and keeps removed experts: to write a
-    checkpoint use ``bench.apply``.
+    and the others renumbered (the KV cache is addressed by layer number). A merged or sparse expert overwrites the one in
+    whose place it stands, of which a copy is kept (so sparsity takes the memory of the experts twice); no other parameter
+    is copied or modified, and on leaving, also by an exception, the model is as before, bit for bit. Inside,
+    ``model.state_dict()`` lacks dropped blocks and keeps removed experts: to write a checkpoint use ``bench.apply``.
 
     Args:
         model: the uncompressed model, on any device.
         inventory: its inventory.
         plan: what to realise, in the coordinates of ``inventory``.
-        moments: statistics of the model named in ``plan.moments``; needed where experts are replaced by constants.
+        moments: statistics of the model named in ``plan.moments``; needed for constants and for sparsity by inputs.
 
     Raises:
         PlanError: the plan does not fit the model, or another plan is realised on it at the moment.
@@ -83,7 +86,7 @@ def realised(
         raise PlanError("another plan is realised on this model; leave its `with` block first (plans do not nest)")
     if len(blocks) != len(inventory.layers):
         raise PlanError(f"the inventory has {len(inventory.layers)} layers, the resident model {len(blocks)}")
-    moments_digest(plan, inventory, moments)  # tells what is missing before anything is changed
+    check_moments(plan, inventory, moments)  # tells what is missing before anything is changed
     after = result(plan, inventory).layers
     with ExitStack() as undo:
         _set(undo, model, _FLAG, plan.digest)
@@ -91,8 +94,8 @@ def realised(
         for number, index in enumerate(survivors):
             layer, layer_plan = inventory.layers[index], plan.layers[index]
             _realise_layer(undo, blocks[index], layer_plan, layer, after[number].top_k)
-            for merge in layer_plan.merges:
-                _merge(undo, blocks[index].mlp.experts, merge, layer)
+            if layer_plan.merges or layer_plan.sparsity:
+                _overwrite(undo, blocks[index].mlp.experts, layer_plan, index, inventory, moments)
             if layer_plan.expert_map is not None:
                 values = None
                 if layer_plan.constants:
@@ -161,25 +164,36 @@ def _dtypes(layer: LayerInventory) -> dict[str, torch.dtype]:
 
 
 @torch.no_grad()
-def _merge(undo: ExitStack, experts: nn.Module, merge: Merge, layer: LayerInventory) -> None:
-    """Write a merged expert in the place of ``merge.into``, and register the restoration of what stood there."""
+def _overwrite(
+    undo: ExitStack, experts: nn.Module, plan: LayerPlan, index: int, inventory: Inventory, moments: Stats | None
+) -> None:
+    """Write merged and sparse experts of decoder layer ``index`` in their places, and register what stood there."""
+    layer = inventory.layers[index]
     gate_up = getattr(experts, "gate_up_proj", None)
     down = getattr(experts, "down_proj", None)
     if gate_up is None or down is None or gate_up.shape[0] != layer.experts:
         raise PlanError(
-            f"cannot merge in {type(experts).__name__}: expected `gate_up_proj` and `down_proj` of {layer.experts} "
+            f"cannot change experts in {type(experts).__name__}: expected `gate_up_proj` and `down_proj` of {layer.experts} "
             "experts, as transformers 5.19 has it; write the checkpoint with `moebench apply` instead"
         )
     dtypes = _dtypes(layer)
-    halves = ((member, gate_up[member].chunk(2)) for member in merge.members)
-    members = [ExpertMatrices(gate, up, down[member]) for member, (gate, up) in halves]
-    made = [
-        matrix.to(dtypes[role]).to(gate_up.dtype)
-        for role, matrix in zip(EXPERT_ROLES, merged(merge, members), strict=True)
-    ]
-    for place, value in ((gate_up[merge.into], torch.cat(made[:2])), (down[merge.into], made[2])):
-        undo.callback(_write, place, place.clone())
-        place.copy_(value)
+    merges = {merge.into: merge for merge in plan.merges}
+    kept = range(layer.experts) if plan.experts is None else plan.experts
+    for expert in kept if plan.sparsity else merges:
+        merge = merges.get(expert)
+        halves = ((member, gate_up[member].chunk(2)) for member in (merge.members if merge else (expert,)))
+        members = [ExpertMatrices(gate, up, down[member]) for member, (gate, up) in halves]
+        if plan.sparsity is not None:
+            made = sparse_expert(SparseExpert(index, expert, plan.sparsity, merge), members, moments, inventory)
+        else:
+            assert merge is not None
+            made = merged(merge, members)
+        gate, up, below = (
+            matrix.to(dtypes[role]).to(gate_up.dtype) for role, matrix in zip(EXPERT_ROLES, made, strict=True)
+        )
+        for place, value in ((gate_up[expert], torch.cat([gate, up])), (down[expert], below)):
+            undo.callback(_write, place, place.clone())
+            place.copy_(value)
 
 
 @torch.no_grad()

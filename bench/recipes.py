@@ -1,50 +1,47 @@
-"""Tensors of a compressed checkpoint that are computed: merged experts, averaged router rows, constant vectors.
-
-Letters: D hidden size, F expert width, C constants, E routed experts.
-"""
+"""Tensors of a compressed checkpoint that are computed: merged and sparse experts, averaged router rows, constant vectors."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bench.checkpoint import Checkpoint
+from bench.moments import constants, expert_moments
 from bench.storage import TORCH_DTYPES
-from methods.errors import StatsError
 from methods.inventory import EXPERT_ROLES, Inventory, TensorEntry
-from methods.kernels.merging import ExpertMatrices, averaged, merged
-from methods.plan import Merge, Plan
-from methods.stats import Array, Stats
-from methods.transfer import AveragedRows, Constants, MergedExpert, Transfer
+from methods.kernels.merging import ExpertMatrices, align, averaged, merged
+from methods.kernels.sparsity import InputMoments, sparsified
+from methods.plan import Merge
+from methods.stats import Stats
+from methods.transfer import AveragedRows, Constants, MergedExpert, SparseExpert, Transfer
 
-CONSTANT_STATISTIC = "routed_output_mean"
-"""Statistic whose rows stand for the experts that a plan replaces by constants."""
+MadeExpert = SparseExpert | Merge
+"""What an expert that is computed is made by."""
 
 
 class Recipes:
-    """Computes tensors of a result from those of its source, one merged expert in memory at a time.
+    """Computes tensors of a result from those of its source, one computed expert in memory at a time.
 
     Args:
         checkpoint: the source.
-        moments: statistics of the source, for constants.
+        moments: statistics of the source, for constants and for sparsity.
     """
 
     def __init__(self, checkpoint: Checkpoint, moments: Stats | None) -> None:
         """Compute nothing yet."""
         self._checkpoint = checkpoint
         self._moments = moments
-        self._last: tuple[tuple[int | None, Merge], ExpertMatrices] | None = None
+        self._last: tuple[tuple[int | None, MadeExpert], ExpertMatrices] | None = None
 
     def tensor(self, transfer: Transfer) -> Tensor:
         """Return the values of a transfer with a recipe: computed in float32 (float64 from float64), then rounded."""
         recipe, dtype = transfer.recipe, TORCH_DTYPES[transfer.target.dtype]
-        if isinstance(recipe, MergedExpert):
-            matrices = self._merged(transfer.source.layer, recipe.merge)
+        if isinstance(recipe, (MergedExpert, SparseExpert)):
+            expert = recipe if isinstance(recipe, SparseExpert) else recipe.merge
+            matrices = self._made(transfer.source.layer, expert)
             return matrices[EXPERT_ROLES.index(transfer.source.role)].to(dtype)
         if isinstance(recipe, AveragedRows):
             return averaged(recipe, self._checkpoint.read(transfer.source)).to(dtype)
@@ -57,12 +54,18 @@ class Recipes:
         flat: Any = self.tensor(transfer).contiguous().reshape(-1).view(torch.uint8).numpy()
         return memoryview(flat)
 
-    def _merged(self, layer: int | None, merge: Merge) -> ExpertMatrices:
-        """Return a merged expert; the three matrices of one are asked for in a row and computed once."""
-        if self._last is None or self._last[0] != (layer, merge):
+    def _made(self, layer: int | None, expert: MadeExpert) -> ExpertMatrices:
+        """Return an expert; its three matrices are asked for in a row and computed once."""
+        if self._last is None or self._last[0] != (layer, expert):
             assert layer is not None
             self._last = None  # frees the one before
-            self._last = (layer, merge), merged(merge, _Members(self._checkpoint, layer, merge.members))
+            if isinstance(expert, Merge):
+                made = merged(expert, _Members(self._checkpoint, layer, expert.members))
+            else:
+                indices = expert.merge.members if expert.merge is not None else (expert.expert,)
+                members = _Members(self._checkpoint, layer, indices)
+                made = sparse_expert(expert, members, self._moments, self._checkpoint.inventory)
+            self._last = (layer, expert), made
         return self._last[1]
 
 
@@ -88,48 +91,52 @@ class _Members(Sequence[ExpertMatrices]):
         return ExpertMatrices(*(self._checkpoint.read(entry) for entry in entries))
 
 
-def constants(moments: Stats | None, inventory: Inventory, layer: int, experts: Sequence[int]) -> Array:
-    """Return the mean outputs of ``experts`` in decoder layer ``layer`` of ``inventory``, shape (C, D).
+def sparse_expert(
+    recipe: SparseExpert, members: Sequence[ExpertMatrices], moments: Stats | None, inventory: Inventory
+) -> ExpertMatrices:
+    """Return a sparse expert, in float32 (float64 from float64).
 
-    Raises:
-        StatsError: the statistics are missing, of another model, or not finite.
-    """
-    remedy = f"measure {CONSTANT_STATISTIC!r} on the source with `moebench calibrate`, and pass the result as `moments`"
-    if moments is None or CONSTANT_STATISTIC not in moments.values:
-        found = "none were passed" if moments is None else f"those at hand lack {CONSTANT_STATISTIC!r}"
-        raise StatsError(
-            f"the plan replaces experts by their mean output, whose values are in the statistics: {found}; {remedy}"
-        )
-    means_ED = moments.layer(CONSTANT_STATISTIC, layer)
-    expected = (inventory.layers[layer].experts, inventory.hidden)
-    if means_ED.shape != expected:
-        raise StatsError(
-            f"{CONSTANT_STATISTIC!r} of layer {layer} has shape {means_ED.shape}, but this model needs {expected}: the "
-            f"statistics are of another model; {remedy}"
-        )
-    values_CD = means_ED[list(experts)]
-    if not np.isfinite(values_CD).all():
-        raise StatsError(f"{CONSTANT_STATISTIC!r} of layer {layer} holds values that are not finite; {remedy}")
-    return values_CD
-
-
-def moments_digest(plan: Plan, inventory: Inventory, moments: Stats | None) -> str | None:
-    """Return the SHA-256 of the measured values that ``plan`` writes into its checkpoint; None where it writes none.
+    A merged expert is made sparse as it comes out of the merge, before anything is rounded.
 
     Args:
-        plan: in the coordinates of ``inventory``.
+        recipe: which expert, and how.
+        members: matrices of ``recipe.merge.members``, or of the expert itself, each of which may be read on access.
+        moments: statistics of the source, of which those named in ``recipe.sparsity.moments`` are read.
         inventory: the source.
-        moments: statistics of the source.
 
     Raises:
-        StatsError: as ``constants``.
+        StatsError: ``moments`` are missing, of another model, or not finite.
     """
-    if not plan.moments:
+    merge, names = recipe.merge, recipe.sparsity.moments
+    gate, up, down = _wide(members[0]) if merge is None else merged(merge, members)
+    inputs: InputMoments | None = None
+    channels: InputMoments | None = None
+    if names:
+        made_of = [recipe.expert, *(m for m in (merge.members if merge else ()) if m != recipe.expert)]
+        orders = {} if merge is None or merge.kernel != "aligned" else _orders(merge, members)
+        inputs, channels = expert_moments(moments, inventory, recipe.layer, names, made_of, orders)
+    both = sparsified(torch.cat([gate, up]), recipe.sparsity, _on(inputs, gate))  # one factorisation for the two
+    gate, up = both.chunk(2)
+    return ExpertMatrices(gate, up, sparsified(down, recipe.sparsity, _on(channels, down)))
+
+
+def _orders(merge: Merge, members: Sequence[ExpertMatrices]) -> dict[int, Tensor]:
+    """Return the order in which the hidden channels of each member went into the merge, as ``merged`` finds it."""
+    reference = _wide(members[merge.members.index(merge.into)])
+    return {
+        member: align(reference, _wide(members[place]))
+        for place, member in enumerate(merge.members)
+        if member != merge.into
+    }
+
+
+def _wide(expert: ExpertMatrices) -> ExpertMatrices:
+    dtype = torch.float64 if expert.gate_FD.dtype == torch.float64 else torch.float32
+    return ExpertMatrices(*(matrix.to(dtype) for matrix in expert))
+
+
+def _on(moments: InputMoments | None, weight: Tensor) -> InputMoments | None:
+    """Return ``moments`` on the device of ``weight``."""
+    if moments is None:
         return None
-    digest = hashlib.sha256()
-    for index, layer in enumerate(plan.layers):
-        if layer.constants:
-            values_CD = constants(moments, inventory, index, layer.constants)
-            digest.update(f"{index} {layer.constants} {values_CD.shape}".encode())
-            digest.update(np.ascontiguousarray(values_CD, dtype="<f8").tobytes())
-    return digest.hexdigest()
+    return InputMoments(*(None if value is None else value.to(weight.device) for value in moments))

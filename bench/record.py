@@ -18,6 +18,7 @@ from methods.errors import RecordError
 
 SCHEMA = 1
 Status = Literal["complete", "refused", "failed", "cancelled"]
+Mark = Literal["noisy", "drifting", "uneven"]
 
 
 class _Part(BaseModel):
@@ -63,6 +64,10 @@ class RatioInfo(_Part):
     total: float = Field(description="of all parameters")
     bytes: float = Field(description="of bytes on disk")
     channels: float = Field(description="of routed experts' channels")
+    zeros: float = Field(
+        default=0.0,
+        description="share of the stored routed-expert weights that a plan makes zero; no bytes fall with it",
+    )
 
 
 class Paired(_Part):
@@ -98,13 +103,60 @@ class Interval(_Part):
     """Median of repeats with an interval."""
 
     median: float = Field(description="median of the repeats")
-    low: float = Field(description="lower end of the 95 % bootstrap interval of the median")
-    high: float = Field(description="upper end of the 95 % bootstrap interval of the median")
+    low: float = Field(description="lower end of the 95 % interval of the median")
+    high: float = Field(description="upper end of the 95 % interval of the median")
     n: int = Field(description="repeats")
 
 
+class BatchTiming(_Part):
+    """Speed of one model at one batch size, without a server."""
+
+    batch: int = Field(description="sequences at once")
+    prefill: Interval = Field(description="prompt tokens per second")
+    decode: Interval = Field(description="generated tokens per second")
+    prefill_ratio: Interval | None = Field(default=None, description="prefill speed over the base's, pair by pair")
+    decode_ratio: Interval | None = Field(default=None, description="decode speed over the base's, pair by pair")
+    drift: float | None = Field(
+        default=None, description="share by which the base's seconds changed from the first pair to the last"
+    )
+    cpu_share: tuple[float, float] | None = Field(
+        default=None, description="CPU seconds per wall second of the base's and of this model's process"
+    )
+    marks: tuple[Mark, ...] = Field(default=(), description="why the ratios deserve doubt; see docs/timing.md")
+    seconds: dict[str, tuple[float, ...]] = Field(
+        default_factory=dict, description="every repeat: wall and CPU seconds of both phases, and when it began"
+    )
+
+
+class OnlineTiming(_Part):
+    """A server of one model at one request rate, as ``vllm bench serve`` measures it.
+
+    Metrics are ``request_throughput`` (requests/s), ``ttft_median_ms`` and ``ttft_p99_ms`` (time to first token),
+    ``itl_median_ms`` and ``itl_p99_ms`` (time between tokens), all in milliseconds but the first.
+    """
+
+    rate: float | None = Field(description="requests per second that were sent; None: all at once")
+    requests: int = Field(description="requests of each repeat")
+    metrics: dict[str, Interval] = Field(description="each metric over the repeats")
+    ratios: dict[str, Interval] = Field(
+        default_factory=dict, description="each metric over the base's, repeat by repeat; empty for the base"
+    )
+    drift: dict[str, float] = Field(
+        default_factory=dict, description="share by which the base's metric changed from the first repeat to the last"
+    )
+    marks: dict[str, tuple[Mark, ...]] = Field(
+        default_factory=dict, description="metrics whose ratio deserves doubt, and why; see docs/timing.md"
+    )
+    values: dict[str, tuple[float, ...]] = Field(
+        default_factory=dict, description="every repeat of every metric, and the seconds at which it began (at)"
+    )
+
+
 class Timing(_Part):
-    """Speed and memory under vLLM, base and compressed model in alternation; or the reason why there is none."""
+    """Speed and memory under vLLM, base and compressed model in alternation; or the reason why there is none.
+
+    The speeds beside ``batches`` are those of the first batch size.
+    """
 
     reason: str | None = Field(default=None, description="why nothing was timed; all numbers are None then")
     prefill: Interval | None = Field(default=None, description="prompt tokens per second")
@@ -115,6 +167,15 @@ class Timing(_Part):
     peak_bytes: int | None = Field(
         default=None, description="peak memory of the serving process (device memory on GPU)"
     )
+    parameter_bytes: int | None = Field(
+        default=None, description="weights in memory as vLLM's model runner measures them, else all parameters; bytes"
+    )
+    kv_tokens: int | None = Field(
+        default=None, description="tokens that fit the key-value cache of the protocol's size"
+    )
+    marks: tuple[Mark, ...] = Field(default=(), description="marks of the first batch size; see docs/timing.md")
+    batches: tuple[BatchTiming, ...] = Field(default=(), description="every batch size that was timed")
+    online: tuple[OnlineTiming, ...] = Field(default=(), description="every request rate that was timed")
     protocol: dict[str, Any] = Field(
         default_factory=dict, description="batch, lengths, repeats, engine, threads, dtype"
     )

@@ -18,6 +18,7 @@ from bench.evaluate import Evaluation, check_tasks
 from bench.evaluation.items import save_items
 from bench.evaluation.tasks import load_tasks
 from bench.paired import pair_scores
+from bench.recipe import Recipe
 from bench.record import CorpusInfo, ModelInfo, Record, Score, Status, Timing, read_record, write_record
 from bench.serving.protocol import TimingProtocol, unservable
 from bench.stages import (
@@ -33,7 +34,7 @@ from bench.stages import (
 from bench.store import Store, digest_of, write_json
 from bench.timing import TimingSession
 from bench.track import Tracker
-from methods.cost import cost, cost_of
+from methods.cost import cost
 from methods.errors import MoebenchError, RefusedError
 from methods.method import Method
 from methods.plan import Plan
@@ -47,7 +48,7 @@ Report = Callable[["Subject", str], None]
 class Subject:
     """One row of the result on its way: the base (``method`` None) or one configured method."""
 
-    method: Method | None
+    method: Method | Recipe | None
     id: str = ""
     attempt: int = 1
     plan: Plan | None = None
@@ -79,13 +80,14 @@ class Run:
             MoebenchError: an unknown method or knob, an unknown task, a model that cannot be read.
         """
         self.config, self.store, self.tracker, self.report = config, store, tracker, report
-        methods = [one.configured() for one in config.methods]
+        methods: list[Method | Recipe] = [one.configured() for one in config.methods]
+        methods += [Recipe.configured(one) for one in config.recipes]
         if config.evaluation.tasks:
             check_tasks(config.evaluation.tasks, config.evaluation.include_path)
         self.checkpoint = Checkpoint.open(config.model, config.revision)
         self.base = Subject(None)
         self.subjects = [self.base, *(Subject(method) for method in methods)]
-        needs = frozenset().union(*(method.measured for method in methods)) if methods else frozenset()
+        needs = frozenset().union(*(m.of_source if isinstance(m, Recipe) else m.measured for m in methods))
         self.calibrator = Calibrator(self.checkpoint, config.calibration, store, needs)
 
     def execute(self) -> list[Record]:
@@ -186,8 +188,11 @@ class Run:
             stats = self.calibrator.stats_for(subject.method)
         self.report(subject, "plan")
         with subject.clock.stage("plan"):
-            probe = self.calibrator.probe_for(subject.method)
-            subject.plan = subject.method.plan(self.checkpoint.inventory, stats, probe)
+            if isinstance(subject.method, Recipe):
+                subject.plan, stats = subject.method.decide(self.calibrator, self.checkpoint, self.store)
+            else:
+                probe = self.calibrator.probe_for(subject.method)
+                subject.plan = subject.method.plan(self.checkpoint.inventory, stats, probe)
         provenance = {"method": subject.method.name, "knobs": subject.method.knobs}
         write_json(
             self.store.plans / f"{subject.plan.digest}.json",
@@ -270,7 +275,7 @@ class Run:
             knobs=method.knobs if method else {},
             plan=plan.digest if plan else None,
             cost=cost_info(after) if after else None,
-            ratios=ratio_info(cost_of(checkpoint.inventory), after) if after else None,
+            ratios=ratio_info(plan, checkpoint.inventory) if plan else None,
             realisation="checkpoint written, loaded in transformers" if subject.evaluation else None,
             scores=scores,
             timing=subject.timing,

@@ -7,22 +7,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.apply import apply
 from bench.checkpoint import Checkpoint
 from bench.config import CalibrationConfig, EvaluationConfig, TimingConfig
 from bench.corpus import Corpus, parse
 from bench.evaluate import Evaluation, evaluate
+from bench.moments import moments_digest
 from bench.record import CostInfo, RatioInfo, Timing
 from bench.store import Store
 from bench.timing import TimingSession
-from methods.cost import Cost, ratios
+from methods.cost import Cost, cost, cost_of, ratios, zeros
 from methods.errors import RefusedError
+from methods.inventory import Inventory
 from methods.method import LayerwiseMethod, Method
 from methods.plan import Plan
 from methods.probe import Probe
 from methods.stats import CATALOGUE, Stats
+
+if TYPE_CHECKING:
+    from bench.recipe import Recipe
 
 
 @dataclass
@@ -50,7 +55,11 @@ class Calibrator:
         self._corpus: Corpus | None = None
         self._probe: Probe | None = None
 
-    def corpus_for(self, method: Method) -> Corpus | None:
+    def on(self, checkpoint: Checkpoint, needs: frozenset[str]) -> Calibrator:
+        """Return a calibrator of another checkpoint with the same settings."""
+        return Calibrator(checkpoint, self._config, self._store, needs)
+
+    def corpus_for(self, method: Method | Recipe) -> Corpus | None:
         """Return the corpus, or None where the method reads weights alone."""
         if not method.probing and all(CATALOGUE[name].cost == "weights" for name in method.measured):
             return None
@@ -59,7 +68,7 @@ class Calibrator:
             self._corpus = parse(config.corpus, self._checkpoint, config.sequences, config.length, config.seed)
         return self._corpus
 
-    def stats_for(self, method: Method, progress: Any = None) -> Stats:
+    def stats_for(self, method: Method | Recipe, progress: Any = None) -> Stats:
         """Return the statistics for ``method``.
 
         Raises:
@@ -79,6 +88,10 @@ class Calibrator:
         if not isinstance(method, LayerwiseMethod):
             raise RefusedError(
                 f"{method.name} looks at all layers at once, so propagation='sequential' has no meaning for it"
+            )
+        if "sparsity" in method.stages:
+            raise RefusedError(
+                f"{method.name} reads moments of the original states; sequential propagation of sparse experts is not built"
             )
         decide = LayerwiseDecision(method, self._checkpoint.inventory)
         return calibrate(
@@ -116,9 +129,11 @@ def cost_info(cost: Cost) -> CostInfo:
     return CostInfo(**asdict(cost))
 
 
-def ratio_info(before: Cost, after: Cost) -> RatioInfo:
-    """Return the fractions removed between two costs as a part of a record."""
-    return RatioInfo(**asdict(ratios(before, after)))
+def ratio_info(plan: Plan, inventory: Inventory) -> RatioInfo:
+    """Return the fractions that ``plan`` removes as a part of a record."""
+    after = cost(plan, inventory)
+    share = zeros(plan, inventory) / after.routed_parameters if after.routed_parameters else 0.0
+    return RatioInfo(**asdict(ratios(cost_of(inventory), after)), zeros=share)
 
 
 def write_checkpoint(
@@ -126,8 +141,8 @@ def write_checkpoint(
 ) -> Path:
     """Write (or find) the compressed checkpoint of ``plan``, under a name made of content, plan and written statistics."""
     name = f"{checkpoint.content[:12]}-{plan.digest[:12]}"
-    if plan.moments and stats is not None:
-        name += f"-{stats.digest(plan.moments)[:12]}"
+    if (written := moments_digest(plan, checkpoint.inventory, stats)) is not None:
+        name += f"-{written[:12]}"
     return apply(checkpoint, plan, store.checkpoints / name, provenance, moments=stats)
 
 

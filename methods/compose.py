@@ -37,10 +37,16 @@ def _substituted(first: LayerPlan, second: LayerPlan) -> LayerPlan:
         return second
     if first.drop == "moe":
         return first
+    if first.sparsity is not None and (second.sparsity is not None or second.merges):
+        raise PlanError(
+            "the first plan made the experts sparse; another sparsity, or an average of them, would not be what either plan "
+            "says; put sparsity last, and state it once"
+        )
     top_k = second.top_k or first.top_k
+    sparsity = second.sparsity or first.sparsity
     if second.experts is None or first.experts is None:
         decisive = first if second.experts is None else second
-        return _with_top_k(decisive, top_k)
+        return _with_top_k(decisive.model_copy(update={"sparsity": sparsity}), top_k)
     place = first.experts
     earlier = {merge.into: merge for merge in first.merges}
     merges = [_in_source(merge, place, earlier) for merge in second.merges]
@@ -57,6 +63,7 @@ def _substituted(first: LayerPlan, second: LayerPlan) -> LayerPlan:
         merges=tuple(sorted([*merges, *untouched], key=lambda merge: merge.into)),
         constants=tuple(place[index] for index in second.constants),
         router=second.router if merges or second.constants else first.router,
+        sparsity=sparsity,
     )
     return _with_top_k(composed, top_k)
 

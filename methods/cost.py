@@ -80,6 +80,20 @@ def cost_of(inventory: Inventory, tokens: int = 2048) -> Cost:
     )
 
 
+def zeros(plan: Plan, inventory: Inventory) -> int:
+    """Return how many weights of the result ``plan`` makes zero; they are stored, so no other cost falls with them."""
+    kept = iter(result(plan, inventory).layers)
+    total = 0
+    for layer_plan in plan.layers:
+        if layer_plan.drop == "block":
+            continue
+        layer = next(kept)
+        if layer_plan.sparsity is not None:
+            share = layer_plan.sparsity.share
+            total += sum(e.shape[0] * int(e.shape[1] * share) for e in layer.with_role(*EXPERT_ROLES))
+    return total
+
+
 def flops(inventory: Inventory, tokens: int) -> int:
     """Return the FLOPs of one forward of ``tokens`` tokens (see the module's formula)."""
     head = inventory.vocab * inventory.hidden

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from methods.errors import PlanError
-from methods.inventory import Inventory, LayerInventory
+from methods.inventory import EXPERT_ROLES, Inventory, LayerInventory
 
 SCHEMA = 1
-STAGES = ("blocks", "sublayers", "experts")
+STAGES = ("blocks", "sublayers", "experts", "sparsity")
 """Stages that a plan can describe, in the order in which they are applied."""
 
 
@@ -63,6 +63,45 @@ class Merge(BaseModel):
         return self
 
 
+class Sparsity(BaseModel):
+    """Which weights of the routed experts become zero; the same rule for gate, up and down of every expert of a layer.
+
+    Args:
+        share: zeros among the weights of each matrix; 0.5 for the n:m patterns.
+        pattern: ``unstructured`` zeroes that share of every output row, ``2:4`` and ``4:8`` half of every four or eight
+            successive inputs.
+        kernel: what is zeroed: the smallest |w| (``magnitude``), the smallest |w| times the norm of its input over the
+            expert's tokens (``wanda``), that norm with each token weighted by its gate (``moe_pruner``), or the least change of
+            the output with the other weights adjusted (``sparsegpt``).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    share: Annotated[float, Field(gt=0.0, lt=1.0)]
+    pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
+    kernel: Literal["magnitude", "wanda", "moe_pruner", "sparsegpt"] = "magnitude"
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.pattern != "unstructured" and self.share != 0.5:
+            raise ValueError(f"pattern {self.pattern!r} has a share of 0.5, found {self.share}")
+        return self
+
+    @property
+    def moments(self) -> frozenset[str]:
+        """Statistics that the kernel reads while weights are written."""
+        return SPARSITY_MOMENTS[self.kernel]
+
+
+SPARSITY_MOMENTS: Mapping[str, frozenset[str]] = {
+    "magnitude": frozenset(),
+    "wanda": frozenset({"input_square", "channel_square"}),
+    "moe_pruner": frozenset({"gated_input_square", "gated_channel_square"}),
+    "sparsegpt": frozenset({"input_gram", "channel_gram"}),
+}
+"""Statistics of the inputs of gate and up, and of down, for each kernel of ``Sparsity``."""
+
+
 class LayerPlan(BaseModel):
     """What becomes of one decoder layer of the source.
 
@@ -74,6 +113,7 @@ class LayerPlan(BaseModel):
         constants: source indices of experts that are replaced by their mean output, a vector; needs ``router='map'``.
         router: how the router's rows (and its bias and correction bias) follow; see ``RouterRule``.
         top_k: experts per token afterwards; None means min(source top-k, router rows that stay).
+        sparsity: weights of the experts that become zero, after merging; None leaves them dense.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,6 +124,7 @@ class LayerPlan(BaseModel):
     constants: tuple[Annotated[int, Field(ge=0)], ...] = ()
     router: RouterRule = "slice"
     top_k: Annotated[int, Field(ge=1)] | None = None
+    sparsity: Sparsity | None = None
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -114,8 +155,8 @@ class LayerPlan(BaseModel):
         """Stages that this layer uses."""
         if self.drop != "none":
             return frozenset({"blocks" if self.drop == "block" else "sublayers"})
-        neutral = self.experts is None and self.top_k is None
-        return frozenset() if neutral else frozenset({"experts"})
+        experts = set() if self.experts is None and self.top_k is None else {"experts"}
+        return frozenset(experts | ({"sparsity"} if self.sparsity else set()))
 
     @property
     def rows(self) -> tuple[int, ...] | None:
@@ -175,7 +216,8 @@ class Plan(BaseModel):
     @property
     def moments(self) -> frozenset[str]:
         """Names of the statistics whose values go into the checkpoint, so that writing it needs them."""
-        return frozenset({"routed_output_mean"} if any(layer.constants for layer in self.layers) else ())
+        names = {"routed_output_mean"} if any(layer.constants for layer in self.layers) else set()
+        return frozenset(names).union(*(layer.sparsity.moments for layer in self.layers if layer.sparsity))
 
     def dumps(self) -> str:
         """Return canonical JSON: sorted keys, no blanks, neutral fields left out."""
@@ -232,7 +274,7 @@ def _normalise(plan: LayerPlan, layer: LayerInventory) -> LayerPlan:
         merges = tuple(merge for merge in map(_without_idle_members, merges) if merge is not None)
     router = plan.router if merges or plan.constants else "slice"
     experts = None if plan.experts is not None and len(plan.experts) == layer.experts else plan.experts
-    normal = LayerPlan(experts=experts, merges=merges, constants=plan.constants, router=router)
+    normal = LayerPlan(experts=experts, merges=merges, constants=plan.constants, router=router, sparsity=plan.sparsity)
     rows = layer.rows if normal.rows is None else len(normal.rows)
     return normal.model_copy(update={"top_k": None if plan.top_k == min(layer.top_k, rows) else plan.top_k})
 
@@ -249,11 +291,13 @@ def _without_idle_members(merge: Merge) -> Merge | None:
 def _misfit(plan: LayerPlan, layer: LayerInventory, inventory: Inventory) -> str | None:
     """Return why ``plan`` does not fit ``layer``, or None."""
     if layer.mlp != "moe":
-        if plan.drop == "moe" or plan.experts is not None or plan.top_k is not None:
+        if plan.stages - {"blocks"}:
             return f"its feed-forward sub-layer is {layer.mlp!r}: there are no experts to change"
         return None
     if plan.drop != "none":
         return None
+    if plan.sparsity is not None and (reason := _pattern_misfit(plan.sparsity, layer)):
+        return reason
     if plan.experts is not None:
         if layer.expert_map is not None:
             return (
@@ -266,6 +310,17 @@ def _misfit(plan: LayerPlan, layer: LayerInventory, inventory: Inventory) -> str
         if ranks and max(ranks) > inventory.hidden:
             return f"rank {max(ranks)} exceeds the hidden size {inventory.hidden}"
     return _routing_misfit(plan, layer, inventory)
+
+
+def _pattern_misfit(sparsity: Sparsity, layer: LayerInventory) -> str | None:
+    """Return why an n:m pattern cannot be laid over the experts' matrices, or None."""
+    if sparsity.pattern == "unstructured":
+        return None
+    block = int(sparsity.pattern.partition(":")[2])
+    for entry in layer.with_role(*EXPERT_ROLES):
+        if entry.shape[1] % block:
+            return f"pattern {sparsity.pattern} needs inputs in multiples of {block}, {entry.role} has {entry.shape[1]}"
+    return None
 
 
 def _routing_misfit(plan: LayerPlan, layer: LayerInventory, inventory: Inventory) -> str | None:

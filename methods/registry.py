@@ -39,6 +39,10 @@ BUILT_IN: Mapping[str, str] = {
     "mone": "methods.mone:MoNE",
     "m_smoe": "methods.m_smoe:MSMoE",
     "ream": "methods.ream:REAM",
+    "magnitude": "methods.slimming:Magnitude",
+    "wanda": "methods.slimming:Wanda",
+    "moe_pruner": "methods.slimming:MoEPruner",
+    "sparsegpt": "methods.slimming:SparseGPT",
 }
 
 

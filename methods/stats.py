@@ -1,7 +1,7 @@
 """Statistics: what may be measured in the one calibration pass, and the container that methods read.
 
 Letters: E routed experts, A gate powers, N norm powers, B boundaries between decoder layers (L + 1), M the three matrices,
-D hidden size, S sampled tokens.
+D hidden size, F expert width, S sampled tokens.
 Notation: g_j(x) weight that multiplies expert j's output (0 unless chosen), f_j(x) that output, T_j the tokens routed to j,
 z(x) router logits. *Sampled* tokens are evenly spaced over the corpus, in its order, and every expert runs on each of them.
 """
@@ -114,6 +114,44 @@ CATALOGUE: Mapping[str, StatSpec] = {
             "output tokens^0.5",
         ),
         StatSpec(
+            "input_square", ("E", "D"), "moe", "routed", "mean over T_j of the squared inputs of gate and up", "input^2"
+        ),
+        StatSpec(
+            "channel_square", ("E", "F"), "moe", "routed", "mean over T_j of the squared inputs of down", "channel^2"
+        ),
+        StatSpec(
+            "gated_input_square",
+            ("E", "D"),
+            "moe",
+            "routed",
+            "mean over T_j of the squared inputs of gate and up, times g_j^2",
+            "input^2",
+        ),
+        StatSpec(
+            "gated_channel_square",
+            ("E", "F"),
+            "moe",
+            "routed",
+            "mean over T_j of the squared inputs of down, times g_j^2",
+            "channel^2",
+        ),
+        StatSpec(
+            "input_gram",
+            ("E", "D", "D"),
+            "moe",
+            "routed",
+            "mean over T_j of x x^T, x the input of gate and up; float32, a memory map",
+            "input^2",
+        ),
+        StatSpec(
+            "channel_gram",
+            ("E", "F", "F"),
+            "moe",
+            "routed",
+            "mean over T_j of a a^T, a the input of down; float32, a memory map",
+            "channel^2",
+        ),
+        StatSpec(
             "router_correction", ("E",), "moe", "weights", "correction bias of the router; 0 if it has none", "score"
         ),
         StatSpec("token_logits", ("S", "E"), "moe", "sampled", "router logits of the sampled tokens, float32", "logit"),
@@ -206,7 +244,8 @@ class Stats:
             for index, value in enumerate(self._named(name)):
                 if value is not None:
                     hasher.update(f"{name}/{index}{value.dtype}{value.shape}".encode())
-                    hasher.update(np.ascontiguousarray(value).tobytes())
+                    for piece in np.atleast_1d(value):  # a memory map is never read as a whole
+                        hasher.update(np.ascontiguousarray(piece).tobytes())
         return hasher.hexdigest()
 
     def restricted(self, plan: Plan) -> Stats:

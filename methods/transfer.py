@@ -17,7 +17,7 @@ from methods.inventory import (
     LayerInventory,
     TensorEntry,
 )
-from methods.plan import LayerPlan, Merge, Plan
+from methods.plan import LayerPlan, Merge, Plan, Sparsity
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,19 @@ class MergedExpert:
 
     merge: Merge
     sources: tuple[TensorEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SparseExpert:
+    """The target is one matrix of expert ``expert`` of decoder layer ``layer`` of the source, some of its weights zero.
+
+    ``merge`` says what the expert is made of before; None: of itself.
+    """
+
+    layer: int
+    expert: int
+    sparsity: Sparsity
+    merge: Merge | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +71,7 @@ class Transfer:
     source: TensorEntry
     target: TensorEntry
     rows: tuple[int, ...] | None = None
-    recipe: MergedExpert | AveragedRows | Constants | None = None
+    recipe: MergedExpert | SparseExpert | AveragedRows | Constants | None = None
 
 
 def transfers(plan: Plan, inventory: Inventory) -> Iterator[Transfer]:
@@ -101,13 +114,19 @@ def _layer_transfers(plan: LayerPlan, layer: LayerInventory, index: int, number:
         if plan.drop == "moe" and (entry.role == "norm.mlp" or entry.role.startswith(MLP_PREFIXES)):
             continue
         target = replace(entry, layer=number)
-        if position is None:
+        if entry.expert is not None and (position is None or entry.expert in position):
+            merge = merges.get(entry.expert)
+            recipe: MergedExpert | SparseExpert | None = None
+            if plan.sparsity is not None:
+                recipe = SparseExpert(index, entry.expert, plan.sparsity, merge)
+            elif merge is not None:
+                recipe = MergedExpert(merge, tuple(matrices[entry.role, m] for m in merge.members))
+            place = entry.expert if position is None else position[entry.expert]
+            yield Transfer(entry, replace(target, expert=place), recipe=recipe)
+        elif position is None:
             yield Transfer(entry, target)
         elif entry.expert is not None:
-            if entry.expert in position:
-                merge = merges.get(entry.expert)
-                recipe = MergedExpert(merge, tuple(matrices[entry.role, m] for m in merge.members)) if merge else None
-                yield Transfer(entry, replace(target, expert=position[entry.expert]), recipe=recipe)
+            continue
         elif entry.role in ROUTER_ROLES:
             rows = plan.rows
             assert rows is not None

@@ -129,6 +129,7 @@ def expert_reference(
         layer = _Layer(mlp.experts, inputs[index], logits[index], router, top_k, correction)
         values = {
             **layer.of_tokens(window_of),
+            **layer.of_inputs(),
             **layer.of_samples(chosen, compared),
             **_of_weights(mlp, correction),
         }
@@ -153,7 +154,8 @@ class _Layer:
         self.router, self.top_k = router, top_k
         self.count = len(logits[0])
         matrices = [m.detach().double().numpy() for m in (experts.gate_up_proj, experts.down_proj)]
-        self.outputs = [[_expert(matrices[0][e], matrices[1][e], x) for e in range(self.count)] for x in inputs]
+        self.channels = [[_channels(matrices[0][e], x) for e in range(self.count)] for x in inputs]
+        self.outputs = [[matrices[1][e] @ a for e, a in enumerate(row)] for row in self.channels]
         self.gates = [gates(row, router, top_k, correction) for row in logits]
 
     def routed(self, token: int, weights: dict[int, float]) -> Any:
@@ -190,6 +192,25 @@ class _Layer:
             "removal_loss": np.sqrt(squared).sum(axis=0),
             "routed_norm": np.sqrt(whole).sum(),
         }
+
+    def of_inputs(self) -> dict[str, Any]:
+        """Return means over the tokens of each expert, from lists of vectors."""
+        values: dict[str, Any] = {}
+        for side in ("input", "channel"):
+            square, gated, gram = [], [], []
+            for e in range(self.count):
+                used = [t for t in range(len(self.inputs)) if e in self.gates[t]]
+                rows = [self.inputs[t] if side == "input" else self.channels[t][e] for t in used]
+                weights = [self.gates[t][e] for t in used]
+                width = len(self.inputs[0]) if side == "input" else len(self.channels[0][0])
+                some = max(len(used), 1)
+                square.append(sum((x * x for x in rows), np.zeros(width)) / some)
+                gated.append(sum((g * g * x * x for g, x in zip(weights, rows, strict=True)), np.zeros(width)) / some)
+                gram.append(sum((np.outer(x, x) for x in rows), np.zeros((width, width))) / some)
+            values[f"{side}_square"] = np.array(square)
+            values[f"gated_{side}_square"] = np.array(gated)
+            values[f"{side}_gram"] = np.array(gram)
+        return values
 
     def of_samples(self, chosen: list[int], compared: list[int]) -> dict[str, Any]:
         count = self.count
@@ -228,6 +249,6 @@ def linear_cka(a: Any, b: Any) -> float:
     return float((np.linalg.norm(b.T @ a) ** 2) / (np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b)))
 
 
-def _expert(gate_up: Any, down: Any, x: Any) -> Any:
+def _channels(gate_up: Any, x: Any) -> Any:
     gate, up = np.split(gate_up @ x, 2)
-    return down @ (gate / (1.0 + np.exp(-gate)) * up)
+    return gate / (1.0 + np.exp(-gate)) * up

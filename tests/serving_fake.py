@@ -37,4 +37,15 @@ def spawn(state: dict[str, Any]) -> int:
     return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid
 
 
-VERBS: dict[str, Callable[..., Any]] = {"echo": echo, "fail": fail, "die": die, "hang": hang, "spawn": spawn}
+def cores(state: dict[str, Any]) -> list[int]:
+    return sorted(os.sched_getaffinity(0))
+
+
+VERBS: dict[str, Callable[..., Any]] = {
+    "echo": echo,
+    "fail": fail,
+    "die": die,
+    "hang": hang,
+    "spawn": spawn,
+    "cores": cores,
+}

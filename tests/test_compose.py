@@ -8,7 +8,7 @@ import pytest
 from methods.compose import compose
 from methods.errors import PlanError
 from methods.inventory import Inventory
-from methods.plan import LayerPlan, Merge, Plan
+from methods.plan import LayerPlan, Merge, Plan, Sparsity
 from methods.transfer import result
 from tests.inventories import toy_inventory
 
@@ -150,3 +150,17 @@ def test_an_average_of_averages_is_an_average() -> None:
 def test_what_one_plan_cannot_state_is_refused(first: LayerPlan, second: LayerPlan, reason: str) -> None:
     with pytest.raises(PlanError, match=reason):
         composed(first, second)
+
+
+SPARSE = Sparsity(share=0.5)
+
+
+def test_sparsity_comes_last() -> None:
+    chosen = LayerPlan(experts=(1, 3))
+    assert composed(chosen, LayerPlan(sparsity=SPARSE)) == LayerPlan(experts=(1, 3), sparsity=SPARSE)
+    assert composed(LayerPlan(sparsity=SPARSE), chosen) == LayerPlan(experts=(1, 3), sparsity=SPARSE), (
+        "zeros stay zeros"
+    )
+    for second in (LayerPlan(sparsity=SPARSE), LayerPlan(experts=(0,), merges=(merged(0, (0, 0.5), (1, 0.5)),))):
+        with pytest.raises(PlanError, match="put sparsity last"):
+            composed(LayerPlan(experts=(0, 1, 2), sparsity=SPARSE), second)

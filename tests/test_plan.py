@@ -5,10 +5,10 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from methods.cost import cost, cost_of, ratios
+from methods.cost import cost, cost_of, ratios, zeros
 from methods.errors import PlanError
-from methods.plan import LayerPlan, Merge, Plan
-from methods.transfer import AveragedRows, Constants, MergedExpert, result, transfers
+from methods.plan import LayerPlan, Merge, Plan, Sparsity
+from methods.transfer import AveragedRows, Constants, MergedExpert, SparseExpert, result, transfers
 from tests.inventories import toy_inventory
 
 
@@ -210,3 +210,45 @@ def test_an_experts_merge_is_stored_once() -> None:
     after = cost(plan, inventory)
     assert after.experts == 6 and after.routed_parameters == 6 * 36
     assert after.parameters == cost_of(inventory).parameters - 2 * 36 - 4, "experts 2 and 3, and the row of expert 2"
+
+
+HALF = Sparsity(share=0.5, kernel="wanda")
+
+
+def test_sparsity_is_a_stage_of_its_own() -> None:
+    inventory = toy_inventory()
+    plan = plan_of(LayerPlan(), LayerPlan(sparsity=HALF), LayerPlan(experts=(0, 2), sparsity=HALF))
+    assert plan.stages == {"experts", "sparsity"} and plan.moments == {"input_square", "channel_square"}
+    assert Plan.loads(plan.dumps()) == plan
+    assert result(plan, inventory).layers[1] == inventory.layers[1], "shapes stay as they are"
+    # gate and up are [3, 4], down is [4, 3]: two of four inputs, one of three.
+    assert zeros(plan, inventory) == (4 + 2) * (2 * 3 * 2 + 4 * 1)
+    assert (
+        cost(plan, inventory).bytes
+        == cost(plan_of(LayerPlan(), LayerPlan(), LayerPlan(experts=(0, 2))), inventory).bytes
+    )
+    items = [item for item in transfers(plan, inventory) if isinstance(item.recipe, SparseExpert)]
+    assert len(items) == 3 * (4 + 2) and {item.recipe.layer for item in items} == {1, 2}
+    assert [item.target.expert for item in items[-3:]] == [1] * 3 and items[-1].recipe.expert == 2
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "reason"),
+    [
+        ({"share": 0.4, "pattern": "2:4"}, "share of 0.5"),
+        ({"share": 1.0}, "less than 1"),
+        ({"share": 0.0}, "greater than 0"),
+    ],
+)
+def test_a_sparsity_is_checked(sparsity: dict[str, object], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        Sparsity.model_validate(sparsity)
+
+
+def test_patterns_need_whole_blocks_and_experts() -> None:
+    with pytest.raises(PlanError, match=r"expert.down has 3"):
+        plan_of(LayerPlan(), LayerPlan(sparsity=Sparsity(share=0.5, pattern="2:4")), LayerPlan())
+    with pytest.raises(PlanError, match="'dense'"):
+        plan_of(LayerPlan(sparsity=HALF), LayerPlan(), LayerPlan())
+    with pytest.raises(ValidationError, match="nothing else left"):
+        LayerPlan(drop="moe", sparsity=HALF)

@@ -89,6 +89,11 @@ PROMISES = {
     "cka_merge": Promise(groups=ALIKE, mapped={"router": "map"}),
     "cka_prune": Promise(groups=ALIKE, mapped={"router": "map"}),
     "stun": Promise(groups=("twins",), mapped={"router": "map"}),  # a shadow's row is far from the original's
+    # Zeros inside every expert.
+    "magnitude": Promise(blind="keeps all experts"),
+    "wanda": Promise(blind="keeps all experts"),
+    "moe_pruner": Promise(blind="keeps all experts"),
+    "sparsegpt": Promise(blind="keeps all experts"),
 }
 
 QUICK: dict[str, dict[str, Any]] = {"diep": {"steps": 8}}
@@ -236,3 +241,15 @@ def test_merged_plants_are_finite(kind: Plant, name: str, planted: Planted, tmp_
     plan = decide(registry.method(name, keep=0.5), made)
     written = apply(made[0], plan, tmp_path / "compressed", moments=made[1])
     assert torch.isfinite(logits(written)).all()
+
+
+@pytest.mark.parametrize("kind", ["idle", "null", "twins"])
+@pytest.mark.parametrize("name", ["magnitude", "wanda", "moe_pruner", "sparsegpt"])
+def test_sparse_plants_are_finite(kind: Plant, name: str, planted: Planted, tmp_path: Path) -> None:
+    made = planted("qwen2_moe", kind)
+    plan = decide(registry.method(name, keep=0.5), made)
+    path = apply(made[0], plan, tmp_path / "compressed", moments=made[1])
+    assert torch.isfinite(logits(path)).all()
+    if kind == "twins" and name == "magnitude":  # the others see the tokens of each copy
+        for layer in load_model(path).model.layers:
+            assert torch.equal(layer.mlp.experts.down_proj[ORIGINAL], layer.mlp.experts.down_proj[COPY])

@@ -166,3 +166,18 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
     assert {record.title: [s.value for s in record.scores] for record in records} == {
         record.title: [s.value for s in record.scores] for record in clean
     }
+
+
+def test_a_recipe_is_a_row_like_any_other(tmp_path: Path) -> None:
+    steps = [
+        REAP.model_dump() | {"knobs": {"keep": 0.75}},
+        {"name": "layer_drop", "knobs": {"keep": 0.83}, "recalibrate": True},
+    ]
+    settings = config(tmp_path, recipes=[{"title": "REAP, then Layer Drop", "steps": steps}])
+    records, seen = execute(settings, tmp_path)
+    _, record = records
+    assert (record.method, record.title, record.status) == ("recipe", "REAP, then Layer Drop", "complete")
+    assert record.knobs["1.reap.keep"] == 0.75 and record.knobs["2.layer_drop.recalibrate"] is True
+    assert record.cost is not None and record.cost.experts == 5 * 6, "five of six layers, six of eight experts"
+    assert record.corpus is not None and "REAP, then Layer Drop: evaluate" in seen
+    assert execute(settings, tmp_path)[0] == records

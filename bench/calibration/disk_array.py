@@ -1,14 +1,16 @@
 """Statistics that are too big for memory: written row by row to a .npy file, handed out as memory maps.
 
-They are written with plain writes, since the pages of a map that is written count as memory of the process.
+Rows get their last value in order, with ``append``; until then they may hold sums, with ``write`` and ``read``. Plain writes
+are used, since the pages of a map that is written count as memory of the process.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -17,12 +19,20 @@ import numpy as np
 from blake3 import blake3
 
 from methods.errors import StatsError
+from methods.inventory import Inventory
+from methods.stats import CATALOGUE
 
+ON_DISK = frozenset({"token_logits", "token_gram", "input_gram", "channel_gram"})
+"""Statistics that are kept in files."""
 _BUFFER = 4 << 20
+_REMEDY = (
+    "free space, name another scratch or cache folder, or measure less: fewer sampled tokens, squares instead of Gram "
+    "matrices"
+)
 
 
 class DiskArray:
-    """A float32 array that grows along its first axis; its bytes are hashed on their way to the file."""
+    """A float32 array that grows along its first axis; what is appended is hashed on its way to the file."""
 
     def __init__(self, label: str, shape: tuple[int, ...], file: IO[bytes], path: Path | None) -> None:
         """Write the header of an array of ``shape`` to ``file``, whose name is ``path`` if it has one."""
@@ -52,6 +62,37 @@ class DiskArray:
         self._rows += len(rows)
         self._write(np.ascontiguousarray(rows, dtype="<f4").view(np.uint8).data)
 
+    def write(self, row: int, values: np.ndarray[Any, Any]) -> None:
+        """Keep ``values`` (float32) as row ``row`` until that row is appended.
+
+        Raises:
+            StatsError: the disk refuses.
+        """
+        assert row >= self._rows and values.shape == self._shape[1:]
+        data = _bytes(np.ascontiguousarray(values, dtype="<f4"))
+        offset = self._offset + row * len(data)
+        try:
+            while data:
+                written = os.pwrite(self._file.fileno(), data, offset)
+                data, offset = data[written:], offset + written
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def read(self, row: int, out: np.ndarray[Any, Any]) -> None:
+        """Read row ``row``, zeros if nothing was written there, into ``out`` (float32).
+
+        Raises:
+            StatsError: the file was cut short.
+        """
+        assert out.shape == self._shape[1:] and out.dtype == np.dtype("<f4")
+        data = _bytes(out)
+        offset = self._offset + row * len(data)
+        while data:
+            count = os.preadv(self._file.fileno(), [data], offset)
+            if count == 0:
+                raise StatsError(f"the file of {self._label} was cut short by another process; measure again")
+            data, offset = data[count:], offset + count
+
     def finished(self) -> np.memmap[Any, Any]:
         """Return the whole array as a read-only map of the file.
 
@@ -59,7 +100,7 @@ class DiskArray:
             StatsError: rows are missing.
         """
         if self._rows != self._shape[0]:
-            raise StatsError(f"{self._label}: {self._rows} of {self._shape[0]} tokens were measured; this is a defect")
+            raise StatsError(f"{self._label}: {self._rows} of {self._shape[0]} rows were measured; this is a defect")
         return np.memmap(self._file, "<f4", "r", self._offset, self._shape)
 
     @property
@@ -91,10 +132,12 @@ class DiskArray:
 
     def _refused(self, error: OSError) -> StatsError:
         size = 4 * math.prod(self._shape) / 2**30
-        return StatsError(
-            f"no room for {size:.2f} GiB of {self._label}: {error.strerror}; free space, name another scratch or cache "
-            "folder, or use fewer sampled tokens"
-        )
+        return StatsError(f"no room for {size:.2f} GiB of {self._label}: {error.strerror}; {_REMEDY}")
+
+
+def _bytes(values: np.ndarray[Any, Any]) -> memoryview:
+    """Return the memory of a contiguous array."""
+    return memoryview(values.reshape(-1).view(np.uint8).data)
 
 
 class DiskArrays:
@@ -109,6 +152,21 @@ class DiskArrays:
         """
         self._folder, self._named = folder, named
         self._arrays: dict[tuple[str, int], DiskArray] = {}
+
+    def require(self, size: int) -> None:
+        """Make sure that there is room for ``size`` bytes, before anything is measured.
+
+        Raises:
+            StatsError: there is not.
+        """
+        folder = Path(tempfile.gettempdir()) if self._folder is None else self._folder
+        while not folder.exists():
+            folder = folder.parent
+        if (free := shutil.disk_usage(folder).free) < size:
+            raise StatsError(
+                f"these statistics take {size / 2**30:.2f} GiB in {self._folder or folder}, where {free / 2**30:.2f} GiB are "
+                f"free; {_REMEDY}"
+            )
 
     def create(self, name: str, layer: int, shape: tuple[int, ...]) -> DiskArray:
         """Return a new array for statistic ``name`` of decoder layer ``layer``."""
@@ -150,6 +208,19 @@ class DiskArrays:
         for array in self._arrays.values():
             array.close()
         self._arrays.clear()
+
+
+def disk_bytes(inventory: Inventory, needs: Collection[str], sampled: int) -> int:
+    """Return the bytes of those of ``needs`` that are kept in files, with ``sampled`` tokens."""
+    total = 0
+    for index in inventory.moe_layers:
+        layer = inventory.layers[index]
+        width, hidden = next(layer.with_role("expert.gate")).shape
+        sizes = {"S": sampled, "E": layer.experts, "D": hidden, "F": width}
+        total += sum(
+            4 * math.prod(sizes[letter] for letter in CATALOGUE[name].dims) for name in ON_DISK.intersection(needs)
+        )
+    return total
 
 
 def recalled(path: Path, digest: str) -> np.memmap[Any, Any] | None:

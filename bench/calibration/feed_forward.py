@@ -103,7 +103,10 @@ class FeedForward:
             indices.append(decision.indices_NK)
             weights.append(decision.weights_NK)
         indices_TK, weights_TK = torch.cat(indices), torch.cat(weights)
-        run = ExpertPass(experts, input_TD, indices_TK, weights_TK, router.targets, self._activation, self._rows)
+        channels = sums is not None and sums.moments is not None and sums.moments.wants_channels
+        run = ExpertPass(
+            experts, input_TD, indices_TK, weights_TK, router.targets, self._activation, self._rows, channels
+        )
         if router.constants_CD is not None:
             _add_constants(output_TD, run, router)
         if sums is None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import overload
 
 from bench.calibration.weights import MlpWeights, WeightReader, expert_entries
+from methods.errors import RefusedError
 from methods.inventory import LayerInventory, TensorEntry
 from methods.kernels.merging import ExpertMatrices, merged
 from methods.plan import LayerPlan
@@ -18,7 +19,13 @@ class LayerExperts:
     """Experts that stay, by their new number; a merged one is computed when it is read."""
 
     def __init__(self, weights: WeightReader, layer: LayerInventory, plan: LayerPlan) -> None:
-        """Read nothing yet."""
+        """Read nothing yet.
+
+        Raises:
+            RefusedError: the plan makes the experts sparse, which a running layer cannot do without its moments.
+        """
+        if plan.sparsity is not None:
+            raise RefusedError("sparse experts cannot be run while they are measured; write the checkpoint and open it")
         self._weights, self._entries = weights, expert_entries(layer)
         self._kept = range(layer.experts) if plan.experts is None else plan.experts
         self._merges = {merge.into: merge for merge in plan.merges}

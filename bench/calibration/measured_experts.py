@@ -50,6 +50,10 @@ class MeasuredExperts:
 
     def run(self) -> None:
         """Run all experts on the sampled tokens, and the fewest that suffice on the rest."""
+        moments = self._sums.moments
+        if moments is not None and moments.wants_inputs:
+            for expert, x_ND, gates_N in self._experts.inputs():
+                moments.inputs(expert, x_ND, gates_N)
         rest_N = self._run_sampled()
         removal = self._sums.wants("removal_loss")
         if rest_N is not None and not len(rest_N):
@@ -147,9 +151,9 @@ class MeasuredExperts:
 
 def add_weighted(output_TD: Tensor, outputs: Iterable[Outputs], sums: LayerSums | None) -> None:
     """Add the weighted outputs of experts to ``output_TD``, after showing them to ``sums``."""
-    for expert, tokens_N, places_N, gates_N, y_ND in outputs:
+    for expert, tokens_N, places_N, gates_N, y_ND, channels_NF in outputs:
         if sums is not None:
-            sums.expert(expert, tokens_N, places_N, gates_N, y_ND)
+            sums.expert(expert, tokens_N, places_N, gates_N, y_ND, channels_NF)
         output_TD.index_add_(0, tokens_N, y_ND.mul_(gates_N.to(y_ND.dtype).unsqueeze(1)))
 
 

@@ -32,7 +32,7 @@ class Sampling:
     Args:
         tokens: tokens of the corpus on which every expert runs.
         cka: those of them that the CKA compares outputs on.
-        arrays: files of statistics that are kept token by token.
+        arrays: files of statistics that are too big for memory.
         scratch: folder for temporary files.
     """
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.calibration.disk_array import DiskArrays
+from bench.calibration.disk_array import DiskArrays, disk_bytes
 from bench.calibration.feed_forward import FeedForward
 from bench.calibration.hidden import Block, Boundaries, HiddenStates, blocks
 from bench.calibration.sample import Sample
@@ -63,7 +63,7 @@ class StreamedPass:
 
         Args:
             needs: statistics that need tokens.
-            arrays: takes statistics that are kept token by token; None keeps them in files that have no name.
+            arrays: takes statistics that are too big for memory; None keeps them in files that have no name.
             known: statistics of the weights, for the rule that decides in sequential propagation.
 
         The others are those of ``bench.calibrate.calibrate``.
@@ -104,6 +104,7 @@ class StreamedPass:
             progress: called after each decoder layer.
             observe: called with (boundary, states) of each block in order of tokens, for tests.
         """
+        self._sampling.arrays.require(disk_bytes(self._inventory, self._needs, self._sampling.tokens.count))
         depth = len(self._inventory.layers)
         values: dict[str, list[Array | None]] = {
             name: [None] * depth for name in self._needs if CATALOGUE[name].scope != "model"

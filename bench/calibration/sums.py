@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bench.calibration.hidden import Block
 from bench.calibration.layer_router import Decision
+from bench.calibration.moment_sums import NAMES as MOMENTS
+from bench.calibration.moment_sums import MomentSums
 from bench.calibration.sampled_sums import SampledSums, Sampling
 from methods.errors import StatsError
 from methods.inventory import LayerInventory
@@ -36,7 +39,7 @@ class LayerSums:
         index: int = 0,
         sampling: Sampling | None = None,
     ) -> None:
-        """Begin with zeros; ``index`` names the layer, ``sampling`` is required for statistics of sampled tokens."""
+        """Begin with zeros; ``index`` names the layer, ``sampling`` is required for what has files."""
         defined = {name for name in needs if CATALOGUE[name].scope == "block" or layer.mlp == "moe"}
         sampled = {name for name in defined if CATALOGUE[name].cost == "sampled"}
         self._needs = {name for name in defined - sampled if CATALOGUE[name].cost == "routed"}
@@ -45,8 +48,13 @@ class LayerSums:
         shapes = {"E": layer.experts, "D": hidden, "A": len(GATE_POWERS), "N": len(NORM_POWERS)}
         self._sums = {
             name: torch.zeros([shapes[letter] for letter in CATALOGUE[name].dims], dtype=torch.float64, device=device)
-            for name in self._needs
+            for name in self._needs - MOMENTS
         }
+        self.moments: MomentSums | None = None
+        if self.wants(*MOMENTS):
+            self.moments = MomentSums(
+                self._needs, layer, hidden, device, index, None if sampling is None else sampling.arrays
+            )
         self._hits_E = [0] * layer.experts
         within = self.wants(*_WITHIN)
         self._within = torch.zeros(2, layer.experts, hidden, dtype=torch.float64, device=device) if within else None
@@ -96,7 +104,15 @@ class LayerSums:
             hits_NE = hits_NE.scatter_(1, indices_NK, 1.0)[:, :experts]
             self._sums["coactivation"] += hits_NE.T @ hits_NE
 
-    def expert(self, expert: int, tokens_N: Tensor, places_N: Tensor, gates_N: Tensor, output_ND: Tensor) -> None:
+    def expert(
+        self,
+        expert: int,
+        tokens_N: Tensor,
+        places_N: Tensor,
+        gates_N: Tensor,
+        output_ND: Tensor,
+        channels_NF: Tensor | None = None,
+    ) -> None:
         """Add the outputs, not yet weighted, of ``expert`` on some of its tokens.
 
         Args:
@@ -105,8 +121,11 @@ class LayerSums:
             places_N: the expert's column in the routing decision of each.
             gates_N: weights of the outputs.
             output_ND: the outputs.
+            channels_NF: the inputs of down that they come from, where those are measured.
         """
         self._hits_E[expert] += len(tokens_N)
+        if self.moments is not None and channels_NF is not None:
+            self.moments.channels(expert, channels_NF, gates_N)
         if self.wants("gate_norm_moment", "residual_gate_norm"):
             wide = torch.promote_types(output_ND.dtype, torch.float32)
             norms_N = torch.linalg.vector_norm(output_ND, dim=-1, dtype=wide)
@@ -181,9 +200,12 @@ class LayerSums:
         counted, due = sum(self._hits_E), self.tokens * self._layer.top_k
         if self._layer.mlp == "moe" and self._layer.expert_map is None and counted != due:
             raise StatsError(f"layer {self._index}: experts saw {counted} (token, expert) pairs instead of {due}")
+        if self.moments is not None:
+            values.update(self.moments.finished(self._hits_E))
         if self.sampled is not None:
             values.update(self.sampled.finished())
-        check_finite(self._index, {name: value for name, value in values.items() if CATALOGUE[name].dims[:1] != ("S",)})
+        # Memory maps were checked on their way to the file.
+        check_finite(self._index, {name: value for name, value in values.items() if not isinstance(value, np.memmap)})
         return values
 
 

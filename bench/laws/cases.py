@@ -47,8 +47,14 @@ def synthetic_stats(inventory: Inventory, seed: int) -> Stats:
     return Stats({name: _values(spec, inventory, rng) for name, spec in CATALOGUE.items()}, tokens=1000)
 
 
+def _width(inventory: Inventory) -> int:
+    """Return the width of the routed experts."""
+    return next(entry.shape[0] for layer in inventory.layers for entry in layer.with_role("expert.gate"))
+
+
 def _values(spec: StatSpec, inventory: Inventory, rng: np.random.Generator) -> tuple[Array | None, ...]:
     sizes = {"A": 3, "N": 3, "M": 3, "B": len(inventory.layers) + 1, "D": inventory.hidden, "S": SAMPLED_TOKENS}
+    sizes["F"] = _width(inventory)
     if spec.scope == "model":
         return (rng.uniform(0.1, 1.0, [sizes[dim] for dim in spec.dims]),)
     values: list[Array | None] = []

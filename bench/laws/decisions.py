@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from bench.laws.cases import Case, cases, synthetic_stats
 from bench.laws.cases import case as cases_by_family
 from methods.compose import compose
-from methods.cost import cost, cost_of
+from methods.cost import cost, cost_of, zeros
 from methods.errors import PlanError, RefusedError, StatsError
-from methods.inventory import Inventory
+from methods.inventory import EXPERT_ROLES, Inventory
 from methods.method import Method
 from methods.plan import LayerPlan, Plan
 from methods.registry import method_class, names
@@ -82,13 +82,13 @@ def validity(cls: type[Method], case: Case) -> None:
 
 
 def budget(cls: type[Method], case: Case) -> None:
-    """What is asked to remain remains, within one unit, and a larger ``keep`` never gives a smaller model."""
+    """What is asked to remain remains, within one unit, and a larger ``keep`` never gives a smaller model, zeros not counted."""
     previous = 0
     for keep in KEEPS:
         plan = decide(cls.configured({"keep": keep}), case)
         asked, found, unit = _remaining(plan, case.inventory, keep)
         assert abs(asked - found) <= unit, f"keep={keep}: {asked:.1f} should remain, {found} do (unit {unit})"
-        parameters = cost(plan, case.inventory).parameters
+        parameters = cost(plan, case.inventory).parameters - zeros(plan, case.inventory)
         assert parameters >= previous, f"keep={keep} gives a smaller model than the keep before it"
         previous = parameters
 
@@ -102,6 +102,11 @@ def _remaining(plan: Plan, inventory: Inventory, keep: float) -> tuple[float, in
         return keep * len(moe), sum(plan.layers[index].drop == "none" for index in moe), 1
     if not plan.stages:
         return 1.0, 1, 0 if keep == 1.0 else 1
+    if plan.stages == {"sparsity"}:
+        matrices = [entry for layer in inventory.layers for entry in layer.with_role(*EXPERT_ROLES)]
+        weights = sum(entry.numel for entry in matrices)
+        rows = sum(entry.shape[0] for entry in matrices)  # each row rounds on its own
+        return keep * weights, weights - zeros(plan, inventory), rows
     return keep * inventory.num_experts, result(plan, inventory).num_experts, inventory.router.groups
 
 
@@ -151,6 +156,7 @@ def _relabelled(plan: LayerPlan, label: NDArray[np.int64]) -> LayerPlan:
         constants=tuple(sorted(int(label[e]) for e in plan.constants)),
         router=plan.router,
         top_k=plan.top_k,
+        sparsity=plan.sparsity,
     )
 
 

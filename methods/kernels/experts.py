@@ -1,7 +1,7 @@
 """The routed expert pass: tokens sorted by expert, so that each expert runs once over all of its tokens.
 
 Shape letters: T tokens, E routed experts, K experts per token, D hidden size, F expert width, N tokens of one expert,
-A gate powers, B norm powers.
+A gate powers, B norm powers, X inputs of a matrix.
 """
 
 from __future__ import annotations
@@ -57,11 +57,28 @@ class Assignment:
         return self.starts[expert + 1] - self.starts[expert]
 
 
-def gated_mlp(x_ND: Tensor, gate_up_2FD: Tensor, down_DF: Tensor, act: Activation) -> Tensor:
-    """Return down(act(gate x) * up x) of shape (N, D); gate and up are the two halves of one matrix, hence one GEMM."""
+def gated_mlp(
+    x_ND: Tensor,
+    gate_up_2FD: Tensor,
+    down_DF: Tensor,
+    act: Activation,
+    take: Callable[[Tensor], object] | None = None,
+) -> Tensor:
+    """Return down(act(gate x) * up x) of shape (N, D).
+
+    Args:
+        x_ND: inputs.
+        gate_up_2FD: gate and up, the two halves of one matrix, hence one GEMM.
+        down_DF: the second matrix.
+        act: activation.
+        take: called with the inputs of down, shape (N, F), which nothing overwrites later.
+    """
     both_N2F = F.linear(x_ND, gate_up_2FD)
     gate_NF, up_NF = both_N2F.chunk(2, dim=-1)
-    return F.linear(act(gate_NF).mul_(up_NF), down_DF)
+    channels_NF = act(gate_NF).mul_(up_NF)
+    if take is not None:
+        take(channels_NF)
+    return F.linear(channels_NF, down_DF)
 
 
 def gate_norm_moments(gates_N: Tensor, norms_N: Tensor) -> Tensor:
@@ -71,6 +88,15 @@ def gate_norm_moments(gates_N: Tensor, norms_N: Tensor) -> Tensor:
     gates_AN = torch.stack([ones_N, gates_N, gates_N.square()])
     norms_BN = torch.stack([ones_N, norms_N, norms_N.square()])
     return gates_AN @ norms_BN.T
+
+
+def second_moments(x_NX: Tensor, gates_N: Tensor, rows: int = 512) -> Tensor:
+    """Return the sums over tokens of x^2 and of g^2 x^2, shape (2, X), in float64; ``rows`` are widened at once."""
+    total_2X = torch.zeros(2, x_NX.shape[1], dtype=torch.float64, device=x_NX.device)
+    for some_NX, some_N in zip(x_NX.split(rows), gates_N.double().split(rows), strict=True):
+        factors_2N = torch.stack([torch.ones_like(some_N), some_N.square()])
+        total_2X.addmm_(factors_2N, some_NX.double().square())
+    return total_2X
 
 
 def cosine_sum(a_TD: Tensor, b_TD: Tensor) -> Tensor:
