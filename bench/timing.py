@@ -1,12 +1,13 @@
 """Speed and memory of checkpoints under vLLM, the base and a compressed model in alternation.
 
-Each model has a process of its own. One repeat is one batch on the base followed by the same batch on the compressed
-model, so that whatever slows the machine for a while meets both; ratios are taken pair by pair.
+Each model has a process of its own. One repeat is, for each batch size, one batch on the base followed by the same batch
+on the compressed model, so that whatever slows the machine for a while meets both; ratios are taken pair by pair.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,15 +16,16 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from bench.record import Interval, Timing
+from bench.record import BatchTiming, Interval, Mark, Timing
 from bench.serving.client import Zygote
+from bench.serving.device import choose_cores
 from bench.serving.protocol import TimingProtocol, read_config, unservable, weights_bytes
-from bench.serving.statistics import median_interval
+from bench.serving.serve import REMEDY
+from bench.serving.statistics import drift, median_interval, spread
 from methods.errors import ConfigError, TimingError
 
 __all__ = ["TimingProtocol", "TimingSession", "time_pair"]
 
-REMEDY = "install moebench with the extra 'gpu', or 'cpu' on a machine without GPU"
 # Two threads on a busy machine can spin against each other for the whole life of one process, which doubles its time in
 # every repeat alike; CPU seconds per wall second then differ between the two processes.
 _UNEVEN = 0.15
@@ -41,15 +43,10 @@ class ServingWorker(Protocol):
         ...
 
 
-def _share(subject: _Subject) -> float:
+def _share(repeats: dict[int, dict[str, float]]) -> float:
     """Return the CPU seconds of a process for each second of its measurements."""
-    wall = sum(one["prefill"] + one["decode"] for one in subject.repeats.values())
-    return sum(one["prefill_cpu"] + one["decode_cpu"] for one in subject.repeats.values()) / wall
-
-
-def _spread(ratios: dict[str, Interval]) -> dict[str, float]:
-    """Return the width of each interval as a share of its median."""
-    return {name: (ratio.high - ratio.low) / ratio.median for name, ratio in ratios.items()}
+    wall = sum(one["prefill"] + one["decode"] for one in repeats.values())
+    return sum(one["prefill_cpu"] + one["decode_cpu"] for one in repeats.values()) / wall
 
 
 class _Subject:
@@ -58,9 +55,13 @@ class _Subject:
     def __init__(self, path: Path) -> None:
         self.path, self.reason = path, unservable(path)
         self.worker: ServingWorker | None = None
-        self.repeats: dict[int, dict[str, float]] = {}
+        self.repeats: dict[int, dict[int, dict[str, float]]] = {}  # by batch size and number
         self.facts: dict[str, Any] = {}
         self.peak = 0
+
+    def forget(self) -> None:
+        """Drop all numbers, and keep process, failure and facts."""
+        self.repeats = {}
 
     def close(self) -> None:
         if self.worker is not None:
@@ -93,8 +94,9 @@ class TimingSession:
 
     def __enter__(self) -> Self:
         """Start importing vLLM in the background."""
+        threads = self._protocol.threads
         if self._open is None and self._missing is None:
-            self._zygote = Zygote(self._logs, threads=self._protocol.threads)
+            self._zygote = Zygote(self._logs, threads=threads, cores=choose_cores(threads) if threads else ())
         return self
 
     def __exit__(
@@ -112,11 +114,12 @@ class TimingSession:
         Prefill speed is ``batch * prompt`` tokens over the seconds from the first engine step until every prompt has
         its first token. Decode speed is ``batch * generate`` tokens over the rest. ``rounds`` such batches are summed
         into one repeat. Prompts are new in each repeat and the same for both models. While the interval of a ratio is
-        wider than ``noise`` times its median, up to ``extra`` further pairs are measured; the width decides, never the
-        ratio itself.
+        wider than ``noise`` times its median, up to ``extra`` further pairs of that batch size are measured; the width
+        decides, never the ratio itself.
 
-        The protocol stored with the compressed model says ``noisy`` when the interval of a ratio is wider than
-        ``noise`` times its median, or when the processes differ by more than 15 % in CPU seconds per wall second.
+        A batch size of the compressed model is marked ``noisy`` when the interval of a ratio is wider than ``noise``
+        times its median, ``drifting`` when the base's seconds changed by more than ``drift`` from the first pair to the
+        last, and ``uneven`` when the processes differ by more than 15 % in CPU seconds per wall second.
 
         Args:
             base: checkpoint folder of the original.
@@ -135,12 +138,11 @@ class TimingSession:
             return Timing(reason=self._missing), Timing(reason=self._missing)
         self._check_lengths(base)
         try:
-            repeat = 0
-            while repeat < self._protocol.repeats or self._wants_more(first, second, repeat):
-                self._repeat(first, repeat)
-                if first.reason is None:
-                    self._repeat(second, repeat)
-                repeat += 1
+            for repeat in range(self._protocol.repeats + self._protocol.extra):
+                wanted = self._wanted(first, second, repeat)
+                if not wanted:
+                    break
+                self._pair(first, second, repeat, wanted)
             for subject in (first, second):
                 self._finish(subject)
         finally:
@@ -154,7 +156,7 @@ class TimingSession:
             return Timing(reason=self._missing)
         self._check_lengths(base)
         for repeat in range(self._protocol.repeats):
-            self._repeat(first, repeat)
+            self._repeat(first, repeat, self._protocol.batches)
         self._finish(first)
         return self._timing(first, None)
 
@@ -195,7 +197,7 @@ class TimingSession:
             if self._base is not None:
                 self._base.close()
             self._base = _Subject(base)
-        self._base.repeats = {}
+        self._base.forget()
         return self._base
 
     def _check_lengths(self, base: Path) -> None:
@@ -211,42 +213,63 @@ class TimingSession:
         else:
             assert self._zygote is not None, "TimingSession is a context manager: use it in a with statement"
             subject.worker = self._zygote.worker(subject.path.name, plan.start_seconds)
+        largest = max(plan.batches)
         options = {
             "dtype": plan.dtype,
             "seed": plan.seed,
             "max_model_len": length,
-            "max_num_seqs": plan.batch,
+            "max_num_seqs": largest,
             # The whole batch of prompts fits one engine step, so that prefill and decode do not mix.
-            "max_num_batched_tokens": max(plan.batch * plan.prompt, length),
+            "max_num_batched_tokens": max(largest * plan.prompt, length),
             "kv_cache_memory_bytes": plan.kv_cache_bytes,
         }
         facts = subject.worker.ask("load", plan.start_seconds, path=str(subject.path.resolve()), options=options)
         subject.facts = facts
+        if block := facts.get("kv_block_tokens"):
+            # A batch that does not fit is not refused by the engine: sequences wait for one another, unseen.
+            needed, room = largest * -(-length // block), facts["kv_blocks"]
+            if needed > room:
+                raise TimingError(
+                    f"the key-value cache holds {room * block} tokens, but {largest} sequences of {length} need "
+                    f"{needed * block}; raise kv_cache_bytes (now {plan.kv_cache_bytes}) or lower batch"
+                )
 
-    def _batch(self, subject: _Subject, number: int) -> dict[str, float]:
+    def _batch(self, subject: _Subject, batch: int, number: int) -> dict[str, float]:
         plan = self._protocol
         assert subject.worker is not None
         vocabulary = int(read_config(subject.path)["vocab_size"])
         draw = np.random.default_rng([plan.seed, number])
-        prompts = draw.integers(vocabulary, size=(plan.batch, plan.prompt)).tolist()
+        prompts = draw.integers(vocabulary, size=(batch, plan.prompt)).tolist()
         answer: dict[str, float] = subject.worker.ask(
             "measure", plan.run_seconds, prompts=prompts, generate=plan.generate
         )
         return answer
 
-    def _repeat(self, subject: _Subject, repeat: int) -> None:
-        """Measure one repeat; a failure becomes the subject's reason."""
+    def _pair(self, first: _Subject, second: _Subject, repeat: int, batches: Sequence[int]) -> None:
+        """Measure one repeat of both; with one process at a time, all batch sizes of the one before those of the other."""
+        turns = [[batch] for batch in batches] if self._protocol.residency == "both" else [batches]
+        for turn in turns:
+            self._repeat(first, repeat, turn)
+            if first.reason is None:
+                self._repeat(second, repeat, turn)
+
+    def _repeat(self, subject: _Subject, repeat: int, batches: Sequence[int]) -> None:
+        """Measure one repeat at some batch sizes; a failure becomes the subject's reason."""
         if subject.reason:
             return
         plan = self._protocol
         try:
             if subject.worker is None:
                 self._start(subject, plan.prompt + plan.generate + 1)
-                for number in range(plan.warmup):
-                    self._batch(subject, number)
+                for batch in plan.batches:
+                    for number in range(plan.warmup):
+                        self._batch(subject, batch, number)
             numbers = range(plan.warmup + repeat * plan.rounds, plan.warmup + (repeat + 1) * plan.rounds)
-            rounds = [self._batch(subject, number) for number in numbers]
-            subject.repeats[repeat] = {key: sum(one[key] for one in rounds) for key in rounds[0]}
+            for batch in batches:
+                at = time.monotonic()
+                rounds = [self._batch(subject, batch, number) for number in numbers]
+                found = {key: sum(one[key] for one in rounds) for key in rounds[0]}
+                subject.repeats.setdefault(batch, {})[repeat] = {**found, "at": at}
             if plan.residency == "one":
                 self._finish(subject)
                 subject.close()
@@ -259,50 +282,76 @@ class TimingSession:
             return
         try:
             subject.peak = max(subject.peak, int(subject.worker.ask("peak", 60.0)))
+            if subject.facts.get("gpu"):
+                subject.facts["gpu_after"] = subject.worker.ask("gpu", 60.0)
         except TimingError as error:
             subject.reason = str(error)
 
-    def _wants_more(self, base: _Subject, subject: _Subject, done: int) -> bool:
-        """Return whether further pairs may still bring a noisy ratio within its bound."""
+    def _wanted(self, base: _Subject, subject: _Subject, done: int) -> Sequence[int]:
+        """Return the batch sizes that need a further pair: all at first, then those whose ratios are still noisy."""
         plan = self._protocol
-        if base.reason or subject.reason or plan.residency == "one" or done >= plan.repeats + plan.extra:
-            return False
-        return max(_spread(self._ratios(base, subject)).values()) > plan.noise
+        if done < plan.repeats:
+            return plan.batches
+        if base.reason or subject.reason or plan.residency == "one":
+            return ()
+        return [batch for batch in plan.batches if self._noisy(self._ratios(base, subject, batch))]
 
-    def _ratios(self, base: _Subject, subject: _Subject) -> dict[str, Interval]:
+    def _ratios(self, base: _Subject, subject: _Subject, batch: int) -> dict[str, Interval]:
         ratios = {}
         for phase in ("prefill", "decode"):
-            pairs = [base.repeats[repeat][phase] / one[phase] for repeat, one in subject.repeats.items()]
-            ratios[f"{phase}_ratio"] = median_interval(pairs, self._protocol.seed)
+            pairs = [base.repeats[batch][repeat][phase] / one[phase] for repeat, one in subject.repeats[batch].items()]
+            ratios[f"{phase}_ratio"] = median_interval(pairs)
         return ratios
+
+    def _noisy(self, ratios: dict[str, Interval]) -> bool:
+        return max(map(spread, ratios.values())) > self._protocol.noise
+
+    def _batch_timing(self, subject: _Subject, base: _Subject | None, batch: int) -> BatchTiming:
+        plan, repeats = self._protocol, subject.repeats[batch]
+        tokens = {"prefill": plan.rounds * batch * plan.prompt, "decode": plan.rounds * batch * plan.generate}
+        speeds = {phase: median_interval([tokens[phase] / one[phase] for one in repeats.values()]) for phase in tokens}
+        seconds = {key: tuple(one[key] for one in repeats.values()) for key in next(iter(repeats.values()))}
+        if base is None:
+            return BatchTiming(batch=batch, seconds=seconds, **speeds)
+        ratios = self._ratios(base, subject, batch)
+        pairs = list(base.repeats[batch].values())
+        change = drift([one["at"] for one in pairs], [one["prefill"] + one["decode"] for one in pairs])
+        shares = (_share(base.repeats[batch]), _share(repeats))
+        marks: dict[Mark, bool] = {
+            "noisy": self._noisy(ratios),
+            "drifting": abs(change) > plan.drift,
+            "uneven": abs(shares[0] - shares[1]) > _UNEVEN * max(shares),
+        }
+        return BatchTiming(
+            batch=batch,
+            drift=change,
+            cpu_share=shares,
+            marks=tuple(mark for mark, found in marks.items() if found),
+            seconds=seconds,
+            **speeds,
+            **ratios,
+        )
 
     def _timing(self, subject: _Subject, base: _Subject | None) -> Timing:
         if subject.reason:
             return Timing(reason=subject.reason)
         if base is not None and base.reason:
             return Timing(reason=f"the base could not be timed: {base.reason}")
-        plan = self._protocol
-        tokens = {"prefill": plan.rounds * plan.batch * plan.prompt, "decode": plan.rounds * plan.batch * plan.generate}
-        own = {phase: [tokens[phase] / one[phase] for one in subject.repeats.values()] for phase in tokens}
-        protocol: dict[str, Any] = {
-            **asdict(plan),
-            **subject.facts,
-            "seconds": {key: [one[key] for one in subject.repeats.values()] for key in subject.repeats[0]},
-        }
-        ratios: dict[str, Any] = {}
-        if base is not None:
-            ratios = self._ratios(base, subject)
-            spread = _spread(ratios)
-            shares = [_share(base), _share(subject)]
-            uneven = abs(shares[0] - shares[1]) > _UNEVEN * max(shares)
-            protocol |= {"noisy": max(spread.values()) > plan.noise or uneven, "spread": spread, "cpu_share": shares}
+        batches = tuple(self._batch_timing(subject, base, batch) for batch in self._protocol.batches)
+        head, facts = batches[0], subject.facts
+        kv_tokens = facts["kv_blocks"] * facts["kv_block_tokens"] if facts.get("kv_block_tokens") else None
         return Timing(
-            prefill=median_interval(own["prefill"], plan.seed),
-            decode=median_interval(own["decode"], plan.seed),
+            prefill=head.prefill,
+            decode=head.decode,
+            prefill_ratio=head.prefill_ratio,
+            decode_ratio=head.decode_ratio,
+            marks=head.marks,
             weights_bytes=weights_bytes(subject.path),
             peak_bytes=subject.peak,
-            protocol=protocol,
-            **ratios,
+            parameter_bytes=facts.get("parameter_bytes"),
+            kv_tokens=kv_tokens,
+            batches=batches,
+            protocol={**asdict(self._protocol), **facts},
         )
 
 

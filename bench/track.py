@@ -206,7 +206,7 @@ def summary(record: Record) -> dict[str, Any]:
     for group, part in (("cost", record.cost), ("ratio", record.ratios)):
         numbers |= {} if part is None else {f"{group}/{name}": value for name, value in part.model_dump().items()}
     if record.timing is not None:
-        for name, value in record.timing.model_dump(exclude={"protocol"}).items():
+        for name, value in record.timing.model_dump(exclude={"protocol", "marks", "batches", "online"}).items():
             numbers |= (
                 {f"timing/{name}/{k}": v for k, v in value.items()}
                 if isinstance(value, dict)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
-from bench.serving.client import Worker, Zygote, last_error
+from bench.record import Timing
 from bench.serving.protocol import unservable
-from bench.serving.statistics import median_interval
 from bench.timing import TimingProtocol, TimingSession
+from bench.timing_table import memory_table, offline_table, write_timings
 from methods.errors import CheckpointError, ConfigError, TimingError
 from tests.tiny import tiny_checkpoint, tiny_model
 
@@ -40,6 +36,8 @@ class Fakes:
         self.seconds = {"base": [1.0], "small": [0.5]}
         self.cpu = {"base": 1.0, "small": 1.0}
         self.fail_at: dict[tuple[str, str, int], str] = {}
+        self.facts: dict[str, Any] = {}
+        self.options: dict[str, dict[str, Any]] = {}
 
     def open(self, name: str) -> Fake:
         self.log.append((name, "open"))
@@ -48,7 +46,7 @@ class Fakes:
 
 class Fake:
     def __init__(self, all_fakes: Fakes, name: str) -> None:
-        self.all, self.name, self.counts = all_fakes, name, dict.fromkeys(("load", "measure", "peak", "greedy"), 0)
+        self.all, self.name, self.counts = all_fakes, name, dict.fromkeys(("load", "measure", "peak", "gpu"), 0)
 
     def ask(self, verb: str, timeout: float, **arguments: Any) -> Any:
         self.all.log.append((self.name, verb))
@@ -57,7 +55,10 @@ class Fake:
         if (self.name, verb, count) in self.all.fail_at:
             raise TimingError(self.all.fail_at[self.name, verb, count])
         if verb == "load":
-            return {"platform": "fake", "threads": 1, "dtype": arguments["options"]["dtype"]}
+            self.all.options[self.name] = arguments["options"]
+            return {"platform": "fake", "threads": 1, "dtype": arguments["options"]["dtype"], **self.all.facts}
+        if verb == "gpu":
+            return {"sm_clock_mhz": 1400}
         if verb == "peak":
             return 1000
         self.all.prompts.setdefault(self.name, []).append(arguments["prompts"])
@@ -99,8 +100,9 @@ def test_repeats_alternate_after_warm_up_and_both_see_the_same_new_prompts(
     assert base.prefill_ratio is None and base.weights_bytes == 100 and base.peak_bytes == 1000
     assert small.prefill_ratio is not None and small.prefill_ratio.median == 2.0
     assert small.decode_ratio is not None and small.decode_ratio.low == small.decode_ratio.high == 2.0
-    assert small.protocol["noisy"] is False and small.protocol["batch"] == 3
-    assert small.protocol["seconds"]["decode"] == [1.0] * 5
+    assert small.marks == () and small.protocol["batch"] == 3
+    assert small.batches[0].seconds["decode"] == (1.0,) * 5
+    assert len(small.batches) == 1 and small.batches[0].decode_ratio == small.decode_ratio
 
 
 def test_ratio_is_taken_pair_by_pair(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -111,16 +113,18 @@ def test_ratio_is_taken_pair_by_pair(pair: tuple[Path, Path], tmp_path: Path) ->
         _, small = session.time(*pair)
     assert small.decode is not None and small.decode.high > 3 * small.decode.low
     assert small.decode_ratio is not None and small.decode_ratio.low == small.decode_ratio.high == 4.0
-    assert small.protocol["noisy"] is False
+    assert small.marks == ("drifting",), "the ratio is calm, but the machine was not the same at the end"
 
 
-@pytest.mark.parametrize(("seconds", "cpu"), [([0.5, 0.4, 0.5, 0.6, 0.5, 0.7], 1.0), ([0.5], 1.3)])
-def test_noise_is_marked(pair: tuple[Path, Path], tmp_path: Path, seconds: list[float], cpu: float) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "cpu", "mark"), [([0.5, 0.4, 0.5, 0.6, 0.5, 0.7], 1.0, "noisy"), ([0.5], 1.3, "uneven")]
+)
+def test_noise_is_marked(pair: tuple[Path, Path], tmp_path: Path, seconds: list[float], cpu: float, mark: str) -> None:
     fakes = Fakes()
     fakes.seconds["small"], fakes.cpu["small"] = seconds, cpu
     with TimingSession(TimingProtocol(extra=0), logs=tmp_path, open_worker=fakes.open) as session:
         _, small = session.time(*pair)
-    assert small.protocol["noisy"] is True
+    assert small.marks == (mark,)
 
 
 def test_noisy_row_gets_more_pairs_until_it_is_calm(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -130,11 +134,73 @@ def test_noisy_row_gets_more_pairs_until_it_is_calm(pair: tuple[Path, Path], tmp
         base, small = session.time(*pair)
     assert small.decode_ratio is not None and base.decode is not None
     assert 5 < small.decode_ratio.n == base.decode.n < 15
-    assert small.decode_ratio.low == small.decode_ratio.high == 2.0 and small.protocol["noisy"] is False
+    assert small.decode_ratio.low == small.decode_ratio.high == 2.0 and small.marks == ()
     fakes.seconds["small"] = [0.5, 0.9]
     with TimingSession(logs=tmp_path, open_worker=fakes.open) as session:
         _, small = session.time(*pair)
-    assert small.decode_ratio is not None and small.decode_ratio.n == 15 and small.protocol["noisy"] is True
+    assert small.decode_ratio is not None and small.decode_ratio.n == 15 and small.marks == ("noisy",)
+
+
+def test_several_batch_sizes_share_one_process_and_alternate(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    fakes = Fakes()
+    with TimingSession(TimingProtocol(batch=(2, 6)), logs=tmp_path, open_worker=fakes.open) as session:
+        base, small = session.time(*pair)
+    events = [event for event in fakes.log if event[1] in ("open", "measure")]
+    start = ["open", "measure", "measure", "measure"]  # warm-up of both sizes, then the first batch of size 2
+    expected = [("base", verb) for verb in start] + [("small", verb) for verb in start]
+    expected += [("base", "measure"), ("small", "measure")] * 9
+    assert events == expected
+    sizes = [len(prompts) for prompts in fakes.prompts["small"]]
+    assert sizes == [2, 6] + [2, 6] * 5 and fakes.prompts["base"] == fakes.prompts["small"]
+    assert fakes.options["base"]["max_num_seqs"] == 6 and fakes.options["base"]["max_num_batched_tokens"] == 6 * 128
+    assert [one.batch for one in small.batches] == [2, 6]
+    assert [one.decode.median for one in base.batches] == [2 * 32 / 2.0, 6 * 32 / 2.0]
+    assert small.decode == small.batches[0].decode and small.prefill_ratio == small.batches[0].prefill_ratio
+    assert all(one.decode_ratio is not None and one.decode_ratio.median == 2.0 for one in small.batches)
+    assert all(one.decode_ratio is None and one.marks == () for one in base.batches)
+
+
+def test_only_the_noisy_batch_size_gets_more_pairs(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    fakes = Fakes()
+    # Two warm-ups, then sizes 2 and 6 in turn: size 6 is wild throughout.
+    fakes.seconds["small"] = [0.5, 0.5, *[0.5, 0.3, 0.5, 0.9, 0.5, 0.5, 0.5, 0.2, 0.5, 0.7], 0.3, 1.3, 0.4, 0.6]
+    with TimingSession(TimingProtocol(batch=(2, 6), extra=4), logs=tmp_path, open_worker=fakes.open) as session:
+        _, small = session.time(*pair)
+    calm, wild = small.batches
+    assert calm.decode_ratio is not None and calm.decode_ratio.n == 5 and calm.marks == ()
+    assert wild.decode_ratio is not None and wild.decode_ratio.n == 9 and wild.marks == ("noisy",)
+
+
+def test_drift_is_measured_on_the_base_over_time(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("bench.timing.time.monotonic", lambda: float(next(clock)))
+    fakes = Fakes()
+    fakes.seconds = {"base": [9.0, 1.0, 1.03, 1.06, 1.09, 1.12], "small": [0.5]}
+    with TimingSession(TimingProtocol(noise=0.5), logs=tmp_path, open_worker=fakes.open) as session:
+        _, small = session.time(*pair)
+    change = small.batches[0].drift
+    assert change is not None and abs(change - 0.12) < 0.005 and small.marks == ("drifting",)
+    fakes.seconds["base"] = [9.0, 1.0, 1.0, 3.0, 1.0, 1.0]
+    with TimingSession(TimingProtocol(noise=9.0), logs=tmp_path, open_worker=fakes.open) as session:
+        _, small = session.time(*pair)
+    assert small.batches[0].drift == 0.0 and small.marks == (), "one slow repeat is noise, not drift"
+
+
+def test_memory_is_reported_and_a_cache_that_is_too_small_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    fakes = Fakes()
+    # 4 sequences of 128 + 32 + 1 tokens need 11 blocks of 16 tokens each.
+    fakes.facts = {"parameter_bytes": 77, "kv_blocks": 44, "kv_block_tokens": 16, "gpu": {"sm_clock_mhz": 1500}}
+    with TimingSession(logs=tmp_path, open_worker=fakes.open) as session:
+        base, small = session.time(*pair)
+    assert base.parameter_bytes == small.parameter_bytes == 77 and base.kv_tokens == small.kv_tokens == 704
+    assert small.protocol["gpu"] == {"sm_clock_mhz": 1500} and small.protocol["gpu_after"] == {"sm_clock_mhz": 1400}
+    fakes.facts["kv_blocks"] = 43
+    with TimingSession(logs=tmp_path, open_worker=fakes.open) as session:
+        base, small = session.time(*pair)
+    assert base.reason is not None and "holds 688 tokens, but 4 sequences of 161 need 704" in base.reason
+    assert small.reason is not None and small.prefill is None
 
 
 def test_rounds_are_summed(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -143,7 +209,7 @@ def test_rounds_are_summed(pair: tuple[Path, Path], tmp_path: Path) -> None:
         base, _ = session.time(*pair)
     assert len(fakes.prompts["base"]) == 1 + 5 * 3
     assert base.prefill is not None and base.prefill.median == 4 * 128 / 1.0
-    assert base.protocol["seconds"]["prefill"] == [3.0] * 5
+    assert base.batches[0].seconds["prefill"] == (3.0,) * 5
 
 
 def test_base_process_is_kept_for_the_next_model(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -213,8 +279,9 @@ def test_what_nothing_can_serve_is_refused_without_a_process(tmp_path: Path, con
 def test_settings_and_folders_that_cannot_work_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least 5 repeats"):
         TimingProtocol(repeats=4)
-    with pytest.raises(ConfigError, match="batch must be at least 1"):
-        TimingProtocol(batch=0)
+    for batch in (0, (), (4, 0), (4, 4)):
+        with pytest.raises(ConfigError, match="batch must be at least 1, each size once"):
+            TimingProtocol(batch=batch)
     with TimingSession(TimingProtocol(prompt=190), logs=tmp_path, open_worker=Fakes().open) as session:
         with pytest.raises(ConfigError, match=r"223 tokens.*200 positions"):
             session.time(*pair)
@@ -229,113 +296,28 @@ def test_missing_vllm_is_a_reason(pair: tuple[Path, Path], tmp_path: Path, monke
     assert base.reason == small.reason and base.reason is not None and "install moebench" in base.reason
 
 
-def test_interval_of_the_median() -> None:
-    assert median_interval([2.0] * 5).model_dump() == {"median": 2.0, "low": 2.0, "high": 2.0, "n": 5}
-    values = [1.0, 2.0, 3.0, 4.0, 100.0]
-    one = median_interval(values, seed=3)
-    assert one == median_interval(values, seed=3) and one.median == 3.0
-    # Of 5^5 resamples, 58 have three or more copies of the smallest value, 1.9 %: below 2.5 %, so the lower end is not
-    # 1.0 by that alone; the exact distribution of the resampled median gives the ends.
-    count = {value: 0 for value in values}
-    for index in np.ndindex(5, 5, 5, 5, 5):
-        count[float(np.median([values[i] for i in index]))] += 1
-    share = np.cumsum([count[value] for value in values]) / 5**5
-    assert one.low == values[int(np.searchsorted(share, 0.025))]
-    assert one.high == values[int(np.searchsorted(share, 0.975))]
+def test_the_table_says_no_difference_and_shows_marks(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    fakes = Fakes()
+    fakes.seconds["small"] = [1.0, 1.3, 0.8, 1.0, 1.2, 0.9]
+    with TimingSession(TimingProtocol(batch=(2, 3), extra=0), logs=tmp_path, open_worker=fakes.open) as session:
+        base, small = session.time(*pair)
+    rows = [("base", base), ("small", small), ("other", Timing(reason="no room"))]
+    console = Console(width=300, file=io.StringIO())
+    console.print(offline_table(rows))
+    console.print(memory_table(rows))
+    text = console.file.getvalue()  # type: ignore[attr-defined]  # it is the StringIO above
+    lines = [line for line in text.splitlines() if "small" in line]
+    assert all(line.count("no difference") == 2 and "noisy" in line for line in lines[:2]) and "no room" in text
+    write_timings(rows, tmp_path / "out" / "timings.json")
+    written = json.loads((tmp_path / "out" / "timings.json").read_text())
+    assert [one["checkpoint"] for one in written] == ["base", "small", "other"]
+    assert written[1]["batches"][1]["batch"] == 3 and len(written[1]["batches"][1]["seconds"]["decode"]) == 5
 
 
-# Serving processes, with an engine that needs nothing.
-
-
-@pytest.fixture
-def zygote(tmp_path: Path) -> Iterator[Zygote]:
-    with Zygote(tmp_path / "logs", engine="tests.serving_fake") as process:
-        yield process
-
-
-def _gone(pid: int) -> bool:
-    for _ in range(250):
-        try:
-            os.kill(pid, 0)
-            if "State:\tZ" in Path(f"/proc/{pid}/status").read_text():
-                return True
-        except OSError:
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def test_workers_are_separate_processes(zygote: Zygote) -> None:
-    first, second = zygote.worker("a"), zygote.worker("b")
-    assert first.ask("echo", 10, value="x") == ["x", 1]
-    assert first.ask("echo", 10, value=[1]) == [[1], 2]
-    assert second.ask("echo", 10, value=None) == [None, 1]
-    pid = first._pid
-    first.close()
-    assert _gone(pid)
-    assert second.ask("echo", 10, value=0) == [0, 2]
-
-
-def _failure(worker: Worker, verb: str, timeout: float = 20.0, **arguments: Any) -> str:
-    pid = worker._pid
-    with pytest.raises(TimingError) as caught:
-        worker.ask(verb, timeout, **arguments)
-    assert _gone(pid)
-    return str(caught.value)
-
-
-def test_failures_of_a_worker_are_told_and_leave_no_process(zygote: Zygote, tmp_path: Path) -> None:
-    assert "ValueError: too big" in _failure(zygote.worker("a"), "fail", message="too big")
-    assert "the device fell off" in _failure(zygote.worker("b"), "die")
-    assert "took longer than 1 s" in _failure(zygote.worker("c"), "hang", timeout=1.0)
-    logs = [path.read_text() for path in (tmp_path / "logs").glob("a-*.log")]
-    assert len(logs) == 1 and "Traceback" in logs[0]
-    dead = zygote.worker("d")
-    os.killpg(dead._pid, signal.SIGKILL)
-    assert _gone(dead._pid)
-    assert "before echo" in (told := _failure(dead, "echo", value=1)) or "during echo" in told
-    child = zygote.worker("e")
-    grandchild = child.ask("spawn", 10)
-    assert not _gone_now(grandchild)
-    child.close()
-    assert _gone(grandchild)
-
-
-def _gone_now(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists()
-
-
-def test_engine_that_cannot_be_imported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SERVING_FAKE_BROKEN", "1")
-    with Zygote(tmp_path, engine="tests.serving_fake") as process, pytest.raises(TimingError, match="no engine here"):
-        process.worker("a", 20.0)
-
-
-def test_nothing_survives_the_parent(tmp_path: Path) -> None:
-    script = (
-        "import sys, time\nfrom pathlib import Path\nfrom bench.serving.client import Zygote\n"
-        f"z = Zygote(Path({str(tmp_path)!r}), engine='tests.serving_fake')\nw = z.worker('a')\n"
-        "print(z._process.pid, w._pid, w.ask('spawn', 10), flush=True)\nw.ask('hang', 600)\n"
-    )
-    root = Path(__file__).resolve().parents[1]
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=root)
-    assert parent.stdout is not None
-    pids = [int(word) for word in parent.stdout.readline().split()]
-    assert len(pids) == 3 and not any(map(_gone_now, pids))
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
-    assert all(map(_gone, pids))
-
-
-def test_last_error_skips_lines_that_only_point_elsewhere(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_text(
-        "INFO starting\n(Core) ValueError: no kernel for int8 experts\n"
-        "RuntimeError: Engine core initialization failed. See root cause above.\n"
-    )
-    assert last_error(log) == "ValueError: no kernel for int8 experts"
-    assert last_error(tmp_path / "none") == ""
+def test_a_record_written_before_batches_still_reads() -> None:
+    old = {"prefill": {"median": 2.0, "low": 1.0, "high": 3.0, "n": 5}, "weights_bytes": 3, "protocol": {"noisy": True}}
+    timing = Timing.model_validate(old)
+    assert timing.batches == () and timing.online == () and timing.marks == () and timing.kv_tokens is None
 
 
 def _pruned_mixtral(folder: Path, kept: list[int]) -> tuple[Path, Any]:
@@ -356,7 +338,7 @@ def test_real_vllm_times_and_agrees_with_transformers(tmp_path: Path) -> None:
     small, model = _pruned_mixtral(tmp_path / "small", [0, 2, 3, 5, 7])
     broken = _checkpoint(tmp_path / "broken", **json.loads((small / "config.json").read_text()))
     prompts = np.random.default_rng(0).integers(2, 160, size=(4, 12)).tolist()
-    protocol = TimingProtocol(prompt=32, generate=8, dtype="float32", threads=1)
+    protocol = TimingProtocol(batch=(4, 1), prompt=32, generate=8, dtype="float32", threads=1)
     with TimingSession(protocol, logs=tmp_path / "logs") as session:
         first, second = session.time(base, small)
         failed = session.time(base, broken)[1]
@@ -368,6 +350,11 @@ def test_real_vllm_times_and_agrees_with_transformers(tmp_path: Path) -> None:
         assert timing.peak_bytes is not None and timing.peak_bytes > 10**8
     assert first.weights_bytes is not None and second.weights_bytes is not None
     assert second.weights_bytes < first.weights_bytes
+    assert first.parameter_bytes is not None and second.parameter_bytes is not None
+    saved = first.weights_bytes - second.weights_bytes
+    assert abs(first.parameter_bytes - second.parameter_bytes - saved) < 0.02 * saved
+    assert first.kv_tokens == second.kv_tokens and first.kv_tokens is not None and first.kv_tokens > 4 * 41
+    assert [one.batch for one in second.batches] == [4, 1] and len(second.protocol["cores"]) == 1
     assert second.decode_ratio is not None and second.protocol["dtype"] == "float32"
     assert failed.prefill is None and failed.reason is not None and "log: broken-" in failed.reason
     with torch.no_grad():

@@ -36,6 +36,7 @@ def serving_environment(threads: int | None = None) -> dict[str, str]:
 
     # The phases are defined by engine steps, which only an engine inside the worker takes one by one.
     wanted = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    wanted["NO_PROXY"] = "127.0.0.1,localhost"
     if not torch.cuda.is_available():
         # Spinning OpenMP threads cost up to ten times on a busy machine; binding them fights with the neighbours.
         wanted |= {"OMP_WAIT_POLICY": "passive", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -117,15 +118,23 @@ class Worker:
 class Zygote:
     """The process that has the engine imported; ``worker`` forks it."""
 
-    def __init__(self, logs: Path, engine: str = VLLM, threads: int | None = None) -> None:
-        """Start importing ``engine`` in the background; logs of all processes go to the folder ``logs``."""
+    def __init__(self, logs: Path, engine: str = VLLM, threads: int | None = None, cores: tuple[int, ...] = ()) -> None:
+        """Start importing ``engine`` in the background.
+
+        Args:
+            logs: folder for the logs of all processes.
+            engine: module with ``preload`` and ``VERBS``.
+            threads: OpenMP threads of the workers, None for the current setting.
+            cores: processor cores that all processes are bound to, none to leave them free.
+        """
         logs.mkdir(parents=True, exist_ok=True)
         self._logs = logs
         self._folder = Path(tempfile.mkdtemp(prefix="moebench-"))
         self._address = str(self._folder / "serve")
+        command = [sys.executable, "-m", "bench.serving.zygote", "--engine", engine, "--socket", self._address]
         with (logs / "import.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bench.serving.zygote", "--engine", engine, "--socket", self._address],
+                [*command, "--cores", *map(str, cores)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,43 @@ def needed_options(path: Path, dtype: str, cpu: bool) -> dict[str, Any]:
     return options
 
 
+def parameter_bytes(model: Any) -> int:
+    """Return the bytes of all parameters and buffers of a module, memory that several of them share counted once."""
+    stored: dict[int, int] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        storage = tensor.untyped_storage()
+        stored[storage.data_ptr()] = storage.nbytes()
+    return sum(stored.values())
+
+
+def _loaded_bytes(engine: Any, before: list[int]) -> int:
+    """Return what the weights take in memory.
+
+    That is what vLLM's model runner measured, where it does. Else it is the sum over parameters and buffers, before or after
+    the kernels repacked them, whichever is larger: the CPU's kernels keep packed copies that are no parameters.
+    """
+    measured = engine.collective_rpc(lambda worker: int(getattr(worker.model_runner, "model_memory_usage", 0) or 0))
+    return sum(measured) or max(sum(engine.apply_model(parameter_bytes)), sum(before))
+
+
+@contextmanager
+def _watched() -> Iterator[list[int]]:
+    """Yield a list that gets the bytes of each model loaded in this process, before its weights are repacked."""
+    from vllm.model_executor.model_loader import base_loader
+
+    original, before = base_loader.process_weights_after_loading, list[int]()
+
+    def process(model: Any, *arguments: Any, **named: Any) -> Any:
+        before.append(parameter_bytes(model))
+        return original(model, *arguments, **named)
+
+    base_loader.process_weights_after_loading = process
+    try:
+        yield before
+    finally:
+        base_loader.process_weights_after_loading = original
+
+
 def load(state: dict[str, Any], path: str, options: dict[str, Any]) -> dict[str, Any]:
     """Start vLLM on the checkpoint at ``path`` and return what it runs on.
 
@@ -70,19 +108,28 @@ def load(state: dict[str, Any], path: str, options: dict[str, Any]) -> dict[str,
     import vllm
     from vllm.platforms import current_platform
 
+    from bench.serving.device import allowed_cores, gpu_state
+
     idle = _memory("VmRSS")
     cpu = current_platform.is_cpu()
     started = time.perf_counter()
     forced: dict[str, Any] = {"distributed_executor_backend": "uni"} if cpu else {}
     forced |= needed_options(Path(path), str(options.get("dtype")), cpu)
-    model = vllm.LLM(model=path, skip_tokenizer_init=True, enable_prefix_caching=False, **forced, **options)
+    with _watched() as before:
+        model = vllm.LLM(model=path, skip_tokenizer_init=True, enable_prefix_caching=False, **forced, **options)
     state["engine"], state["cpu"], state["requests"] = model.llm_engine, cpu, 0
+    cache = model.llm_engine.vllm_config.cache_config
     return {
         "engine": f"vllm {vllm.__version__}",
         "platform": "cpu" if cpu else torch.cuda.get_device_name(0),
         "threads": torch.get_num_threads(),
         "dtype": str(model.llm_engine.model_config.dtype).removeprefix("torch."),
         "eager": bool(model.llm_engine.model_config.enforce_eager),
+        "cores": list(allowed_cores()),
+        "parameter_bytes": _loaded_bytes(model.llm_engine, before),
+        "kv_blocks": cache.num_gpu_blocks,
+        "kv_block_tokens": cache.block_size,
+        "gpu": {} if cpu else gpu_state(str(torch.cuda.get_device_properties(0).uuid)),
         "idle_bytes": idle,
         "load_seconds": time.perf_counter() - started,
     }
@@ -171,10 +218,22 @@ def peak(state: dict[str, Any]) -> int:
     return int(torch.cuda.max_memory_allocated())
 
 
+def gpu(state: dict[str, Any]) -> dict[str, Any]:
+    """Return driver and clocks of the GPU at this moment, nothing on a CPU."""
+    if state["cpu"]:
+        return {}
+    import torch
+
+    from bench.serving.device import gpu_state
+
+    return gpu_state(str(torch.cuda.get_device_properties(0).uuid))
+
+
 VERBS: dict[str, Callable[..., Any]] = {
     "load": load,
     "measure": measure,
     "greedy": greedy,
     "log_probabilities": log_probabilities,
     "peak": peak,
+    "gpu": gpu,
 }

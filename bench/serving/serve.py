@@ -16,16 +16,18 @@ from bench.serving.protocol import read_config, unservable
 from bench.source import local_folder
 from methods.errors import TimingError
 
+REMEDY = "install moebench with the extra 'gpu', or 'cpu' on a machine without GPU"
 _PLUGINS = "VLLM_PLUGINS"
 
 
-def serve_command(path: Path, arguments: Sequence[str], cpu: bool) -> list[str]:
+def serve_command(path: Path, arguments: Sequence[str], cpu: bool, process: Sequence[str] = ()) -> list[str]:
     """Return the command line of vLLM's server for the checkpoint at ``path``.
 
     Args:
         path: checkpoint folder.
         arguments: further arguments of ``vllm serve``; they win over ours.
         cpu: whether vLLM runs on the CPU.
+        process: options of ``bench.serving.vllm_cli`` itself, which come before the command.
     """
     dtype = next((b for a, b in itertools.pairwise(arguments) if a == "--dtype"), "auto")
     flags: list[str] = []
@@ -33,7 +35,18 @@ def serve_command(path: Path, arguments: Sequence[str], cpu: bool) -> list[str]:
         flag = "--" + name.replace("_", "-")
         if flag not in arguments:
             flags += [flag] if value is True else [flag, value if isinstance(value, str) else json.dumps(value)]
-    return [sys.executable, "-m", "bench.serving.vllm_cli", "serve", str(path), *flags, *arguments]
+    return [sys.executable, "-m", "bench.serving.vllm_cli", *process, "serve", str(path), *flags, *arguments]
+
+
+def check_plugin() -> None:
+    """Refuse an environment in which vLLM would not load our plug-in.
+
+    Raises:
+        TimingError: ``VLLM_PLUGINS`` names others only.
+    """
+    chosen = os.environ.get(_PLUGINS)
+    if chosen is not None and "moebench" not in chosen.split(","):
+        raise TimingError(f"{_PLUGINS}={chosen!r} keeps vLLM from loading the plug-in; add moebench to it or unset it")
 
 
 def serve(model: str, arguments: Sequence[str]) -> NoReturn:
@@ -44,16 +57,12 @@ def serve(model: str, arguments: Sequence[str]) -> NoReturn:
         CheckpointError: there is no such checkpoint.
     """
     if importlib.util.find_spec("vllm") is None:
-        raise TimingError(
-            "vLLM is not installed; install moebench with the extra 'gpu', or 'cpu' on a machine without GPU"
-        )
+        raise TimingError(f"vLLM is not installed; {REMEDY}")
     path, _ = local_folder(model)
     read_config(path)
     if reason := unservable(path):
         raise TimingError(f"{model} cannot be served: {reason}")
-    chosen = os.environ.get(_PLUGINS)
-    if chosen is not None and "moebench" not in chosen.split(","):
-        raise TimingError(f"{_PLUGINS}={chosen!r} keeps vLLM from loading the plug-in; add moebench to it or unset it")
+    check_plugin()
     from vllm.platforms import current_platform
 
     command = serve_command(path, arguments, cpu=current_platform.is_cpu())

@@ -14,23 +14,19 @@ import os
 import select
 import signal
 import sys
-import threading
 import traceback
 from multiprocessing.connection import Connection, Listener
 from typing import Any
 
-
-def _die_with_parent() -> None:
-    """Kill this process group as soon as the pipe on standard input closes."""
-    select.select([0], [], [])
-    os.killpg(0, signal.SIGKILL)
+from bench.serving.device import bind
+from bench.serving.leash import die_with_parent
 
 
 def _serve(connection: Connection, engine: Any) -> None:
     """Answer requests on ``connection`` until it closes, then end the whole process group."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    die_with_parent()
     connection.send_bytes(json.dumps({"ok": {"pid": os.getpid()}}).encode())
     state: dict[str, Any] = {}
     while True:
@@ -61,7 +57,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--engine", required=True)
     parser.add_argument("--socket", required=True)
+    parser.add_argument("--cores", type=int, nargs="*", default=[])
     arguments = parser.parse_args()
+    bind(tuple(arguments.cores))
     # Listening comes before the import, so that the parent can connect at once and wait for the first answer.
     listener = Listener(arguments.socket, family="AF_UNIX", backlog=16)
     descriptor = listener._listener._socket.fileno()  # type: ignore[attr-defined]  # no public way to select on it
