@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,7 @@ from analysis.formatting import fixed, slug
 from analysis.load import load
 from analysis.provenance import Block
 from analysis.report import write
-from analysis.study_cells import AVERAGE, contrast
+from analysis.study_cells import AVERAGE, contrast, separated
 from analysis.study_domains import Matrix, matrices
 from analysis.study_layout import Study, Table, lay_out
 from analysis.study_text import (
@@ -44,12 +45,14 @@ class StudyPage:
 
     Args:
         scores: one line for each model, share, method and task.
+        pairs: one line for each model, share and pair of methods: the difference of their averages.
         domains: one line for each model, share, method, calibration domain and task; None where nothing was
             calibrated on one domain.
     """
 
     page: Path
     scores: Path
+    pairs: Path
     domains: Path | None
     figures: tuple[Path, ...]
 
@@ -82,6 +85,7 @@ def study_page(
     return StudyPage(
         page=write(out / "study.md", _page(study, found, title, drawn, loaded.problems).encode()),
         scores=write(out / "scores.csv", _csv(_score_rows(study)).encode()),
+        pairs=write(out / "pairs.csv", _csv(_pair_rows(study)).encode()),
         domains=write(out / "domains.csv", domains.encode()) if domains else None,
         figures=tuple(write(out / "figures" / name, content) for name, content in drawn.items()),
     )
@@ -218,6 +222,28 @@ def _score_rows(study: Study) -> list[dict[str, object]]:
                         "leads": None if place is None else place in table.leading[column],
                     }
                 )
+    return rows
+
+
+def _pair_rows(study: Study) -> list[dict[str, object]]:
+    """Return the difference of the averages of every two methods of a table, with its 95 % interval."""
+    rows: list[dict[str, object]] = []
+    for table in study.tables:
+        known = [(entry.label, own) for entry in table.entries if (own := entry.cells.get(AVERAGE)) is not None]
+        for (first, one), (second, other) in itertools.combinations(known, 2):
+            found = contrast(one, other)
+            rows.append(
+                {
+                    "model": table.model,
+                    "keep": table.keep,
+                    "first": first,
+                    "second": second,
+                    "difference": found.value,
+                    "low": found.low,
+                    "high": found.high,
+                    "separated": separated(one, other),
+                }
+            )
     return rows
 
 

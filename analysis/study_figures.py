@@ -62,7 +62,7 @@ def averages(model: str, tables: Sequence[Table]) -> Any:
             axes.axvline(100 * top.mean.value, color=NEUTRAL, lw=1, ls=(0, (1, 1.5)))
         low, high = axes.get_xlim()
         axes.set_xlim(max(low, 0.0), min(high, 102.0))
-        axes.set_yticks(range(len(table.entries)), [short(entry.label, 46) for entry in table.entries], fontsize=7.5)
+        axes.set_yticks(range(len(table.entries)), [short(entry.label, 60) for entry in table.entries], fontsize=7.5)
         axes.set_ylim(len(table.entries) - 0.4, -0.6)
         axes.set_title(f"keep {table.keep}")
         axes.set_xlabel("average, %")
@@ -97,7 +97,7 @@ def overview(study: Study) -> Any:
         for name in order
     ]
     shown = _heat(axes, values, texts, 45.0)
-    axes.set_yticks(range(len(order)), [short(name, 46) for name in order], fontsize=7.5)
+    axes.set_yticks(range(len(order)), [short(name, 60) for name in order], fontsize=7.5)
     heads = [f"{short(table.model, 18)}\n{table.keep}" for table in study.tables]
     axes.set_xticks(range(len(heads)), heads, fontsize=7, rotation=45, ha="left", rotation_mode="anchor")
     axes.xaxis.tick_top()
@@ -132,7 +132,7 @@ def domains_by_method(matrix: Matrix) -> Any:
     shown = None
     for axes, method in zip(panels.flat, matrix.methods, strict=False):
         shown = _domain_panel(axes, matrix.of(method), small=True)
-        axes.set_title(short(method, 46), fontsize=8.5, pad=46)
+        axes.set_title(short(method, 60), fontsize=8.5, pad=46)
     for axes in list(panels.flat)[len(matrix.methods) :]:
         axes.set_visible(False)
     figure.suptitle(

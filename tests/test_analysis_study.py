@@ -194,6 +194,11 @@ def test_the_page_says_what_was_planted(tmp_path: Path) -> None:
     scores = list(csv.DictReader(written.scores.open()))
     row = next(r for r in scores if (r["keep"], r["method"], r["task"]) == ("0.5", "alpha", "average"))
     assert (float(row["mean"]), row["seeds"], row["leads"]) == (pytest.approx(0.902), "3", "True")
+    pairs = {(r["keep"], r["first"], r["second"]): r for r in csv.DictReader(written.pairs.open())}
+    assert len(pairs) == 2 * 3, "three methods, two shares"
+    far, near = pairs["0.5", "Alpha", "Beta"], pairs["0.25", "Alpha", "Beta"]
+    assert float(far["difference"]) == pytest.approx(0.1) and far["separated"] == "True"
+    assert float(near["low"]) < 0 < float(near["high"]) and near["separated"] == "False"
     assert written.domains is not None
     changes = {(r["method"], r["task"]): float(r["change"]) for r in csv.DictReader(written.domains.open())}
     assert changes["beta", "zoo_sums"] == pytest.approx(-0.6)
