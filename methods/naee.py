@@ -11,7 +11,7 @@ from methods.errors import RefusedError
 from methods.inventory import Inventory
 from methods.kernels.subset_loss import SubsetLoss
 from methods.kernels.subset_search import best_subsets, eliminate, exchange, subset_count
-from methods.method import LayerwiseMethod, ProbingMethod
+from methods.method import Keep, LayerwiseMethod, ProbingMethod
 from methods.plan import LayerPlan
 from methods.probe import Probe
 from methods.stats import Stats
@@ -55,6 +55,14 @@ def excess(inventory: Inventory, counts: dict[int, int]) -> str | None:
     return None
 
 
+def too_many(inventory: Inventory, keep: Keep) -> str | None:
+    """Return why a method that tries every set cannot leave ``keep`` of the experts, or None."""
+    try:
+        return excess(inventory, expert_counts(inventory, keep))
+    except RefusedError as error:
+        return str(error)
+
+
 class NAEE(LayerwiseMethod):
     """Remove the set of experts with the least sum over batches of ||routed output - output of the survivors||_F.
 
@@ -82,12 +90,7 @@ class NAEE(LayerwiseMethod):
 
     def refuse(self, inventory: Inventory) -> str | None:
         """Refuse where there are too many sets to try each."""
-        if reason := super().refuse(inventory):
-            return reason
-        try:
-            return excess(inventory, expert_counts(inventory, self.keep))
-        except RefusedError as error:
-            return str(error)
+        return super().refuse(inventory) or too_many(inventory, self.keep)
 
     def decide_layer(self, inventory: Inventory, stats: Stats, layer: int) -> LayerPlan:
         """Try every set of the right size."""
@@ -131,12 +134,7 @@ class NAEEProgressive(ProbingMethod):
 
     def refuse(self, inventory: Inventory) -> str | None:
         """Refuse where there are too many sets to try each."""
-        if reason := super().refuse(inventory):
-            return reason
-        try:
-            return excess(inventory, expert_counts(inventory, self.keep))
-        except RefusedError as error:
-            return str(error)
+        return super().refuse(inventory) or too_many(inventory, self.keep)
 
     def decide(self, inventory: Inventory, stats: Stats) -> list[LayerPlan]:
         """Keep everything: the one case that needs no probe."""

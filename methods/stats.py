@@ -8,7 +8,6 @@ z(x) router logits. *Sampled* tokens are evenly spaced over the corpus, in its o
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -232,21 +231,6 @@ class Stats:
         wanted = set(names)
         values = {name: value for name, value in self.values.items() if name in wanted}
         return Stats(values, self.tokens, self.meta, self.stale & wanted)
-
-    def digest(self, names: Iterable[str]) -> str:
-        """Return the SHA-256 of the values of statistics ``names``, in hexadecimal.
-
-        Raises:
-            StatsError: one of them was not measured.
-        """
-        hasher = hashlib.sha256()
-        for name in sorted(names):
-            for index, value in enumerate(self._named(name)):
-                if value is not None:
-                    hasher.update(f"{name}/{index}{value.dtype}{value.shape}".encode())
-                    for piece in np.atleast_1d(value):  # a memory map is never read as a whole
-                        hasher.update(np.ascontiguousarray(piece).tobytes())
-        return hasher.hexdigest()
 
     def restricted(self, plan: Plan) -> Stats:
         """Return these statistics in the coordinates of the checkpoint that ``plan`` makes: sliced, not measured anew."""

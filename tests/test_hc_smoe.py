@@ -4,13 +4,11 @@ import numpy as np
 import pytest
 
 from methods import registry
-from methods.errors import ConfigError, StatsError, UnknownNameError
-from methods.plan import LayerPlan, Merge, Plan
-from methods.registry import method_class
-from methods.space import draw
+from methods.errors import ConfigError, UnknownNameError
+from methods.plan import LayerPlan, Merge
 from methods.stats import Stats
 from tests.inventories import toy_inventory
-from tests.merged_layer import MergedLayer, groups_of, plan_of, relabelling
+from tests.merged_layer import MergedLayer, groups_of, plan_of
 
 PAIRS = [(0, 6), (1, 2), (3, 7), (4, 5)]
 
@@ -77,24 +75,6 @@ def test_all_merged_into_one() -> None:
     layer = MergedLayer.drawn(4)
     plan = plan_of(registry.method("hc_smoe", keep=0.125), layer)
     assert plan.expert_map == (0,) * 8 and len(plan.experts or ()) == 1
-
-
-def test_reads_what_its_knobs_need_and_keeps_all_when_asked() -> None:
-    rng = np.random.default_rng(0)
-    inventory, stats = toy_inventory(experts=8, moe_layers=1, groups=2), MergedLayer.drawn(1).stats()
-    for _ in range(20):
-        method = draw(method_class("hc_smoe"), rng)
-        for need in method.needs:
-            with pytest.raises(StatsError, match=need):
-                method.model_copy(update={"keep": 0.5}).plan(inventory, stats.only(method.needs - {need}))
-        assert method.model_copy(update={"keep": 1.0}).plan(inventory, stats) == Plan.identity(inventory)
-
-
-@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
-def test_relabelling_relabels_for_every_knob(family: str) -> None:
-    rng = np.random.default_rng(2)
-    for _ in range(8):
-        relabelling(draw(method_class("hc_smoe"), rng).model_copy(update={"keep": 0.5}), family)
 
 
 def test_the_middle_of_a_cluster_gives_its_place_where_weights_tie() -> None:

@@ -4,14 +4,11 @@ import numpy as np
 import pytest
 
 from methods import registry
-from methods.errors import StatsError
 from methods.kernels.clustering import agglomerate, euclidean
-from methods.plan import LayerPlan, Plan
-from methods.registry import method_class
-from methods.space import draw
+from methods.plan import LayerPlan
 from methods.stats import Array, Stats
 from tests.inventories import toy_inventory
-from tests.merged_layer import MergedLayer, groups_of, plan_of, relabelling
+from tests.merged_layer import MergedLayer, groups_of, plan_of
 
 PAIRS = [(0, 3), (1, 6), (2, 4), (5, 7)]
 
@@ -78,21 +75,3 @@ def test_planted_duplicates_are_clustered_and_nothing_changes_when_rows_stay(
     sliced = plan_of(registry.method("stun", **knobs), layer)
     assert all(len(set(pair) & set(sliced.experts or ())) == 1 for pair in PAIRS)
     assert np.abs(layer.forward(sliced) - layer.forward()).max() > 1e-2
-
-
-def test_reads_what_its_knobs_need_and_keeps_all_when_asked() -> None:
-    rng = np.random.default_rng(0)
-    inventory, stats = toy_inventory(experts=8, moe_layers=1, groups=2), MergedLayer.drawn(1).stats()
-    for _ in range(20):
-        method = draw(method_class("stun"), rng)
-        for need in method.needs:
-            with pytest.raises(StatsError, match=need):
-                method.model_copy(update={"keep": 0.5}).plan(inventory, stats.only(method.needs - {need}))
-        assert method.model_copy(update={"keep": 1.0}).plan(inventory, stats) == Plan.identity(inventory)
-
-
-@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
-def test_relabelling_relabels_for_every_knob(family: str) -> None:
-    rng = np.random.default_rng(2)
-    for _ in range(8):
-        relabelling(draw(method_class("stun"), rng).model_copy(update={"keep": 0.5}), family)

@@ -4,13 +4,10 @@ import numpy as np
 import pytest
 
 from methods import registry
-from methods.errors import StatsError
-from methods.plan import LayerPlan, Merge, Plan
-from methods.registry import method_class
-from methods.space import draw
+from methods.plan import LayerPlan, Merge
 from methods.stats import Stats
 from tests.inventories import toy_inventory
-from tests.merged_layer import MergedLayer, groups_of, plan_of, relabelling
+from tests.merged_layer import MergedLayer, groups_of, plan_of
 
 PAIRS = [(0, 1), (2, 7), (3, 5), (4, 6)]
 
@@ -70,21 +67,3 @@ def test_the_plan_is_the_joint_decomposition_of_the_paper() -> None:
             place = plan.experts[plan.expert_map[row]]
             expected[t] += gates[t, row] * layer._run(*(experts[name][place] for name in ("gate", "up", "down")), x)
     assert plan.merges and np.abs(layer.forward(plan) - expected).max() < 1e-10
-
-
-def test_reads_what_its_knobs_need_and_keeps_all_when_asked() -> None:
-    rng = np.random.default_rng(0)
-    inventory, stats = toy_inventory(experts=8, moe_layers=1, groups=2), MergedLayer.drawn(1).stats()
-    for _ in range(20):
-        method = draw(method_class("sub_moe"), rng)
-        for need in method.needs:
-            with pytest.raises(StatsError, match=need):
-                method.model_copy(update={"keep": 0.5}).plan(inventory, stats.only(method.needs - {need}))
-        assert method.model_copy(update={"keep": 1.0}).plan(inventory, stats) == Plan.identity(inventory)
-
-
-@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
-def test_relabelling_relabels_for_every_knob(family: str) -> None:
-    rng = np.random.default_rng(2)
-    for _ in range(8):
-        relabelling(draw(method_class("sub_moe"), rng).model_copy(update={"keep": 0.5}), family)
