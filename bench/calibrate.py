@@ -1,7 +1,8 @@
 """Calibration: all statistics in one pass over the corpus, one decoder layer at a time.
 
 Memory holds one block of hidden states, the attention of one layer and one expert, whatever the depth of the model. Each
-weight is read once for each block of tokens; blocks are as large as ``hidden_bytes`` allows, usually the whole corpus.
+weight is read once for each block of tokens; blocks are as large as ``hidden_bytes`` allows, usually the whole corpus. Only
+statistics of cost ``gradient`` need the whole model in memory, and are measured apart (``bench.calibration.gradients``).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ ROW_STATISTICS = frozenset(
 )
 """Statistics that need a router row of its own for every expert."""
 Progress = Callable[[int, int], None]
-"""Called with (decoder layers finished, decoder layers)."""
+"""Called with (decoder layers finished, decoder layers); windows instead of layers where gradients alone are measured."""
 
 
 class Decide(Protocol):
@@ -83,7 +84,8 @@ def calibrate(
         corpus: windows of token ids; None where all ``needs`` are statistics of the weights alone.
         needs: names from ``methods.stats.CATALOGUE``.
         propagation: ``one_shot`` measures every layer on the original hidden states; ``sequential`` compresses each
-            layer as soon as it is measured, so that the next one sees the compressed model's states.
+            layer as soon as it is measured, so that the next one sees the compressed model's states. Gradients are those of
+            ``checkpoint`` in both cases.
         decide: required by ``sequential``, called for each MoE layer; see ``LayerwiseDecision``.
         cache: folder of earlier measurements, read and written.
         device: torch device of the computation.
@@ -97,7 +99,7 @@ def calibrate(
         output_bytes: bound on outputs of several experts that are held for the same tokens; where those of a block take
             more, experts are read once for each part.
         scratch: folder for temporary files; None takes the system's.
-        progress: called after each decoder layer.
+        progress: called after each decoder layer, or each window.
 
     Returns:
         The statistics, with their settings in ``meta``. Those kept token by token, and Gram matrices of inputs, are float32
@@ -113,15 +115,16 @@ def calibrate(
     _check_sampling(needs, sampled_tokens, cka_tokens)
     if not needs:
         return Stats({})
-    of_weights = frozenset(name for name in needs if CATALOGUE[name].cost == "weights")
-    if corpus is not None and of_weights < set(needs):
-        # Weights are the same for every corpus, so what describes them is measured and cached apart.
-        known = calibrate(checkpoint, None, of_weights, cache=cache, device=device, dtype=dtype, scratch=scratch)
-    else:
-        known = Stats({})
-    if of_weights == set(needs):
-        corpus, propagation, decide = None, "one_shot", None
-    needs = frozenset(needs) - known.values.keys()
+    needs, known = frozenset(needs), Stats({})
+    # Weights are the same for every corpus, and gradients for every rule, so each are measured and cached apart.
+    for cost, tokens in (("weights", None), ("gradient", corpus)):
+        apart = frozenset(name for name in needs if CATALOGUE[name].cost == cost)
+        if apart and apart < needs:
+            part = calibrate(checkpoint, tokens, apart, cache=cache, device=device, dtype=dtype, scratch=scratch)
+            needs, known = needs - apart, Stats({**known.values, **part.values})
+    costs = {CATALOGUE[name].cost for name in needs}
+    if costs <= {"weights", "gradient"}:
+        corpus, propagation, decide = corpus if costs == {"gradient"} else None, "one_shot", None
     settings = settings_of(checkpoint, corpus, propagation, decide, device, dtype)
     settings["boundary_tokens"] = boundary_tokens
     sampling = _sampling(needs, corpus, sampled_tokens, cka_tokens)
@@ -133,12 +136,15 @@ def calibrate(
         if (found := store.load(needs, sampling)) is not None:
             return Stats({**found.values, **known.values}, found.tokens, found.meta)
     from bench.calibration.disk_array import DiskArrays
+    from bench.calibration.gradients import measure_gradients
     from bench.calibration.streaming import StreamedPass, measure_weights
 
     arrays = DiskArrays(scratch if cache is None else cache, named=cache is not None)
     try:
         if corpus is None:
             values = measure_weights(checkpoint, needs, settings["device"], settings["dtype"], scratch, progress)
+        elif costs == {"gradient"}:
+            values = measure_gradients(checkpoint, corpus, needs, settings["device"], settings["dtype"], progress)
         else:
             values = StreamedPass(
                 checkpoint,

@@ -65,9 +65,6 @@ class Checkpoint:
         path, commit = local_folder(source, revision)
         config = read_config(path)
         family = family_of(config)
-        if "quantization_config" in config:
-            method = config["quantization_config"].get("quant_method", "unknown")
-            raise CheckpointError(f"{source} is quantised ({method}); open the checkpoint that it was made from")
         headers = read_headers(path)
         spans: dict[TensorEntry, Span] = {}
         inventory = _located(family.inventory(config), family, headers, spans, path)

@@ -9,21 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.cli_parts import (
-    DEFAULT_STORE,
-    CorpusOption,
-    Knobs,
-    Length,
-    Model,
-    Sequences,
-    StoreOption,
-    bar,
-    configured_method,
-    console,
-    open_checkpoint,
-    print_cost,
-    read_plan,
-)
+from bench.cli_parts import DEFAULT_STORE, Model, StoreOption, console, open_checkpoint
+from bench.cli_stages import stages
 from bench.guard import check_packages
 from methods.errors import MoebenchError
 
@@ -35,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Benchmark compression methods for Mixture-of-Experts language models, from checkpoint to leaderboard.",
 )
+app.add_typer(stages)
 
 
 def main() -> None:
@@ -90,100 +78,6 @@ def inspect(model: Model, revision: str | None = None) -> None:
     console().print(inventory.router)
     for name, value in asdict(cost_of(inventory)).items():
         console().print(f"{name:>18}  {value:,}")
-
-
-@app.command()
-def calibrate(
-    model: Model,
-    needs: Annotated[str, typer.Option(help="statistics, separated by commas; 'all' for the whole catalogue")] = "all",
-    corpus: CorpusOption = "pocket",
-    sequences: Sequences = 128,
-    length: Length = 2048,
-    seed: int = 0,
-    store: StoreOption = DEFAULT_STORE,
-) -> None:
-    """Measure statistics in one pass and keep them in the store."""
-    from bench.calibrate import calibrate as measure
-    from bench.corpus import parse
-    from bench.store import Store
-    from methods.stats import CATALOGUE
-
-    checkpoint = open_checkpoint(model)
-    names = set(CATALOGUE) if needs == "all" else set(needs.split(","))
-    with bar("calibrate") as progress:
-        text = parse(corpus, checkpoint, sequences, length, seed)
-        stats = measure(checkpoint, text, names, cache=Store(store).cache / "stats", progress=progress)
-    console().print(f"{', '.join(sorted(stats.values))}: measured on {stats.tokens:,} tokens of {text.name}")
-
-
-@app.command()
-def plan(
-    model: Model,
-    method: Annotated[str, typer.Argument(help="name of a method; see `moebench methods`")],
-    out: Annotated[Path, typer.Option(help="file to write the plan to")] = Path("plan.json"),
-    knobs: Knobs = [],  # noqa: B006  # typer reads it, nobody changes it
-    corpus: CorpusOption = "pocket",
-    sequences: Sequences = 128,
-    length: Length = 2048,
-    seed: int = 0,
-    propagation: str = "one_shot",
-    store: StoreOption = DEFAULT_STORE,
-) -> None:
-    """Let a method decide, and write its plan."""
-    from bench.config import CalibrationConfig
-    from bench.stages import Calibrator
-    from bench.store import Store, write_json
-    from bench.strict import validated
-
-    configured = configured_method(method, knobs)
-    checkpoint = open_checkpoint(model)
-    settings = {"corpus": corpus, "sequences": sequences, "length": length, "seed": seed, "propagation": propagation}
-    config = validated(settings, CalibrationConfig, "calibration")
-    calibrator = Calibrator(checkpoint, config, Store(store), configured.measured)
-    with bar("calibrate") as progress:
-        stats = calibrator.stats_for(configured, progress)
-    decided = configured.plan(checkpoint.inventory, stats, calibrator.probe_for(configured))
-    provenance = {"method": method, "knobs": configured.knobs, "model": checkpoint.name}
-    write_json(out, {**decided.document(), "provenance": provenance})
-    console().print(f"{out}: plan {decided.digest[:12]}, stages {', '.join(sorted(decided.stages)) or 'none'}")
-    print_cost(checkpoint, decided)
-
-
-@app.command()
-def cost(model: Model, plan_file: Path) -> None:
-    """Show what a plan's checkpoint costs, beside the source."""
-    print_cost(open_checkpoint(model), read_plan(plan_file))
-
-
-@app.command()
-def apply(
-    model: Model,
-    plan_file: Path,
-    out: Path,
-    corpus: CorpusOption = "pocket",
-    sequences: Sequences = 128,
-    length: Length = 2048,
-    seed: int = 0,
-    store: StoreOption = DEFAULT_STORE,
-) -> None:
-    """Write the compressed checkpoint of a plan.
-
-    The corpus options matter only for plans that write statistics into the checkpoint (constant experts).
-    """
-    from bench.apply import apply as write
-    from bench.calibrate import calibrate as measure
-    from bench.corpus import parse
-    from bench.store import Store
-
-    checkpoint, decided = open_checkpoint(model), read_plan(plan_file)
-    moments = None
-    if decided.moments:
-        text = parse(corpus, checkpoint, sequences, length, seed)
-        with bar("calibrate") as progress:
-            moments = measure(checkpoint, text, decided.moments, cache=Store(store).cache / "stats", progress=progress)
-    with bar("apply") as progress:
-        path = write(checkpoint, decided, out, progress=progress, moments=moments)
-    console().print(f"wrote {path}")
 
 
 @app.command()
@@ -255,6 +149,7 @@ def run(
     dtype: Annotated[str | None, typer.Option(help="compute type of the evaluation")] = None,
     device: str | None = None,
     timing: Annotated[bool | None, typer.Option("--time/--no-time", help="time under vLLM")] = None,
+    recovery: Annotated[str | None, typer.Option(help="train each result: a kind, or a YAML file of settings")] = None,
     group: str | None = None,
     store: StoreOption = DEFAULT_STORE,
     track: Annotated[str | None, typer.Option(help="W&B: offline, online or disabled")] = None,
@@ -293,9 +188,43 @@ def run(
             document[part] = {**document.get(part, {}), **given}
     if method:
         document["methods"] = [one.model_dump() for one in expand([parse_method(text) for text in method], keep)]
+    if recovery:
+        document["recovery"] = read_settings(Path(recovery)) if Path(recovery).exists() else {"kind": recovery}
     if recipe:
         document["recipes"] = [read_settings(path) for path in recipe]
     run_with_table([validated(document, RunConfig, str(config or "options"))], store, track)
+
+
+@app.command()
+def recover(
+    model: Model,
+    kind: Annotated[str | None, typer.Option(help="lora, full, router_kd or expert_kd")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings; options given here win")] = None,
+    teacher: Annotated[str | None, typer.Option(help="the uncompressed model, for the two distillations")] = None,
+    corpus: Annotated[str | None, typer.Option(help="text file, datasets:NAME, pocket[:domain]")] = None,
+    sequences: Annotated[int | None, typer.Option(help="windows of the text")] = None,
+    length: Annotated[int | None, typer.Option(help="tokens in a window")] = None,
+    epochs: Annotated[int | None, typer.Option(help="passes over the windows")] = None,
+    steps: Annotated[int | None, typer.Option(help="steps of the optimiser, instead of epochs")] = None,
+    batch: Annotated[int | None, typer.Option(help="windows in a step")] = None,
+    rate: Annotated[float | None, typer.Option(help="highest learning rate")] = None,
+    experts: Annotated[bool | None, typer.Option("--experts/--no-experts", help="whether experts are trained")] = None,
+    seed: int | None = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Train a compressed checkpoint on text; goes on where it stopped."""
+    from bench.recover_command import recover_from_command_line
+
+    given: dict[str, Any] = {
+        "kind": kind,
+        "corpus": corpus,
+        "sequences": sequences,
+        "length": length,
+        "epochs": epochs,
+        "steps": steps,
+    }
+    given |= {"batch": batch, "rate": rate, "experts": experts, "seed": seed}
+    recover_from_command_line(model, given, config=config, teacher=teacher, store=store)
 
 
 @app.command()

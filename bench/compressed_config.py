@@ -5,7 +5,8 @@ which it departs from the whole model. ``{"num_local_experts": 0}`` marks a MoE 
 
 The count of experts in a config is that of router rows. Where several rows lead to one stored expert, or a row leads to
 a constant vector, the layer states ``"expert_map"``, the place that each row leads to, and ``"constant_experts"``, how
-many of the places are constants; they are the last ones.
+many of the places are constants; they are the last ones. Where experts are not three whole matrices each, the layer states
+``"expert_form"`` (``bench.form_config``); experts in few bits are stated in ``"quantization_config"`` for the whole model.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import Any
 
 from bench.expression import evaluate, names
 from bench.family_file import FamilyFile
+from bench.form_config import FORM_KEY, form_document
+from bench.quantization_config import quantization_config
 from methods.errors import CheckpointError, PlanError
-from methods.inventory import Inventory, LayerInventory
+from methods.inventory import EXPERT_ROLES, Inventory, LayerInventory
 from methods.plan import Plan
 
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -32,16 +35,22 @@ MAP_KEY = "expert_map"
 CONSTANTS_KEY = "constant_experts"
 """Key of a layer that stores constant vectors in place of experts: how many."""
 
+QUANTISATION_KEY = "quantization_config"
+"""Key of a model whose weights are stored in few bits, in transformers' and vLLM's own form."""
+
+OWN_KEYS: Mapping[str, Any] = {MAP_KEY: None, CONSTANTS_KEY: 0, FORM_KEY: None}
+"""Keys that no stock config has, with their values for a model in which no layer states them."""
+
 
 def layer_overrides(family: FamilyFile, config: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     """Return the ``per_layer_config`` of ``config`` by layer index, every spelling of a key filled in.
 
     Raises:
-        CheckpointError: it names a layer that does not exist, or a key that is neither expert count, top-k nor map.
+        CheckpointError: it names a layer that does not exist, or a key that is neither expert count, top-k, map nor form.
     """
     stated = config.get("per_layer_config") or {}
     spellings = (family.keys.experts, family.keys.top_k)
-    allowed = {MAP_KEY, CONSTANTS_KEY, *(key for keys in spellings for key in keys)}
+    allowed = {*OWN_KEYS, *(key for keys in spellings for key in keys)}
     found: dict[int, dict[str, Any]] = {}
     for text, override in stated.items():
         index = int(text)
@@ -52,7 +61,7 @@ def layer_overrides(family: FamilyFile, config: Mapping[str, Any]) -> dict[int, 
                 f"per_layer_config of layer {text} states {', '.join(sorted(unknown))}, which cannot be read here; "
                 f"allowed: {', '.join(sorted(allowed))}"
             )
-        found[index] = {key: override[key] for key in (MAP_KEY, CONSTANTS_KEY) if key in override}
+        found[index] = {key: override[key] for key in OWN_KEYS if key in override}
         for keys in spellings:
             values = [override[key] for key in keys if key in override]
             if values:
@@ -97,7 +106,7 @@ def read_map(mapped: Any, constants: Any, rows: int, layer: int) -> tuple[int, i
 def compressed_config(family: FamilyFile, config: Mapping[str, Any], plan: Plan, result: Inventory) -> dict[str, Any]:
     """Return the config that describes ``result`` (see ``Family.config_for``)."""
     written = copy.deepcopy(dict(config))
-    for key in ("per_layer_config", MAP_KEY, CONSTANTS_KEY):
+    for key in ("per_layer_config", QUANTISATION_KEY, *OWN_KEYS):
         written.pop(key, None)
     survivors = [index for index, layer in enumerate(plan.layers) if layer.drop != "block"]
     if len(survivors) < len(plan.layers):
@@ -116,12 +125,19 @@ def compressed_config(family: FamilyFile, config: Mapping[str, Any], plan: Plan,
     if overrides:
         # Transformers wants a value for the whole model of every key that some layers state and others do not.
         stated = {key for override in overrides.values() for key in override}
-        written.update({key: value for key, value in ((MAP_KEY, None), (CONSTANTS_KEY, 0)) if key in stated})
+        written.update({key: value for key, value in OWN_KEYS.items() if key in stated})
         written["per_layer_config"] = overrides
         written["architectures"] = [PREFIX + name for name in stock]
     else:
         written["architectures"] = stock
     written.update(family.result)
+    bits = {index: layer.form.bits for index, layer in enumerate(result.layers) if layer.form and layer.form.bits}
+    if bits:
+        tensors = family.tensors
+        experts = [rule.name for rule in tensors.moe if rule.role in EXPERT_ROLES]
+        rules = (*tensors.outer, *tensors.layer, *tensors.dense, *tensors.moe)
+        others = [rule.name for rule in rules if rule.role not in EXPERT_ROLES]
+        written[QUANTISATION_KEY] = quantization_config(experts, others, bits)
     return written
 
 
@@ -138,6 +154,8 @@ def _override(family: FamilyFile, written: Mapping[str, Any], layer: LayerInvent
         override[MAP_KEY] = list(layer.expert_map)
     if layer.constants:
         override[CONSTANTS_KEY] = layer.constants
+    if document := form_document(layer.form):
+        override[FORM_KEY] = document
     return override
 
 

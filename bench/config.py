@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
+from bench.recovery.settings import RecoverySettings
 from bench.strict import Strict
 from methods.errors import ConfigError
 from methods.method import Method
@@ -41,6 +42,7 @@ class RecipeConfig(Strict):
     title: str = Field(min_length=1, description="name for tables")
     source: str = Field(default="", description="paper and table that the recipe follows")
     steps: tuple[StepConfig, ...] = Field(min_length=1, description="methods in their order")
+    recovery: RecoverySettings | None = Field(default=None, description="training of the result; None: that of the run")
 
 
 class CalibrationConfig(Strict):
@@ -119,6 +121,9 @@ class RunConfig(Strict):
     calibration: CalibrationConfig = CalibrationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     timing: TimingConfig = TimingConfig()
+    recovery: RecoverySettings | None = Field(
+        default=None, description="training of every compressed model; None: none"
+    )
     group: str = Field(default="run", description="label of runs that belong together")
 
 
@@ -154,7 +159,9 @@ def expand(methods: Sequence[MethodConfig], keeps: Sequence[float]) -> list[Meth
 
 
 def parse_value(text: str) -> Any:
-    """Read one knob's value: YAML scalar, or numbers joined by ``/`` as knots."""
+    """Read one knob's value: YAML scalar, numbers joined by ``/`` as knots, or a pattern such as ``2:4`` as it stands."""
+    if ":" in text:
+        return text  # YAML 1.1 takes 2:4 for a number to the base 60
     if "/" in text:
         try:
             return tuple(float(part) for part in text.split("/"))

@@ -6,18 +6,29 @@ Each family is a file under ``bench/families`` (schema in ``bench.family_file``)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
-from bench.compressed_config import CONSTANTS_KEY, MAP_KEY, compressed_config, layer_overrides, read_map
+from bench.compressed_config import (
+    CONSTANTS_KEY,
+    MAP_KEY,
+    QUANTISATION_KEY,
+    compressed_config,
+    layer_overrides,
+    read_map,
+)
 from bench.expression import evaluate, names
 from bench.family_file import FamilyFile, TensorRule, family_files, read_family_file
+from bench.form_config import FORM_KEY, read_form
+from bench.quantization_config import read_quantization
 from methods.errors import CheckpointError, ConfigError, NotMoEError
+from methods.forms import PACKED, formed, part_of
 from methods.inventory import (
     CONSTANT_ROLE,
     EXPERT_ROLES,
     Attention,
+    ExpertForm,
     Inventory,
     LayerInventory,
     MlpKind,
@@ -146,10 +157,19 @@ class Family:
         return paths[0].format(layer=layer), paths[1].format(layer=layer)
 
     def module_shapes(self, inventory: Inventory) -> dict[str, tuple[int, ...]]:
-        """Return every parameter and stored buffer that the transformers model of ``inventory`` has, with its shape."""
+        """Return every parameter and stored buffer that the transformers model of ``inventory`` has, with its shape.
+
+        Those of experts that are stored in another form are left out, since ``bench.compressed_experts`` holds them; but for
+        few bits alone, where the stock module holds what they stand for.
+        """
         shapes: dict[str, tuple[int, ...]] = {}
         experts = [0] * len(inventory.outer) + [n.experts for n in inventory.layers for _ in n.tensors]
         for entry, count in zip(inventory.tensors(), experts, strict=True):
+            if (form := _form(inventory, entry)) is not None:
+                whole = _whole_of_packed(entry) if form == ExpertForm(bits=form.bits) else None
+                if whole is None:
+                    continue
+                entry = whole
             slot = self.fused_slot(entry, count)
             shapes[self.placement(entry).name] = entry.shape if slot is None else slot.shape
         return shapes
@@ -174,10 +194,12 @@ class Family:
         dtype = _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch."))
         if dtype is None:
             raise ConfigError(f"dtype {config.get('dtype')!r} is unknown; known: {', '.join(_DTYPES)}")
+        count = _integer("L", known)
+        bits = read_quantization(config, count) if config.get(QUANTISATION_KEY) else {}
         layers = []
-        for index in range(_integer("L", known)):
+        for index in range(count):
             here = known if index not in overrides else self._names({**config, **overrides[index]})
-            layers.append(self._layer(index, here, dtype, overrides.get(index, {})))
+            layers.append(self._layer(index, here, dtype, overrides.get(index, {}), bits.get(index)))
         router, attention = self.file.router, self.file.attention
         grouped = evaluate(router.groups, known) or 1
         return Inventory(
@@ -213,8 +235,10 @@ class Family:
             known[symbol] = evaluate(expression, known)
         return known
 
-    def _layer(self, index: int, known: dict[str, Any], dtype: str, stated: Mapping[str, Any]) -> LayerInventory:
-        """Return layer ``index``; ``stated`` is what the config states about it alone."""
+    def _layer(
+        self, index: int, known: dict[str, Any], dtype: str, stated: Mapping[str, Any], bits: tuple[int, int] | None
+    ) -> LayerInventory:
+        """Return layer ``index``; ``stated`` is what the config states about it alone, ``bits`` and group of its experts."""
         known["layer"] = index
         tensors = self.file.tensors
         kind: MlpKind = "dense"
@@ -239,7 +263,24 @@ class Family:
                 place + 1,
                 TensorEntry(constant_template(router), CONSTANT_ROLE, (constants, router.shape[1]), dtype, index),
             )
-        return LayerInventory(kind, experts, top_k, tuple(entries), mapped, constants)
+        form = read_form(stated.get(FORM_KEY), bits, experts, index) if kind == "moe" else None
+        return LayerInventory(kind, experts, top_k, formed(entries, form), mapped, constants, form)
+
+
+def _form(inventory: Inventory, entry: TensorEntry) -> ExpertForm | None:
+    """Return the form of the experts whose tensor ``entry`` is; None where they are whole, and for other tensors."""
+    if entry.layer is None or not entry.role.startswith("expert."):
+        return None
+    return inventory.layers[entry.layer].form
+
+
+def _whole_of_packed(entry: TensorEntry) -> TensorEntry | None:
+    """Return the matrix that packed integers stand for; None for what describes them."""
+    role, part = part_of(entry)
+    if part != PACKED:
+        return None
+    outputs = entry.shape[0]
+    return replace(entry, role=role, shape=(outputs, (entry.weights or 0) // outputs))
 
 
 def _constants_beside(router: str) -> str:

@@ -3,7 +3,8 @@
 Equal layers load through the stock class. Transformers reads ``per_layer_config`` but its MoE models cannot be built
 from it, so for such checkpoints a subclass of the stock class rebuilds each layer's MoE block from that layer's own
 config, puts experts behind a map where the config states one, and replaces a dropped block by zeros. Weights then load
-through transformers' own conversion.
+through transformers' own conversion. Experts in another form (factors, fewer channels, few bits) get a module of ours or are
+held as what they stand for, and the model is filled tensor by tensor.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from bench.checkpoint import Checkpoint, read_config
 from bench.compressed_config import CONSTANTS_KEY, MAP_KEY, PREFIX
+from bench.compressed_experts import CompressedExperts
 from bench.family import Family, family_of
+from bench.filled import filled_model, has_own_form
 from bench.mapped import mapped_block
 from bench.source import local_folder
 from methods.errors import CheckpointError
+from methods.inventory import LayerInventory
 
 
 class DroppedBlock(nn.Module):
@@ -50,7 +54,12 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, **kwargs: A
     config = read_config(folder)
     family = family_of(config)
     model_class = _class_for(family, config)
-    Checkpoint.open(folder).close()  # damaged files are named here, before transformers meets them
+    checkpoint = Checkpoint.open(folder)  # damaged files are named here, before transformers meets them
+    try:
+        if any(layer.form is not None for layer in checkpoint.inventory.layers):
+            return filled_model(model_class, checkpoint, dtype, **kwargs)
+    finally:
+        checkpoint.close()
     # Tensors of another shape are listed below; transformers' own refusal would not name them.
     settings = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True, **kwargs}
     try:
@@ -104,7 +113,16 @@ def check_loadable(checkpoint: Checkpoint) -> None:
         return
     model = skeleton(checkpoint.path)
     tied = set(model.all_tied_weights_keys) if checkpoint.inventory.tied_embeddings else set()
-    needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
+    own = tuple(
+        checkpoint.family.mlp_modules(index)[1] + ".experts."
+        for index, layer in enumerate(checkpoint.inventory.layers)
+        if has_own_form(layer.form)
+    )
+    needed = {
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if name not in tied and not name.startswith(own)
+    }
     held = checkpoint.family.module_shapes(checkpoint.inventory)
     if different := sorted(name for name, _ in needed.items() ^ held.items()):
         names = ", ".join(dict.fromkeys(different[:4]))
@@ -131,6 +149,7 @@ def _layered(family: Family, stock: type[PreTrainedModel]) -> type[PreTrainedMod
     def build(self: PreTrainedModel, config: PreTrainedConfig) -> None:
         overrides = config.to_dict().get("per_layer_config") or {}
         layer_configs = {int(index): config.per_layer_config[int(index)] for index in overrides}
+        layers = family.inventory(config.to_dict()).layers
         # Stock code reads the counts of the whole model while it builds; per-layer ones hide them.
         config.per_layer_config = None
         try:
@@ -138,13 +157,18 @@ def _layered(family: Family, stock: type[PreTrainedModel]) -> type[PreTrainedMod
         finally:
             config.per_layer_config = overrides
         for index, layer_config in layer_configs.items():
-            _rebuild(self, family, index, config, layer_config)
+            _rebuild(self, family, index, config, layer_config, layers[index])
 
     return cast(type[PreTrainedModel], type(PREFIX + stock.__name__, (stock,), {"__init__": build}))
 
 
 def _rebuild(
-    model: PreTrainedModel, family: Family, index: int, config: PreTrainedConfig, layer_config: PreTrainedConfig
+    model: PreTrainedModel,
+    family: Family,
+    index: int,
+    config: PreTrainedConfig,
+    layer_config: PreTrainedConfig,
+    layer: LayerInventory,
 ) -> None:
     """Replace the MoE block of one layer by one of its own size."""
     norm, block = family.mlp_modules(index)
@@ -155,11 +179,16 @@ def _rebuild(
     stock = type(model.get_submodule(block))
     rebuilt = stock(layer_config)
     configs = [layer_config]
+    if has_own_form(layer.form):
+        rebuilt.experts = CompressedExperts(layer, rebuilt.experts.act_fn)
     if places := getattr(layer_config, MAP_KEY, None):
         constants = getattr(layer_config, CONSTANTS_KEY, None) or 0
-        configs.append(copy.copy(layer_config))
-        setattr(configs[-1], family.file.keys.experts[0], len(set(places)) - constants)
-        mapped_block(rebuilt, type(rebuilt.experts)(configs[-1]), places, constants)
+        experts = rebuilt.experts
+        if not isinstance(experts, CompressedExperts):
+            configs.append(copy.copy(layer_config))
+            setattr(configs[-1], family.file.keys.experts[0], len(set(places)) - constants)
+            experts = type(experts)(configs[-1])
+        mapped_block(rebuilt, experts, places, constants)
     for module in rebuilt.modules():
         if any(getattr(module, "config", None) is own for own in configs):
             module.config = config  # shared by the whole model, so that set_experts_implementation reaches every layer

@@ -81,7 +81,7 @@ def mapped_block(block: nn.Module, experts: nn.Module, places: Sequence[int], co
     block.add_module("experts", experts)
     if constants:
         setattr(experts, SKIPS, True)
-        width = experts.get_parameter("down_proj").shape[1]
+        width = block.get_parameter("gate.weight").shape[1]
         block.register_parameter("constant_experts", nn.Parameter(torch.empty(constants, width)))
 
 

@@ -1,18 +1,20 @@
-"""Statistics whose values go into a checkpoint: constants, and the moments by which weights are zeroed.
+"""Statistics whose values go into a checkpoint: constants, and moments of the inputs of experts' matrices.
 
-Letters: C constants, E routed experts, D hidden size, X inputs of a matrix.
+Letters: C constants, E routed experts, D hidden size, F expert width, X inputs of a matrix.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from methods.errors import StatsError
+from methods.inside_fit import stays
 from methods.inventory import Inventory
 from methods.kernels.sparsity import InputMoments
 from methods.plan import LayerPlan, Plan
@@ -20,6 +22,12 @@ from methods.stats import CATALOGUE, Array, Stats
 
 CONSTANT_STATISTIC = "routed_output_mean"
 """Statistic whose rows stand for the experts that a plan replaces by constants."""
+
+TOKENS = "routed_tokens"
+"""Statistic that counts the tokens of each expert."""
+
+CHANNEL_MAGNITUDE = "channel_magnitude"
+"""Statistic of the mean magnitude of the inputs of down."""
 
 
 def constants(moments: Stats | None, inventory: Inventory, layer: int, experts: Sequence[int]) -> Array:
@@ -34,6 +42,22 @@ def constants(moments: Stats | None, inventory: Inventory, layer: int, experts: 
     return values_CD
 
 
+class ExpertMoments(NamedTuple):
+    """What was measured of the inputs of one expert's matrices.
+
+    Args:
+        inputs: moments of the inputs of gate and up; None where none were asked for.
+        channels: moments of the inputs of down, likewise.
+        magnitude_F: mean |a|, a the inputs of down; None where it was not asked for.
+        tokens: tokens that were routed to it; None where that was not asked for.
+    """
+
+    inputs: InputMoments | None = None
+    channels: InputMoments | None = None
+    magnitude_F: Tensor | None = None
+    tokens: float | None = None
+
+
 def expert_moments(
     moments: Stats | None,
     inventory: Inventory,
@@ -41,8 +65,8 @@ def expert_moments(
     names: Collection[str],
     members: Sequence[int],
     orders: Mapping[int, Tensor],
-) -> tuple[InputMoments | None, InputMoments | None]:
-    """Return the moments of the inputs of gate and up, and of those of down, for the expert made of ``members``.
+) -> ExpertMoments:
+    """Return the moments of the inputs of the matrices of the expert made of ``members``.
 
     Args:
         moments: statistics of the source.
@@ -55,33 +79,95 @@ def expert_moments(
     Raises:
         StatsError: as ``constants``.
 
-    *Differs*: members of an average count alike (those that saw no token: not at all), though tokens should: the numbers of
-    tokens are not among the statistics that a plan writes.
+    *Differs*: members of an average count by their tokens where ``routed_tokens`` is among ``names``, else alike.
     """
-    found: dict[bool, InputMoments] = {}
-    for name in names:
+    tokens: list[float] | None = None
+    if TOKENS in names:
+        counts_E = _statistic(moments, inventory, TOKENS, layer)
+        tokens = [float(counts_E[member]) for member in members]
+    found: dict[str, Tensor] = {}
+    for name in sorted(set(names) - {TOKENS}):
+        if CATALOGUE[name].dims[0] != "E":
+            continue  # of the whole layer
         values = _statistic(moments, inventory, name, layer)
         channels = CATALOGUE[name].dims[-1] == "F"
-        total = torch.from_numpy(_member_sum(values, name, layer, members, orders if channels else {}))
-        found[channels] = InputMoments(gram_XX=total) if total.ndim == 2 else InputMoments(square_X=total)
-    return found.get(False), found.get(True)
+        found[name] = torch.from_numpy(_member_mean(values, name, layer, members, orders if channels else {}, tokens))
+    sides: dict[bool, InputMoments] = {}
+    for name, value in found.items():
+        if name != CHANNEL_MAGNITUDE:
+            side = InputMoments(gram_XX=value) if value.ndim == 2 else InputMoments(square_X=value)
+            sides[CATALOGUE[name].dims[-1] == "F"] = side
+    total = None if tokens is None else sum(tokens)
+    return ExpertMoments(sides.get(False), sides.get(True), found.get(CHANNEL_MAGNITUDE), total)
 
 
-def _member_sum(
-    values: Array, name: str, layer: int, members: Sequence[int], orders: Mapping[int, Tensor]
+def layer_moment(moments: Stats | None, inventory: Inventory, name: str, layer: int) -> Tensor:
+    """Return a statistic of a whole layer, in float64.
+
+    Raises:
+        StatsError: as ``constants``.
+    """
+    values = _statistic(moments, inventory, name, layer)
+    _check_finite(values, name, layer)
+    return torch.from_numpy(np.array(values, dtype=np.float64))
+
+
+def gram(moments: Stats | None, inventory: Inventory, name: str, layer: int, expert: int) -> Tensor:
+    """Return the Gram matrix of one expert's inputs, float32, shape (X, X).
+
+    Raises:
+        StatsError: as ``constants``.
+    """
+    values = np.array(_statistic(moments, inventory, name, layer)[expert])
+    _check_finite(values, name, layer)
+    return torch.from_numpy(values)
+
+
+def _member_mean(
+    values: Array,
+    name: str,
+    layer: int,
+    members: Sequence[int],
+    orders: Mapping[int, Tensor],
+    tokens: Sequence[float] | None,
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float64 | np.float32]]:
-    """Return the sum of the rows of ``members``, one of which is in memory at a time; their scale does not matter."""
-    total = np.array(values[members[0]])
-    _check_finite(total, name, layer)
-    for member in members[1:]:
+    """Return the mean of the rows of ``members``, weighted by ``tokens`` (None: alike); one row more is in memory."""
+    weights = [1.0] * len(members) if tokens is None or not sum(tokens) else list(tokens)
+    first = np.array(values[members[0]])
+    _check_finite(first, name, layer)
+    if len(members) == 1:
+        return first
+    share = sum(weights)
+    total = first * (weights[0] / share)
+    for member, weight in zip(members[1:], weights[1:], strict=True):
         row = np.array(values[member])
         _check_finite(row, name, layer)
         # Equal rows were measured on the average itself, whose channels are in order.
-        if member in orders and not np.array_equal(row, values[members[0]]):
+        if member in orders and not np.array_equal(row, first):
             order = orders[member].cpu().numpy()
             row = row[np.ix_(*[order] * row.ndim)]
-        total += row
-    return total
+        total += row * (weight / share)
+    return total.astype(first.dtype)
+
+
+def cold_experts(plan: Plan, inventory: Inventory, moments: Stats | None) -> int:
+    """Return how many experts that stay saw no token, though ``plan`` makes them from moments of their inputs.
+
+    They are made from their weights alone. The moments of an expert without tokens are all zero.
+    """
+    count = 0
+    for index, layer in enumerate(plan.layers):
+        names = layer.moments - {CONSTANT_STATISTIC}
+        if not names:
+            continue
+        name = next(name for name in sorted(names) if CATALOGUE[name].dims[0] == "E")
+        if TOKENS in names:
+            name = TOKENS
+        values = _statistic(moments, inventory, name, index)
+        merged = {merge.into: merge.members for merge in layer.merges}
+        for expert in stays(layer, inventory.layers[index]):
+            count += not any(np.any(values[member]) for member in merged.get(expert, (expert,)))
+    return count
 
 
 def check_moments(plan: Plan, inventory: Inventory, moments: Stats | None) -> None:
@@ -124,10 +210,14 @@ def _pieces(plan: Plan, inventory: Inventory, moments: Stats | None, grams: bool
         if layer.constants:
             values_CD = constants(moments, inventory, index, layer.constants)
             yield f"{index} {layer.constants} {values_CD.shape}", _bytes(values_CD, "<f8")
-        for name in sorted(layer.sparsity.moments if layer.sparsity else ()):
+        for name in sorted(layer.moments - {CONSTANT_STATISTIC}):
             values = _statistic(moments, inventory, name, index)
             is_gram = values.ndim == 3
-            for expert in _used(layer, inventory.layers[index].experts):
+            if CATALOGUE[name].dims[0] != "E":
+                _check_finite(values, name, index)
+                yield f"{index} {name} {values.shape}", _bytes(values, "<f8")
+                continue
+            for expert in used_experts(layer, inventory.layers[index].experts):
                 if is_gram and not grams:
                     continue
                 _check_finite(values[expert], name, index)
@@ -135,7 +225,7 @@ def _pieces(plan: Plan, inventory: Inventory, moments: Stats | None, grams: bool
                 yield label, _bytes(values[expert], "<f4" if is_gram else "<f8")
 
 
-def _used(plan: LayerPlan, experts: int) -> list[int]:
+def used_experts(plan: LayerPlan, experts: int) -> list[int]:
     """Return the experts whose moments decide about weights that stay: those that stay, and members of merges."""
     kept = range(experts) if plan.experts is None else plan.experts
     return sorted({*kept, *(member for merge in plan.merges for member in merge.members)})
@@ -161,8 +251,8 @@ def _statistic(moments: Stats | None, inventory: Inventory, name: str, layer: in
     _check_presence([name], moments)
     assert moments is not None
     values = moments.layer(name, layer)
-    gate = next(inventory.layers[layer].with_role("expert.gate"))
-    sizes = {"E": inventory.layers[layer].experts, "D": inventory.hidden, "F": gate.shape[0]}
+    width = max(entry.shape[0] for entry in inventory.layers[layer].with_role("expert.gate"))
+    sizes = {"E": inventory.layers[layer].experts, "D": inventory.hidden, "F": width}
     expected = tuple(sizes[letter] for letter in CATALOGUE[name].dims)
     if values.shape != expected:
         raise StatsError(

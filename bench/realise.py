@@ -11,23 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bench.inside import LayerMaker, Members
 from bench.mapped import SKIPS, ExpertMap
 from bench.moments import check_moments, constants
-from bench.recipes import sparse_expert
+from bench.recipes import scaled
 from bench.storage import TORCH_DTYPES
 from methods.errors import PlanError
 from methods.inventory import EXPERT_ROLES, ROUTER_ROLES, Inventory, LayerInventory
 from methods.kernels.merging import ExpertMatrices, averaged, merged
 from methods.plan import LayerPlan, Plan
 from methods.stats import Stats
-from methods.transfer import AveragedRows, SparseExpert, averaged_rows, result
+from methods.transfer import SCALED_ROLES, AveragedRows, averaged_rows, result
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 REALISATION = (
-    "in memory: sliced, averaged or mapped router, merged or sparse experts in place, skipped sub-layers and blocks"
+    "in memory: sliced, averaged or mapped router, experts in place as whole matrices, skipped sub-layers and blocks"
 )
 """What a record's ``realisation`` field says about a plan that was run this way."""
 
@@ -65,10 +66,11 @@ def realised(
     """Make ``model`` compute what the checkpoint of ``plan`` computes, for the length of a ``with`` block.
 
     Routers score only the rows that stay (or their averages), dropped MoE sub-layers add zero, dropped blocks are left out
-    and the others renumbered (the KV cache is addressed by layer number). A merged or sparse expert overwrites the one in
-    whose place it stands, of which a copy is kept (so sparsity takes the memory of the experts twice); no other parameter
-    is copied or modified, and on leaving, also by an exception, the model is as before, bit for bit. Inside,
-    ``model.state_dict()`` lacks dropped blocks and keeps removed experts: to write a checkpoint use ``bench.apply``.
+    and the others renumbered (the KV cache is addressed by layer number). An expert that is merged or changed inside overwrites
+    the one in whose place it stands, of which a copy is kept (so these take the memory of the experts twice): factors as
+    their product, few bits as what they stand for, channels that are cut as zeros. Tensors that AWQ scales are overwritten
+    too; no other parameter is copied or modified, and on leaving, also by an exception, the model is as before, bit for bit.
+    Inside, ``model.state_dict()`` lacks dropped blocks and keeps removed experts: to write a checkpoint use ``bench.apply``.
 
     Args:
         model: the uncompressed model, on any device.
@@ -93,9 +95,9 @@ def realised(
         survivors = [index for index, layer in enumerate(plan.layers) if layer.drop != "block"]
         for number, index in enumerate(survivors):
             layer, layer_plan = inventory.layers[index], plan.layers[index]
+            if layer_plan.merges or layer_plan.inside:
+                _overwrite(undo, blocks[index], layer_plan, index, inventory, moments)
             _realise_layer(undo, blocks[index], layer_plan, layer, after[number].top_k)
-            if layer_plan.merges or layer_plan.sparsity:
-                _overwrite(undo, blocks[index].mlp.experts, layer_plan, index, inventory, moments)
             if layer_plan.expert_map is not None:
                 values = None
                 if layer_plan.constants:
@@ -165,10 +167,10 @@ def _dtypes(layer: LayerInventory) -> dict[str, torch.dtype]:
 
 @torch.no_grad()
 def _overwrite(
-    undo: ExitStack, experts: nn.Module, plan: LayerPlan, index: int, inventory: Inventory, moments: Stats | None
+    undo: ExitStack, block: nn.Module, plan: LayerPlan, index: int, inventory: Inventory, moments: Stats | None
 ) -> None:
-    """Write merged and sparse experts of decoder layer ``index`` in their places, and register what stood there."""
-    layer = inventory.layers[index]
+    """Write experts of decoder layer ``index`` that are computed in their places, and register what stood there."""
+    layer, experts = inventory.layers[index], block.get_submodule("mlp.experts")
     gate_up = getattr(experts, "gate_up_proj", None)
     down = getattr(experts, "down_proj", None)
     if gate_up is None or down is None or gate_up.shape[0] != layer.experts:
@@ -176,24 +178,77 @@ def _overwrite(
             f"cannot change experts in {type(experts).__name__}: expected `gate_up_proj` and `down_proj` of {layer.experts} "
             "experts, as transformers 5.19 has it; write the checkpoint with `moebench apply` instead"
         )
-    dtypes = _dtypes(layer)
+    # Places that were overwritten already, since one expert may be made of others.
+    before: dict[int, ExpertMatrices] = {}
+
+    def read(expert: int) -> ExpertMatrices:
+        if expert in before:
+            return before[expert]
+        gate, up = gate_up[expert].chunk(2)
+        return ExpertMatrices(gate, up, down[expert])
+
+    dtypes = [_dtypes(layer)[role] for role in EXPERT_ROLES]
     merges = {merge.into: merge for merge in plan.merges}
+    maker = None
+    if plan.inside:
+        norm = block.get_parameter("post_attention_layernorm.weight")
+        maker = LayerMaker(plan, index, inventory, read, moments, dtypes, lambda: norm)
     kept = range(layer.experts) if plan.experts is None else plan.experts
-    for expert in kept if plan.sparsity else merges:
-        merge = merges.get(expert)
-        halves = ((member, gate_up[member].chunk(2)) for member in (merge.members if merge else (expert,)))
-        members = [ExpertMatrices(gate, up, down[member]) for member, (gate, up) in halves]
-        if plan.sparsity is not None:
-            made = sparse_expert(SparseExpert(index, expert, plan.sparsity, merge), members, moments, inventory)
+    for expert in kept if plan.inside else merges:
+        if maker is not None:
+            made = _widened(maker.whole(expert), plan, list(kept).index(expert), down.shape[2])
         else:
-            assert merge is not None
-            made = merged(merge, members)
-        gate, up, below = (
-            matrix.to(dtypes[role]).to(gate_up.dtype) for role, matrix in zip(EXPERT_ROLES, made, strict=True)
-        )
-        for place, value in ((gate_up[expert], torch.cat([gate, up])), (down[expert], below)):
-            undo.callback(_write, place, place.clone())
+            merge = merges[expert]
+            computed = merged(merge, Members(read, merge.members))
+            made = ExpertMatrices(*(matrix.to(dtype) for matrix, dtype in zip(computed, dtypes, strict=True)))
+        saved = (gate_up[expert].clone(), down[expert].clone())
+        old_gate, old_up = saved[0].chunk(2)
+        before[expert] = ExpertMatrices(old_gate, old_up, saved[1])
+        gate, up, below = (matrix.to(gate_up.dtype) for matrix in made)
+        values = (torch.cat([gate, up]), below)
+        for place, old, value in zip((gate_up[expert], down[expert]), saved, values, strict=True):
+            undo.callback(_write, place, old)
             place.copy_(value)
+    if maker is not None and plan.bits is not None and plan.bits.kernel == "awq":
+        _scale(undo, block, layer, maker.input_scale_D)
+
+
+def _widened(made: ExpertMatrices, plan: LayerPlan, place: int, width: int) -> ExpertMatrices:
+    """Return an expert with zeros for the channels that ``plan`` cut, which then add nothing."""
+    if plan.channels is None:
+        return made
+    kept_F = torch.tensor(plan.channels[place], device=made.gate_FD.device)
+    gate, up = (matrix.new_zeros(width, matrix.shape[1]).index_copy(0, kept_F, matrix) for matrix in made[:2])
+    down = made.down_DF.new_zeros(made.down_DF.shape[0], width).index_copy(1, kept_F, made.down_DF)
+    return ExpertMatrices(gate, up, down)
+
+
+def _scale(undo: ExitStack, block: nn.Module, layer: LayerInventory, scale_D: Tensor) -> None:
+    """Scale the norm before the experts and everything else that reads it, as AWQ does."""
+    dtypes = _dtypes(layer)
+    for role in SCALED_ROLES:
+        if role not in dtypes:
+            continue
+        weight = next(found for name in _SCALED[role] if (found := _parameter(block, name)) is not None)
+        undo.callback(_write, weight, weight.clone())
+        weight.copy_(scaled(weight, role, scale_D).to(dtypes[role]))
+
+
+_SCALED = {
+    "norm.mlp": ("post_attention_layernorm.weight",),
+    "router.weight": ("mlp.gate.weight",),
+    "shared.gate": ("mlp.shared_experts.gate_proj.weight", "mlp.shared_expert.gate_proj.weight"),
+    "shared.up": ("mlp.shared_experts.up_proj.weight", "mlp.shared_expert.up_proj.weight"),
+    "shared.scalar_gate": ("mlp.shared_expert_gate.weight",),
+}
+"""Names that transformers gives, inside a decoder layer, to what a scale of the experts' inputs reaches."""
+
+
+def _parameter(block: nn.Module, name: str) -> Tensor | None:
+    try:
+        return block.get_parameter(name)
+    except AttributeError:
+        return None
 
 
 @torch.no_grad()

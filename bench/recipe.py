@@ -6,6 +6,7 @@ anew on the intermediate checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -102,6 +103,11 @@ class Recipe:
                 path = write_checkpoint(checkpoint, plan, store, {"recipe": self.title}, Stats(moments))
                 here = calibrator.on(Checkpoint.open(path), step.method.measured)
             stats = here.stats_for(step.method) if anew else source.restricted(plan)
+            if anew and (twice := sorted(set(moments) & step.method.moments)):
+                raise RefusedError(
+                    f"step {index + 1}, {step.method.name}, and a step before it both write from {', '.join(twice)}, which one "
+                    "plan can hold once: give it `recalibrate: false`, or write the checkpoint and compress that"
+                )
             own = step.method.plan(result(plan, inventory), stats, here.probe_for(step.method))
             moments |= {
                 name: expanded(stats, name, plan, inventory) if anew else source.values[name] for name in own.moments
@@ -113,16 +119,36 @@ class Recipe:
 def expanded(stats: Stats, name: str, plan: Plan, inventory: Inventory) -> tuple[Array | None, ...]:
     """Return statistic ``name`` of the checkpoint that ``plan`` makes of ``inventory`` in the coordinates of the source.
 
-    Members of a merged expert all get its values; experts that are gone get zeros.
+    Members of a merged expert all get its values; experts and channels that are gone get zeros.
     """
     remaining = iter(stats.values[name])
     values: list[Array | None] = []
     for layer_plan, layer in zip(plan.layers, inventory.layers, strict=True):
         value = None if layer_plan.drop == "block" else next(remaining)
+        if value is not None and layer_plan.channels is not None:
+            width = next(layer.with_role("expert.gate")).shape[0]
+            value = _with_channels(value, name, layer_plan.channels, width)
         if value is not None and layer_plan.experts is not None:
             value = _widened(value, name, layer_plan, layer.experts)
         values.append(value)
     return tuple(values)
+
+
+def _with_channels(value: Array, name: str, channels: Sequence[Sequence[int]], width: int) -> Array:
+    """Return ``value`` with the channels of each expert in their places among ``width``."""
+    dims = CATALOGUE[name].dims
+    if "F" not in dims:
+        return value
+    wide = np.zeros(
+        [width if letter == "F" else size for letter, size in zip(dims, value.shape, strict=True)], value.dtype
+    )
+    for expert, kept in enumerate(channels):
+        few = np.arange(len(kept))
+        if dims == ("E", "F", "F"):
+            wide[expert][np.ix_(kept, kept)] = value[expert][np.ix_(few, few)]
+        else:
+            wide[expert][list(kept)] = value[expert][few]
+    return wide
 
 
 def _widened(value: Array, name: str, plan: LayerPlan, experts: int) -> Array:

@@ -176,9 +176,28 @@ class Timing(_Part):
     marks: tuple[Mark, ...] = Field(default=(), description="marks of the first batch size; see docs/timing.md")
     batches: tuple[BatchTiming, ...] = Field(default=(), description="every batch size that was timed")
     online: tuple[OnlineTiming, ...] = Field(default=(), description="every request rate that was timed")
+    realisation: str | None = Field(
+        default=None,
+        description="compressed, or dense: the values are de-quantised (or zeros stored) so that no speed is claimed",
+    )
     protocol: dict[str, Any] = Field(
         default_factory=dict, description="batch, lengths, repeats, engine, threads, dtype"
     )
+
+
+class RecoveryInfo(_Part):
+    """Training of a compressed checkpoint, after which it was scored."""
+
+    kind: Literal["lora", "full", "router_kd", "expert_kd"] = Field(description="what was trained, and on what")
+    settings: dict[str, Any] = Field(description="resolved settings")
+    corpus: str = Field(description="text, by name")
+    corpus_digest: str = Field(description="digest of its token ids")
+    tokens: int = Field(description="tokens trained on, repetitions counted")
+    steps: int = Field(description="steps of the optimiser")
+    trained_parameters: int = Field(description="weights that were moved; of LoRA those of the adapters")
+    seconds: float = Field(description="CPU seconds of the training, whenever it was made")
+    wall: float = Field(description="its seconds by the clock")
+    losses: tuple[float, float] = Field(description="mean loss of the first and of the last tenth of the steps")
 
 
 class Environment(_Part):
@@ -208,6 +227,12 @@ class Record(_Part):
     plan: str | None = Field(default=None, description="digest of the plan")
     cost: CostInfo | None = None
     ratios: RatioInfo | None = None
+    cold_experts: int | None = Field(
+        default=None,
+        description="experts that were made from their weights alone, since no calibration token reached them; None where no "
+        "moments were asked for",
+    )
+    recovery: RecoveryInfo | None = Field(default=None, description="training after compression; None: there was none")
     realisation: str | None = Field(default=None, description="how the compressed form was run for quality")
     scores: tuple[Score, ...] = ()
     timing: Timing | None = None

@@ -10,6 +10,7 @@ import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bench.checkpoint import Checkpoint
 from bench.config import RunConfig
@@ -17,9 +18,11 @@ from bench.environment import environment
 from bench.evaluate import Evaluation, check_tasks
 from bench.evaluation.items import save_items
 from bench.evaluation.tasks import load_tasks
+from bench.moments import cold_experts
 from bench.paired import pair_scores
 from bench.recipe import Recipe
 from bench.record import CorpusInfo, ModelInfo, Record, Score, Status, Timing, read_record, write_record
+from bench.recovery.settings import RecoverySettings
 from bench.serving.protocol import TimingProtocol, unservable
 from bench.stages import (
     Calibrator,
@@ -27,6 +30,9 @@ from bench.stages import (
     cost_info,
     evaluate_checkpoint,
     ratio_info,
+    realisation,
+    recover_checkpoint,
+    recovery_info,
     time_checkpoint,
     timing_key,
     write_checkpoint,
@@ -40,8 +46,18 @@ from methods.method import Method
 from methods.plan import Plan
 from methods.stats import CATALOGUE
 
+if TYPE_CHECKING:
+    from bench.recovery.recover import Recovered
+
 Report = Callable[["Subject", str], None]
-"""Called with a subject and the stage that it enters: ``plan``, ``apply``, ``evaluate TASK``, ``time``, or its status."""
+"""Called with a subject and the stage that it enters, or its status at the end.
+
+Stages are ``calibrate``, ``plan``, ``apply``, ``recover DONE/STEPS``, ``evaluate TASK`` and ``time``.
+"""
+
+
+RECOVERIES = {"lora": "LoRA", "full": "fine-tuning", "router_kd": "Router KD", "expert_kd": "expert distillation"}
+"""Kinds of training, as tables call them."""
 
 
 @dataclass
@@ -49,6 +65,9 @@ class Subject:
     """One row of the result on its way: the base (``method`` None) or one configured method."""
 
     method: Method | Recipe | None
+    recovery: RecoverySettings | None = None
+    recovered: Recovered | None = None
+    cold: int | None = None
     id: str = ""
     attempt: int = 1
     plan: Plan | None = None
@@ -65,7 +84,17 @@ class Subject:
     @property
     def title(self) -> str:
         """Name for tables; the knobs stand beside it."""
-        return self.method.title if self.method else "base"
+        if self.method is None:
+            return "base"
+        return self.method.title + (f" + {RECOVERIES[self.recovery.kind]}" if self.recovery else "")
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """Every setting of the method and of the training after it, as JSON values."""
+        if self.method is None:
+            return {}
+        training = self.recovery.resolved() if self.recovery else {}
+        return {**self.method.knobs, **{f"recovery.{name}": value for name, value in training.items()}}
 
 
 class Run:
@@ -82,11 +111,14 @@ class Run:
         self.config, self.store, self.tracker, self.report = config, store, tracker, report
         methods: list[Method | Recipe] = [one.configured() for one in config.methods]
         methods += [Recipe.configured(one) for one in config.recipes]
+        recoveries = [config.recovery] * len(config.methods)
+        recoveries += [one.recovery or config.recovery for one in config.recipes]
         if config.evaluation.tasks:
             check_tasks(config.evaluation.tasks, config.evaluation.include_path)
         self.checkpoint = Checkpoint.open(config.model, config.revision)
         self.base = Subject(None)
-        self.subjects = [self.base, *(Subject(method) for method in methods)]
+        pairs = zip(methods, recoveries, strict=True)
+        self.subjects = [self.base, *(Subject(method, recovery) for method, recovery in pairs)]
         needs = frozenset().union(*(m.of_source if isinstance(m, Recipe) else m.measured for m in methods))
         self.calibrator = Calibrator(self.checkpoint, config.calibration, store, needs)
 
@@ -101,6 +133,7 @@ class Run:
             self._evaluate(self.base)
             for subject in todo:
                 self._guarded(subject, self._decide)
+                self._guarded(subject, self._recover)
                 self._guarded(subject, self._evaluate)
             self._time(todo)
             for subject in todo:
@@ -139,6 +172,8 @@ class Run:
                 own = {"method": subject.method.name, "knobs": subject.method.knobs, "corpus": corpus}
                 if subject.method.probing or any(CATALOGUE[n].cost == "sampled" for n in subject.method.measured):
                     own["sampled_tokens"] = self.config.calibration.sampled_tokens
+                if subject.recovery is not None:
+                    own["recovery"] = subject.recovery.resolved()
             key = digest_of({**shared, **own})[:16]
             subject.id = key
             while (path := self.store.records / f"{subject.id}.json").exists():
@@ -201,6 +236,25 @@ class Run:
         self.report(subject, "apply")
         with subject.clock.stage("apply"):
             subject.path = write_checkpoint(self.checkpoint, subject.plan, self.store, provenance, stats)
+            subject.content = Checkpoint.open(subject.path).content
+        if subject.plan.moments:
+            subject.cold = cold_experts(subject.plan, self.checkpoint.inventory, stats)
+
+    def _recover(self, subject: Subject) -> None:
+        """Train the subject's checkpoint, where that is asked for."""
+        if subject.recovery is None:
+            return
+        assert subject.path is not None
+        self.report(subject, "recover")
+        with subject.clock.stage("recover"):
+            subject.recovered = recover_checkpoint(
+                subject.path,
+                subject.recovery,
+                self.checkpoint.path,
+                self.store,
+                lambda done, total, loss: self.report(subject, f"recover {done}/{total} loss {loss:.3f}"),
+            )
+            subject.path = subject.recovered.path
             subject.content = Checkpoint.open(subject.path).content
 
     def _evaluate(self, subject: Subject) -> None:
@@ -272,11 +326,13 @@ class Run:
             corpus=subject.corpus,
             method=method.name if method else None,
             title=subject.title,
-            knobs=method.knobs if method else {},
+            knobs=subject.knobs,
             plan=plan.digest if plan else None,
             cost=cost_info(after) if after else None,
             ratios=ratio_info(plan, checkpoint.inventory) if plan else None,
-            realisation="checkpoint written, loaded in transformers" if subject.evaluation else None,
+            cold_experts=subject.cold,
+            recovery=recovery_info(subject.recovery, subject.recovered),
+            realisation=realisation(plan) if subject.evaluation else None,
             scores=scores,
             timing=subject.timing,
             seconds=subject.clock.seconds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -60,11 +61,11 @@ def _split(items: list[Transfer], shard_bytes: int) -> list[list[Transfer]]:
 def _write(checkpoint: Checkpoint, recipes: Recipes, items: list[Transfer], path: Path) -> Iterator[int]:
     """Write one file and yield the size of each tensor when it is written."""
     # Wide elements first: every tensor then starts at a multiple of its element size, as readers expect.
-    items = sorted(items, key=lambda item: -BYTES_PER_ELEMENT[item.target.dtype])
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    starts: dict[str, int] = {}
     offset = 0
-    for item in items:
-        target, start = item.target, offset
+    for target in sorted((item.target for item in items), key=lambda target: -BYTES_PER_ELEMENT[target.dtype]):
+        starts[target.name], start = offset, offset
         offset += target.nbytes
         header[target.name] = {"dtype": target.dtype, "shape": list(target.shape), "data_offsets": [start, offset]}
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -72,7 +73,9 @@ def _write(checkpoint: Checkpoint, recipes: Recipes, items: list[Transfer], path
     with path.open("wb", buffering=0) as file:
         descriptor = file.fileno()
         write_all(descriptor, len(text).to_bytes(8, "little") + text)
-        for item in items:
+        first = 8 + len(text)
+        for item in items:  # in their own order, so that an expert that is computed gives all of its tensors at once
+            os.lseek(descriptor, first + starts[item.target.name], os.SEEK_SET)
             if item.recipe is None:
                 checkpoint.copy_to(item.source, descriptor, item.rows)
             else:

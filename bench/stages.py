@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,19 +15,21 @@ from bench.config import CalibrationConfig, EvaluationConfig, TimingConfig
 from bench.corpus import Corpus, parse
 from bench.evaluate import Evaluation, evaluate
 from bench.moments import moments_digest
-from bench.record import CostInfo, RatioInfo, Timing
+from bench.record import CostInfo, RatioInfo, RecoveryInfo, Timing
+from bench.recovery.settings import RecoverySettings
 from bench.store import Store
 from bench.timing import TimingSession
 from methods.cost import Cost, cost, cost_of, ratios, zeros
 from methods.errors import RefusedError
 from methods.inventory import Inventory
 from methods.method import LayerwiseMethod, Method
-from methods.plan import Plan
+from methods.plan import INSIDE, Plan
 from methods.probe import Probe
 from methods.stats import CATALOGUE, Stats
 
 if TYPE_CHECKING:
     from bench.recipe import Recipe
+    from bench.recovery.recover import Recovered
 
 
 @dataclass
@@ -89,9 +91,10 @@ class Calibrator:
             raise RefusedError(
                 f"{method.name} looks at all layers at once, so propagation='sequential' has no meaning for it"
             )
-        if "sparsity" in method.stages:
+        if not INSIDE.isdisjoint(method.stages):
             raise RefusedError(
-                f"{method.name} reads moments of the original states; sequential propagation of sparse experts is not built"
+                f"{method.name} changes experts inside from moments of the original states; sequential propagation of such "
+                "experts is not built"
             )
         decide = LayerwiseDecision(method, self._checkpoint.inventory)
         return calibrate(
@@ -144,6 +147,53 @@ def write_checkpoint(
     if (written := moments_digest(plan, checkpoint.inventory, stats)) is not None:
         name += f"-{written[:12]}"
     return apply(checkpoint, plan, store.checkpoints / name, provenance, moments=stats)
+
+
+def realisation(plan: Plan | None) -> str:
+    """Return how the compressed form of ``plan`` is run for quality, for a record."""
+    stages = frozenset() if plan is None else plan.stages
+    notes = [note for stage, note in _REALISED.items() if stage in stages]
+    return "; ".join(["checkpoint written, loaded in transformers", *notes])
+
+
+_REALISED = {
+    "channels": "experts of their own widths",
+    "rank": "factors multiplied one after the other",
+    "sparsity": "zeros stored and multiplied",
+    "bits": "few bits as the values that they stand for",
+}
+
+
+def recover_checkpoint(
+    path: Path,
+    settings: RecoverySettings,
+    teacher: Path,
+    store: Store,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> Recovered:
+    """Train the checkpoint in ``path``, or find what the same training gave before."""
+    from bench.recovery.recover import recover
+
+    needed = teacher if settings.needs_teacher else None
+    return recover(path, settings, teacher=needed, store_folder=store.root, progress=progress)
+
+
+def recovery_info(settings: RecoverySettings | None, done: Recovered | None) -> RecoveryInfo | None:
+    """Return a training as a part of a record."""
+    if settings is None or done is None:
+        return None
+    return RecoveryInfo(
+        kind=settings.kind,
+        settings=settings.resolved(),
+        corpus=done.corpus,
+        corpus_digest=done.corpus_digest,
+        tokens=done.tokens,
+        steps=done.steps,
+        trained_parameters=done.trained_parameters,
+        seconds=done.seconds,
+        wall=done.wall,
+        losses=done.losses,
+    )
 
 
 def evaluate_checkpoint(

@@ -19,7 +19,15 @@ import numpy as np
 from bench.record import BatchTiming, Interval, Mark, Timing
 from bench.serving.client import Zygote
 from bench.serving.device import choose_cores
-from bench.serving.protocol import TimingProtocol, read_config, unservable, weights_bytes
+from bench.serving.protocol import (
+    DEQUANTISED,
+    TimingProtocol,
+    dequantised,
+    read_config,
+    served_realisation,
+    unservable,
+    weights_bytes,
+)
 from bench.serving.serve import REMEDY
 from bench.serving.statistics import drift, median_interval, spread
 from methods.errors import ConfigError, TimingError
@@ -52,8 +60,15 @@ def _share(repeats: dict[int, dict[str, float]]) -> float:
 class _Subject:
     """One model under measurement: its worker, its repeats, and the reason that ended it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, timed: bool = True) -> None:
         self.path, self.reason = path, unservable(path)
+        self.realisation: str | None = None
+        if timed:
+            import torch
+
+            cpu = not torch.cuda.is_available()
+            self.realisation = served_realisation(path, cpu)
+            self.reason = self.reason or (DEQUANTISED if dequantised(path, cpu) else None)
         self.worker: ServingWorker | None = None
         self.repeats: dict[int, dict[int, dict[str, float]]] = {}  # by batch size and number
         self.facts: dict[str, Any] = {}
@@ -166,28 +181,34 @@ class TimingSession:
         Raises:
             TimingError: vLLM is missing, or cannot serve the checkpoint.
         """
-        answer: list[list[int]] = self._answer(path, "greedy", prompts, tokens, tokens=tokens)
-        return answer
+        return self.answers(path, prompts, tokens)[0]
 
-    def log_probabilities(self, path: Path, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return the log-probability (nats) that vLLM gives to every token of each prompt but its first.
+    def answers(
+        self, path: Path, prompts: Sequence[Sequence[int]], tokens: int
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """Return ``tokens`` greedy tokens after each prompt, and the log-probability of each token of it but the first.
+
+        Args:
+            path: checkpoint folder; one that is only served with de-quantised values answers too.
+            prompts: token ids.
+            tokens: to generate.
+
+        Returns:
+            Tokens and log-probabilities (nats), as vLLM gives them in a process of its own.
 
         Raises:
             TimingError: vLLM is missing, or cannot serve the checkpoint.
         """
-        answer: list[list[float]] = self._answer(path, "log_probabilities", prompts, 1)
-        return answer
-
-    def _answer(self, path: Path, verb: str, prompts: Sequence[Sequence[int]], room: int, **arguments: Any) -> Any:
-        """Ask a fresh process for the model in ``path``; ``room`` is how many tokens may follow a prompt."""
-        subject = _Subject(path)
+        subject = _Subject(path, timed=False)
         if reason := self._missing or subject.reason:
             raise TimingError(f"{path} cannot be served: {reason}")
         try:
-            self._start(subject, max(map(len, prompts)) + room)
+            self._start(subject, max(map(len, prompts)) + tokens)
             assert subject.worker is not None
-            sent = [list(prompt) for prompt in prompts]
-            return subject.worker.ask(verb, self._protocol.run_seconds, prompts=sent, **arguments)
+            sent, limit = [list(prompt) for prompt in prompts], self._protocol.run_seconds
+            generated: list[list[int]] = subject.worker.ask("greedy", limit, prompts=sent, tokens=tokens)
+            read: list[list[float]] = subject.worker.ask("log_probabilities", limit, prompts=sent)
+            return generated, read
         finally:
             subject.close()
 
@@ -333,10 +354,12 @@ class TimingSession:
         )
 
     def _timing(self, subject: _Subject, base: _Subject | None) -> Timing:
+        # An original is neither; a base that is itself compressed only says where it is not run so.
+        realisation = subject.realisation if base is not None or subject.realisation == "dense" else None
         if subject.reason:
-            return Timing(reason=subject.reason)
+            return Timing(reason=subject.reason, realisation=realisation)
         if base is not None and base.reason:
-            return Timing(reason=f"the base could not be timed: {base.reason}")
+            return Timing(reason=f"the base could not be timed: {base.reason}", realisation=realisation)
         batches = tuple(self._batch_timing(subject, base, batch) for batch in self._protocol.batches)
         head, facts = batches[0], subject.facts
         kv_tokens = facts["kv_blocks"] * facts["kv_block_tokens"] if facts.get("kv_block_tokens") else None
@@ -351,6 +374,7 @@ class TimingSession:
             parameter_bytes=facts.get("parameter_bytes"),
             kv_tokens=kv_tokens,
             batches=batches,
+            realisation=realisation,
             protocol={**asdict(self._protocol), **facts},
         )
 

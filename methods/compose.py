@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from methods.errors import PlanError
 from methods.inventory import Inventory
@@ -37,16 +38,12 @@ def _substituted(first: LayerPlan, second: LayerPlan) -> LayerPlan:
         return second
     if first.drop == "moe":
         return first
-    if first.sparsity is not None and (second.sparsity is not None or second.merges):
-        raise PlanError(
-            "the first plan made the experts sparse; another sparsity, or an average of them, would not be what either plan "
-            "says; put sparsity last, and state it once"
-        )
+    _check_order(first, second)
     top_k = second.top_k or first.top_k
-    sparsity = second.sparsity or first.sparsity
+    inside = _inside(first, second)
     if second.experts is None or first.experts is None:
         decisive = first if second.experts is None else second
-        return _with_top_k(decisive.model_copy(update={"sparsity": sparsity}), top_k)
+        return _with_top_k(decisive.model_copy(update=inside), top_k)
     place = first.experts
     earlier = {merge.into: merge for merge in first.merges}
     merges = [_in_source(merge, place, earlier) for merge in second.merges]
@@ -63,9 +60,60 @@ def _substituted(first: LayerPlan, second: LayerPlan) -> LayerPlan:
         merges=tuple(sorted([*merges, *untouched], key=lambda merge: merge.into)),
         constants=tuple(place[index] for index in second.constants),
         router=second.router if merges or second.constants else first.router,
-        sparsity=sparsity,
+        **inside,
     )
     return _with_top_k(composed, top_k)
+
+
+_NAMES = {"channels": "cut channels", "rank": "factored", "bases": "mixed from bases", "sparsity": "sparse"}
+_NAMES |= {"bits": "stored in few bits"}
+"""Statements about the inside of experts, in the order in which they are applied, and how an expert is called afterwards."""
+
+
+def _check_order(first: LayerPlan, second: LayerPlan) -> None:
+    """Refuse a second plan whose statements would be applied before those of the first, where that changes numbers.
+
+    Raises:
+        PlanError: with the order that works.
+    """
+    order = list(_NAMES)
+    done = [name for name in order if getattr(first, name) is not None]
+    if not done:
+        return
+    state = " and ".join(_NAMES[name] for name in done)
+    if second.merges:
+        raise PlanError(
+            f"the first plan left the experts {state}; an average of them would not be what either plan says; merge first"
+        )
+    for name in order:
+        if getattr(second, name) is not None and order.index(name) <= order.index(done[-1]):
+            raise PlanError(
+                f"the first plan left the experts {state}, so they cannot be {_NAMES[name]} afterwards: the order is "
+                f"{', '.join(order)}, each stated once"
+            )
+    shares = first.bases is not None or (first.rank is not None and first.rank.base is not None)
+    if second.experts is not None and shares:
+        raise PlanError("the first plan made a base for all experts of the layer; select experts first")
+
+
+def _inside(first: LayerPlan, second: LayerPlan) -> dict[str, Any]:
+    """Return what the two plans state about the inside of the experts that stay, in their order and source indices."""
+    channels, rank = first.channels, first.rank
+    if second.experts is not None:
+        channels = None if channels is None else tuple(channels[index] for index in second.experts)
+        if rank is not None:
+            rank = rank.model_copy(update={"ranks": tuple(rank.ranks[index] for index in second.experts)})
+    own = second.rank
+    if own is not None and own.base is not None and first.experts is not None:
+        members = tuple(first.experts[member] for member in own.base.members)
+        own = own.model_copy(update={"base": own.base.model_copy(update={"members": members})})
+    return {
+        "channels": second.channels or channels,
+        "rank": own or rank,
+        "bases": second.bases or first.bases,
+        "sparsity": second.sparsity or first.sparsity,
+        "bits": second.bits or first.bits,
+    }
 
 
 def _in_source(merge: Merge, place: Sequence[int], earlier: Mapping[int, Merge]) -> Merge:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from methods.forms import LEFT, MIX, SHARED_PREFIX
+from methods.inside_fit import stays
 from methods.inventory import CONSTANT_ROLE, EXPERT_ROLES, Inventory, LayerInventory, TensorEntry
 from methods.plan import Plan
 from methods.transfer import result
@@ -22,7 +24,7 @@ class Cost:
     Args:
         experts: routed experts of the whole model.
         channels: hidden channels of all routed experts together.
-        routed_parameters: weights of the routed experts.
+        routed_parameters: weights of the routed experts, and of what they share; of packed matrices the weights they stand for.
         parameters: all weights; a tied output head counts once.
         active_parameters: ``parameters`` less the routed experts that a token does not use. Where several router rows lead
             to one expert this is an upper bound: a token may choose the same expert twice, or a constant vector.
@@ -66,13 +68,12 @@ def cost(plan: Plan, inventory: Inventory, tokens: int = 2048) -> Cost:
 def cost_of(inventory: Inventory, tokens: int = 2048) -> Cost:
     """Return the cost of a checkpoint as it is; ``tokens`` is the length of the forward that FLOPs are counted for."""
     entries = list(inventory.tensors())
-    routed = sum(entry.numel for entry in entries if entry.role in EXPERT_ROLES)
-    parameters = sum(entry.numel for entry in entries)
-    idle = sum(_routed(layer) * max(0, layer.experts - layer.top_k) // layer.experts for layer in _moe(inventory))
+    parameters = sum(entry.parameters for entry in entries)
+    idle = sum(_own(layer) * max(0, layer.experts - layer.top_k) // layer.experts for layer in _moe(inventory))
     return Cost(
         experts=inventory.num_experts,
-        channels=sum(entry.shape[0] for entry in entries if entry.role == "expert.gate"),
-        routed_parameters=routed,
+        channels=sum(entry.shape[0] for entry in entries if _spans_channels(entry)),
+        routed_parameters=sum(entry.parameters for entry in entries if _is_routed(entry)),
         parameters=parameters,
         active_parameters=parameters - idle,
         bytes=sum(entry.nbytes for entry in entries),
@@ -82,15 +83,19 @@ def cost_of(inventory: Inventory, tokens: int = 2048) -> Cost:
 
 def zeros(plan: Plan, inventory: Inventory) -> int:
     """Return how many weights of the result ``plan`` makes zero; they are stored, so no other cost falls with them."""
-    kept = iter(result(plan, inventory).layers)
     total = 0
-    for layer_plan in plan.layers:
-        if layer_plan.drop == "block":
+    for layer_plan, layer in zip(plan.layers, inventory.layers, strict=True):
+        if layer_plan.sparsity is None:
             continue
-        layer = next(kept)
-        if layer_plan.sparsity is not None:
-            share = layer_plan.sparsity.share
-            total += sum(e.shape[0] * int(e.shape[1] * share) for e in layer.with_role(*EXPERT_ROLES))
+        share, kept = layer_plan.sparsity.share, stays(layer_plan, layer)
+        for entry in layer.with_role(*EXPERT_ROLES):
+            if entry.expert not in kept:
+                continue
+            outputs, inputs = entry.shape
+            if layer_plan.channels is not None:
+                width = len(layer_plan.channels[kept.index(entry.expert)])
+                outputs, inputs = (outputs, width) if entry.role == "expert.down" else (width, inputs)
+            total += outputs * int(inputs * share)
     return total
 
 
@@ -122,16 +127,35 @@ def _moe(inventory: Inventory) -> list[LayerInventory]:
     return [layer for layer in inventory.layers if layer.mlp == "moe"]
 
 
-def _routed(layer: LayerInventory) -> int:
-    """Weights of all routed experts of ``layer``."""
-    return sum(entry.numel for entry in layer.with_role(*EXPERT_ROLES))
+def _is_routed(entry: TensorEntry) -> bool:
+    return entry.role.startswith("expert.")
+
+
+def _spans_channels(entry: TensorEntry) -> bool:
+    """Whether the first axis of ``entry`` counts the channels of one expert; true once for each expert."""
+    return entry.role in ("expert.gate", f"expert.gate.{LEFT}", "expert.gate.packed")
+
+
+def _own(layer: LayerInventory) -> int:
+    """Weights that the routed experts of ``layer`` do not share."""
+    return sum(entry.parameters for entry in layer.tensors if _is_routed(entry) and entry.expert is not None)
 
 
 def _active_matrices(layer: LayerInventory) -> int:
-    """Elements of the matrices that one token multiplies in ``layer``."""
+    """Elements of the matrices that one token multiplies in ``layer``.
+
+    A base multiplies each token once: gate and up before, down after the weighted sum over experts. Of shared bases each
+    expert of a token multiplies its own mixture, the size of one; making the mixture depends on no token and is not counted.
+    """
     fixed = sum(entry.numel for entry in layer.tensors if _is_fixed_matrix(entry))
-    return fixed + (_routed(layer) * layer.top_k // layer.experts if layer.experts else 0)
+    own = sum(
+        e.parameters for e in layer.tensors if _is_routed(e) and e.expert is not None and not e.role.endswith(MIX)
+    )
+    active = own * layer.top_k // layer.experts if layer.experts else 0
+    shared = [entry for entry in layer.tensors if entry.role.startswith(SHARED_PREFIX)]
+    bases = sum(entry.numel // entry.shape[0] * layer.top_k for entry in shared if len(entry.shape) == 3)
+    return fixed + active + bases + sum(entry.numel for entry in shared if len(entry.shape) == 2)
 
 
 def _is_fixed_matrix(entry: TensorEntry) -> bool:
-    return len(entry.shape) == 2 and entry.role not in (*EXPERT_ROLES, CONSTANT_ROLE)
+    return len(entry.shape) == 2 and not _is_routed(entry) and entry.role != CONSTANT_ROLE

@@ -44,7 +44,8 @@ MlpKind = Literal["moe", "dense", "none"]
 class TensorEntry:
     """One tensor of a checkpoint under its classic (per-expert) name.
 
-    ``template`` holds ``{layer}`` and, for experts, ``{expert}``; ``dtype`` is the safetensors code (``BF16``).
+    ``template`` holds ``{layer}`` and, for experts, ``{expert}``; ``dtype`` is the safetensors code (``BF16``). ``weights`` is
+    how many weights it stands for where that is not its number of elements: packed integers, or what describes other tensors.
     """
 
     template: str
@@ -53,6 +54,7 @@ class TensorEntry:
     dtype: str
     layer: int | None = None
     expert: int | None = None
+    weights: int | None = None
 
     @property
     def name(self) -> str:
@@ -63,6 +65,11 @@ class TensorEntry:
     def numel(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights that it stands for."""
+        return self.numel if self.weights is None else self.weights
 
     @property
     def nbytes(self) -> int:
@@ -108,6 +115,25 @@ class Router:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertForm:
+    """How the routed experts of a layer are stored where they are not three whole matrices each.
+
+    Args:
+        widths: channels of each expert; None: all have those that the config states.
+        ranks: for each expert the ranks of gate, up and down; 0 is a whole matrix. None: all are whole.
+        base: stored columns of the gate, up and down that all experts share, and to which their factors are added.
+        bases: count, rank and activation of the bases that gates share, and ups.
+        bits: bits and group size of packed integers.
+    """
+
+    widths: tuple[int, ...] | None = None
+    ranks: tuple[tuple[int, int, int], ...] | None = None
+    base: tuple[int, int, int] | None = None
+    bases: tuple[int, int, Literal["silu", "tanh"]] | None = None
+    bits: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LayerInventory:
     """One decoder layer of a checkpoint.
 
@@ -119,6 +145,7 @@ class LayerInventory:
         expert_map: for each router row the expert that it leads to; numbers from ``experts`` on are constant vectors.
             None: row e leads to expert e.
         constants: constant vectors that stand for experts.
+        form: how experts are stored; None: as three whole matrices each.
     """
 
     mlp: MlpKind
@@ -127,6 +154,7 @@ class LayerInventory:
     tensors: tuple[TensorEntry, ...]
     expert_map: tuple[int, ...] | None = None
     constants: int = 0
+    form: ExpertForm | None = None
 
     @property
     def rows(self) -> int:

@@ -9,8 +9,9 @@ from typing import Annotated, Any, ClassVar, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from methods.errors import ConfigError, RefusedError, UnknownNameError
+from methods.inside_fit import has_whole_matrices
 from methods.inventory import Inventory
-from methods.plan import LayerPlan, Plan
+from methods.plan import INSIDE, LayerPlan, Plan
 from methods.probe import Probe
 from methods.stats import Stats
 
@@ -28,6 +29,7 @@ class Method(BaseModel, abc.ABC):
         source: paper and equation.
         stages: plan stages that it writes (see ``methods.plan.STAGES``).
         equivariant: whether relabelling the experts relabels the plan (law 7); false only for ``random``.
+        shares: the values of ``keep`` that exist; empty where all between 0 and 1 do.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +39,7 @@ class Method(BaseModel, abc.ABC):
     source: ClassVar[str]
     stages: ClassVar[frozenset[str]]
     equivariant: ClassVar[bool] = True
+    shares: ClassVar[tuple[float, ...]] = ()
 
     keep: Keep = Field(default=0.5, description="share of the method's unit that remains, in (0, 1]")
 
@@ -65,6 +68,10 @@ class Method(BaseModel, abc.ABC):
         """Return the reason why the method does not apply to this model, or None."""
         if not inventory.moe_layers:
             return "the model has no MoE layer"
+        if not self.stages.isdisjoint(INSIDE) and any(not has_whole_matrices(layer.form) for layer in inventory.layers):
+            return (
+                "experts of this model are stored in another form already; state the steps in one recipe on the source"
+            )
         if "experts" in self.stages and any(layer.expert_map is not None for layer in inventory.layers):
             return "router rows of this model share experts already, so experts cannot be selected or merged again"
         return None

@@ -1,24 +1,30 @@
 """The plan: a small, serialisable blueprint of a compressed checkpoint, in the source's coordinates.
 
 A plan is a normal form, not a list of operations. Stages have a fixed order: blocks dropped, MoE sub-layers dropped,
-experts selected, merged or replaced by a constant. Two methods that decide the same thing give plans with the same digest.
+experts selected, merged or replaced by a constant, channels cut, matrices factored, weights zeroed, the rest in few bits.
+Two methods that decide the same thing give plans with the same digest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from methods.errors import PlanError
-from methods.inventory import EXPERT_ROLES, Inventory, LayerInventory
+from methods.inside import Bases, LowRank, Quantisation, Sparsity
+from methods.inside_fit import inside_misfit, normal_form
+from methods.inventory import Inventory, LayerInventory
 
 SCHEMA = 1
-STAGES = ("blocks", "sublayers", "experts", "sparsity")
+STAGES = ("blocks", "sublayers", "experts", "channels", "rank", "sparsity", "bits")
 """Stages that a plan can describe, in the order in which they are applied."""
+
+INSIDE = frozenset({"channels", "rank", "sparsity", "bits"})
+"""Those that change experts which stay, beyond merging."""
 
 
 RouterRule = Literal["slice", "mean", "map"]
@@ -63,45 +69,6 @@ class Merge(BaseModel):
         return self
 
 
-class Sparsity(BaseModel):
-    """Which weights of the routed experts become zero; the same rule for gate, up and down of every expert of a layer.
-
-    Args:
-        share: zeros among the weights of each matrix; 0.5 for the n:m patterns.
-        pattern: ``unstructured`` zeroes that share of every output row, ``2:4`` and ``4:8`` half of every four or eight
-            successive inputs.
-        kernel: what is zeroed: the smallest |w| (``magnitude``), the smallest |w| times the norm of its input over the
-            expert's tokens (``wanda``), that norm with each token weighted by its gate (``moe_pruner``), or the least change of
-            the output with the other weights adjusted (``sparsegpt``).
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    share: Annotated[float, Field(gt=0.0, lt=1.0)]
-    pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
-    kernel: Literal["magnitude", "wanda", "moe_pruner", "sparsegpt"] = "magnitude"
-
-    @model_validator(mode="after")
-    def _sound(self) -> Self:
-        if self.pattern != "unstructured" and self.share != 0.5:
-            raise ValueError(f"pattern {self.pattern!r} has a share of 0.5, found {self.share}")
-        return self
-
-    @property
-    def moments(self) -> frozenset[str]:
-        """Statistics that the kernel reads while weights are written."""
-        return SPARSITY_MOMENTS[self.kernel]
-
-
-SPARSITY_MOMENTS: Mapping[str, frozenset[str]] = {
-    "magnitude": frozenset(),
-    "wanda": frozenset({"input_square", "channel_square"}),
-    "moe_pruner": frozenset({"gated_input_square", "gated_channel_square"}),
-    "sparsegpt": frozenset({"input_gram", "channel_gram"}),
-}
-"""Statistics of the inputs of gate and up, and of down, for each kernel of ``Sparsity``."""
-
-
 class LayerPlan(BaseModel):
     """What becomes of one decoder layer of the source.
 
@@ -113,7 +80,12 @@ class LayerPlan(BaseModel):
         constants: source indices of experts that are replaced by their mean output, a vector; needs ``router='map'``.
         router: how the router's rows (and its bias and correction bias) follow; see ``RouterRule``.
         top_k: experts per token afterwards; None means min(source top-k, router rows that stay).
+        channels: for each expert that stays, in order, the hidden channels that stay (source indices of rows of gate and up,
+            columns of down), ascending, at least one; None keeps all.
+        rank: matrices that are stored as factors; None leaves them whole.
+        bases: gate and up as mixtures of bases that the layer's experts share; None leaves them whole.
         sparsity: weights of the experts that become zero, after merging; None leaves them dense.
+        bits: how the weights that are left are stored in few bits; None keeps their type.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -124,7 +96,11 @@ class LayerPlan(BaseModel):
     constants: tuple[Annotated[int, Field(ge=0)], ...] = ()
     router: RouterRule = "slice"
     top_k: Annotated[int, Field(ge=1)] | None = None
+    channels: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...] | None = None
+    rank: LowRank | None = None
+    bases: Bases | None = None
     sparsity: Sparsity | None = None
+    bits: Quantisation | None = None
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -133,6 +109,15 @@ class LayerPlan(BaseModel):
         for name, indices in (("experts", self.experts), ("constants", self.constants)):
             if indices is not None and list(indices) != sorted(set(indices)):
                 raise ValueError(f"{name} must be ascending and distinct, found {list(indices)}")
+        for kept in self.channels or ():
+            if not kept or list(kept) != sorted(set(kept)):
+                raise ValueError(f"the channels of an expert must be one or more, ascending and distinct, found {kept}")
+        if self.rank is not None and self.bases is not None:
+            raise ValueError("rank and bases: the matrices of a layer are factored in one of these ways")
+        if (self.rank is not None or self.bases is not None) and (self.sparsity is not None or self.bits is not None):
+            raise ValueError(
+                "factors are neither made sparse nor stored in few bits: there is no kernel that would serve them"
+            )
         if self.experts is None:
             if self.merges or self.constants:
                 raise ValueError("merges or constants without experts: list those that stay")
@@ -155,8 +140,25 @@ class LayerPlan(BaseModel):
         """Stages that this layer uses."""
         if self.drop != "none":
             return frozenset({"blocks" if self.drop == "block" else "sublayers"})
-        experts = set() if self.experts is None and self.top_k is None else {"experts"}
-        return frozenset(experts | ({"sparsity"} if self.sparsity else set()))
+        stated = {
+            "experts": self.experts is not None or self.top_k is not None,
+            "channels": self.channels is not None,
+            "rank": self.rank is not None or self.bases is not None,
+            "sparsity": self.sparsity is not None,
+            "bits": self.bits is not None,
+        }
+        return frozenset(stage for stage, used in stated.items() if used)
+
+    @property
+    def inside(self) -> bool:
+        """Whether the experts that stay are changed beyond merging, so that their matrices are computed."""
+        return not self.stages.isdisjoint(INSIDE)
+
+    @property
+    def moments(self) -> frozenset[str]:
+        """Names of the statistics whose values go into this layer."""
+        parts = (part.moments for part in (self.rank, self.sparsity, self.bits) if part is not None)
+        return frozenset({"routed_output_mean"} if self.constants else ()).union(*parts)
 
     @property
     def rows(self) -> tuple[int, ...] | None:
@@ -216,8 +218,7 @@ class Plan(BaseModel):
     @property
     def moments(self) -> frozenset[str]:
         """Names of the statistics whose values go into the checkpoint, so that writing it needs them."""
-        names = {"routed_output_mean"} if any(layer.constants for layer in self.layers) else set()
-        return frozenset(names).union(*(layer.sparsity.moments for layer in self.layers if layer.sparsity))
+        return frozenset().union(*(layer.moments for layer in self.layers))
 
     def dumps(self) -> str:
         """Return canonical JSON: sorted keys, no blanks, neutral fields left out."""
@@ -274,7 +275,8 @@ def _normalise(plan: LayerPlan, layer: LayerInventory) -> LayerPlan:
         merges = tuple(merge for merge in map(_without_idle_members, merges) if merge is not None)
     router = plan.router if merges or plan.constants else "slice"
     experts = None if plan.experts is not None and len(plan.experts) == layer.experts else plan.experts
-    normal = LayerPlan(experts=experts, merges=merges, constants=plan.constants, router=router, sparsity=plan.sparsity)
+    stated = {"experts": experts, "merges": merges, "router": router, "top_k": None, **normal_form(plan, layer)}
+    normal = plan.model_copy(update=stated)
     rows = layer.rows if normal.rows is None else len(normal.rows)
     return normal.model_copy(update={"top_k": None if plan.top_k == min(layer.top_k, rows) else plan.top_k})
 
@@ -296,8 +298,6 @@ def _misfit(plan: LayerPlan, layer: LayerInventory, inventory: Inventory) -> str
         return None
     if plan.drop != "none":
         return None
-    if plan.sparsity is not None and (reason := _pattern_misfit(plan.sparsity, layer)):
-        return reason
     if plan.experts is not None:
         if layer.expert_map is not None:
             return (
@@ -309,18 +309,7 @@ def _misfit(plan: LayerPlan, layer: LayerInventory, inventory: Inventory) -> str
         ranks = [merge.rank for merge in plan.merges if merge.rank is not None]
         if ranks and max(ranks) > inventory.hidden:
             return f"rank {max(ranks)} exceeds the hidden size {inventory.hidden}"
-    return _routing_misfit(plan, layer, inventory)
-
-
-def _pattern_misfit(sparsity: Sparsity, layer: LayerInventory) -> str | None:
-    """Return why an n:m pattern cannot be laid over the experts' matrices, or None."""
-    if sparsity.pattern == "unstructured":
-        return None
-    block = int(sparsity.pattern.partition(":")[2])
-    for entry in layer.with_role(*EXPERT_ROLES):
-        if entry.shape[1] % block:
-            return f"pattern {sparsity.pattern} needs inputs in multiples of {block}, {entry.role} has {entry.shape[1]}"
-    return None
+    return inside_misfit(plan, layer) or _routing_misfit(plan, layer, inventory)
 
 
 def _routing_misfit(plan: LayerPlan, layer: LayerInventory, inventory: Inventory) -> str | None:

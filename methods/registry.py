@@ -43,6 +43,15 @@ BUILT_IN: Mapping[str, str] = {
     "wanda": "methods.slimming:Wanda",
     "moe_pruner": "methods.slimming:MoEPruner",
     "sparsegpt": "methods.slimming:SparseGPT",
+    "rtn": "methods.quantisation:RTN",
+    "gptq": "methods.quantisation:GPTQ",
+    "awq": "methods.quantisation:AWQ",
+    "svd": "methods.low_rank:SVD",
+    "whitened_svd": "methods.low_rank:WhitenedSVD",
+    "d2_moe": "methods.d2_moe:D2MoE",
+    "mobe": "methods.mobe:MoBE",
+    "camera_p": "methods.channel_pruning:CAMERA",
+    "heapr": "methods.channel_pruning:HEAPr",
 }
 
 

@@ -10,9 +10,10 @@ from typing import ClassVar, Literal
 
 from methods.allocation import depth_shares
 from methods.errors import RefusedError
+from methods.inside import SPARSITY_MOMENTS, Sparsity
 from methods.inventory import EXPERT_ROLES, Inventory
 from methods.method import LayerwiseMethod
-from methods.plan import SPARSITY_MOMENTS, LayerPlan, Sparsity
+from methods.plan import LayerPlan
 from methods.stats import Stats
 
 

@@ -57,6 +57,8 @@ Dimension = Choice | Integer | Real | Share
 def space_of(cls: type[Method]) -> Mapping[str, Dimension]:
     """Return one dimension for each knob of ``cls``; a knob of a kind that cannot be searched is left out."""
     dimensions = {name: _dimension(name, field) for name, field in cls.model_fields.items()}
+    if cls.shares:
+        dimensions["keep"] = Choice(cls.shares)
     return {name: dimension for name, dimension in dimensions.items() if dimension is not None}
 
 

@@ -1,9 +1,11 @@
 """Statistics: what may be measured in the one calibration pass, and the container that methods read.
 
 Letters: E routed experts, A gate powers, N norm powers, B boundaries between decoder layers (L + 1), M the three matrices,
-D hidden size, F expert width, S sampled tokens.
+D hidden size, F expert width, R = min(D, F), S sampled tokens. Experts of unequal width count as padded with channels of
+zeros to the widest of their layer.
 Notation: g_j(x) weight that multiplies expert j's output (0 unless chosen), f_j(x) that output, T_j the tokens routed to j,
-z(x) router logits. *Sampled* tokens are evenly spaced over the corpus, in its order, and every expert runs on each of them.
+z(x) router logits, a the input of down, w_c column c of W_down. *Sampled* tokens are evenly spaced over the corpus, in its
+order, and every expert runs on each of them.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class StatSpec:
         dims: axis letters of its shape.
         scope: measured for each ``moe`` layer, for each decoder layer (``block``), or once for the ``model``.
         cost: ``weights`` needs no tokens, ``routed`` runs experts on their routed tokens only, ``sampled`` runs all experts
-            on the sampled tokens, ``boundary`` keeps hidden states.
+            on the sampled tokens, ``boundary`` keeps hidden states, ``gradient`` runs the whole resident model forward and
+            backward on one window after another, always the model that is measured, whatever the propagation.
         definition: formula in words.
         unit: unit of its values.
     """
@@ -40,7 +43,7 @@ class StatSpec:
     name: str
     dims: tuple[str, ...]
     scope: Literal["moe", "block", "model"]
-    cost: Literal["weights", "routed", "sampled", "boundary"]
+    cost: Literal["weights", "routed", "sampled", "boundary", "gradient"]
     definition: str
     unit: str
 
@@ -75,6 +78,15 @@ CATALOGUE: Mapping[str, StatSpec] = {
             "linear CKA of the experts' weights [W_gate^T | W_up^T | W_down], hidden dimensions as samples",
             "1",
         ),
+        StatSpec(
+            "weight_spectrum",
+            ("E", "M", "R"),
+            "moe",
+            "weights",
+            "singular values of gate, up, down, descending",
+            "weight",
+        ),
+        StatSpec("routed_tokens", ("E",), "moe", "routed", "tokens routed to j", "tokens"),
         StatSpec("logit_gram", ("E", "E"), "moe", "routed", "sum over all tokens of z_i z_j", "logit^2 tokens"),
         StatSpec("coactivation", ("E", "E"), "moe", "routed", "tokens routed to both i and j", "tokens"),
         StatSpec(
@@ -151,6 +163,55 @@ CATALOGUE: Mapping[str, StatSpec] = {
             "channel^2",
         ),
         StatSpec(
+            "whitened_spectrum",
+            ("E", "M", "R"),
+            "moe",
+            "routed",
+            "singular values, descending, of W S, W gate, up or down and S S^T the mean over T_j of x x^T, x the input of W; "
+            "those of W where T_j is empty",
+            "output",
+        ),
+        StatSpec(
+            "input_magnitude",
+            ("D",),
+            "moe",
+            "routed",
+            "mean over all tokens of |x|, x the input of the MoE block after its norm",
+            "input",
+        ),
+        StatSpec(
+            "channel_magnitude", ("E", "F"), "moe", "routed", "mean over T_j of |a|; 0 where T_j is empty", "channel"
+        ),
+        StatSpec(
+            "channel_energy",
+            ("E", "F"),
+            "moe",
+            "routed",
+            "|w_c|^2 times the sum over T_j of (g_j a_c)^2",
+            "output^2 tokens",
+        ),
+        StatSpec(
+            "channel_peak", ("E", "F"), "moe", "routed", "|w_c|^2 times the maximum over T_j of (g_j a_c)^2", "output^2"
+        ),
+        StatSpec(
+            "channel_curvature",
+            ("E", "F"),
+            "moe",
+            "gradient",
+            "mean over T_j of a_c^2, times w_c^T G_j w_c with G_j the mean over T_j of d d^T; d is the gradient, in f_j(x) "
+            "before its weighting by g_j, of the next-token cross-entropy summed over the window; 0 where T_j is empty",
+            "nat^2",
+        ),
+        StatSpec(
+            "fisher_mass",
+            ("E", "M"),
+            "moe",
+            "gradient",
+            "sum over windows of the squared Frobenius norm of the gradient, in gate, up, down, of the window's mean "
+            "next-token cross-entropy",
+            "nat^2 / weight^2 windows",
+        ),
+        StatSpec(
             "router_correction", ("E",), "moe", "weights", "correction bias of the router; 0 if it has none", "score"
         ),
         StatSpec("token_logits", ("S", "E"), "moe", "sampled", "router logits of the sampled tokens, float32", "logit"),
@@ -186,7 +247,7 @@ class Stats:
 
     Statistics of scope ``model`` hold a single array in a tuple of length one. ``tokens`` is the number of tokens
     measured; ``meta`` tells corpus, model and settings. ``stale`` lists statistics that were measured before experts were
-    merged, and that no slicing can bring up to date.
+    merged or changed inside, and that no slicing can bring up to date.
     """
 
     values: Mapping[str, tuple[Array | None, ...]]
@@ -217,7 +278,8 @@ class Stats:
             raise UnknownNameError("statistic", name, CATALOGUE)
         if name in self.stale:
             raise RefusedError(
-                f"statistic {name!r} describes experts that an earlier step merged; measure it anew on the merged model"
+                f"statistic {name!r} describes experts that an earlier step merged or changed inside; measure it anew on the "
+                "model of that step"
             )
         if name not in self.values:
             raise StatsError(
@@ -236,6 +298,10 @@ class Stats:
         """Return these statistics in the coordinates of the checkpoint that ``plan`` makes: sliced, not measured anew."""
         merged = any(layer.merges or layer.constants for layer in plan.layers)
         stale = {name for name in self.values if "E" in CATALOGUE[name].dims} if merged else set()
+        if any(layer.inside for layer in plan.layers):
+            stale |= {name for name in self.values if "R" in CATALOGUE[name].dims}
+        if any(layer.channels is not None for layer in plan.layers):
+            stale |= _WHOLE_EXPERTS & self.values.keys()
         values = {
             name: _restrict(CATALOGUE[name], value, plan) for name, value in self.values.items() if name not in stale
         }
@@ -250,6 +316,27 @@ def by_expert(name: str, value: Array, experts: Sequence[int]) -> Array:
     return value
 
 
+_WHOLE_EXPERTS = frozenset({"weight_norm", "weight_cka", "fisher_mass"})
+"""Sums over all channels of an expert, from which those of channels that were cut cannot be taken."""
+
+
+def by_channel(name: str, value: Array, channels: Sequence[Sequence[int]]) -> Array:
+    """Return ``value`` of statistic ``name`` for these ``channels`` of each expert, padded with zeros to the most."""
+    letters = CATALOGUE[name].dims
+    if "F" not in letters:
+        return value
+    width = max(map(len, channels))
+    shape = [width if letter == "F" else size for letter, size in zip(letters, value.shape, strict=True)]
+    result = np.zeros(shape, dtype=value.dtype)
+    for expert, kept in enumerate(channels):
+        row = value[expert]
+        for axis, letter in enumerate(letters[1:]):
+            if letter == "F":
+                row = row.take(kept, axis=axis)
+        result[expert][tuple(slice(size) for size in row.shape)] = row
+    return result
+
+
 def _restrict(spec: StatSpec, values: tuple[Array | None, ...], plan: Plan) -> tuple[Array | None, ...]:
     if spec.scope == "model":
         stays = [index for index, layer in enumerate(plan.layers) if layer.drop != "block"] + [len(plan.layers)]
@@ -260,8 +347,10 @@ def _restrict(spec: StatSpec, values: tuple[Array | None, ...], plan: Plan) -> t
             continue
         if layer.drop == "moe" and spec.scope == "moe":
             restricted.append(None)
-        elif value is not None and layer.experts is not None:
-            restricted.append(by_expert(spec.name, value, layer.experts))
-        else:
-            restricted.append(value)
+            continue
+        if value is not None and layer.experts is not None:
+            value = by_expert(spec.name, value, layer.experts)
+        if value is not None and layer.channels is not None:
+            value = by_channel(spec.name, value, layer.channels)
+        restricted.append(value)
     return tuple(restricted)

@@ -8,16 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from methods.forms import parts, restricted, shared
+from methods.inside_fit import form_of
 from methods.inventory import (
     CONSTANT_ROLE,
     EXPERT_ROLES,
     MLP_PREFIXES,
     ROUTER_ROLES,
+    ExpertForm,
     Inventory,
     LayerInventory,
     TensorEntry,
 )
-from methods.plan import LayerPlan, Merge, Plan, Sparsity
+from methods.plan import LayerPlan, Merge, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +32,15 @@ class MergedExpert:
 
 
 @dataclass(frozen=True, slots=True)
-class SparseExpert:
-    """The target is one matrix of expert ``expert`` of decoder layer ``layer`` of the source, some of its weights zero.
+class InsideExpert:
+    """The target is stored of expert ``expert`` of decoder layer ``layer`` of the source, which ``plan`` changes inside.
 
-    ``merge`` says what the expert is made of before; None: of itself.
+    ``expert`` is None for what all experts of the layer share. ``plan`` also says what the expert is merged from before.
     """
 
     layer: int
-    expert: int
-    sparsity: Sparsity
-    merge: Merge | None = None
+    expert: int | None
+    plan: LayerPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,23 @@ class AveragedRows:
 
     members: tuple[tuple[int, ...], ...]
     weights: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledInputs:
+    """The target sees inputs that decoder layer ``layer`` of the source scales for its experts (AWQ), or scales them.
+
+    ``rows`` says how its rows are averaged before; None: they are not.
+    """
+
+    layer: int
+    plan: LayerPlan
+    rows: AveragedRows | None = None
+
+
+SCALED_ROLES = ("norm.mlp", "router.weight", "shared.gate", "shared.up", "shared.scalar_gate")
+"""Roles of the tensors that a scale of the experts' inputs reaches: the norm that gives them, and everything else that reads
+what the norm gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +90,7 @@ class Transfer:
     source: TensorEntry
     target: TensorEntry
     rows: tuple[int, ...] | None = None
-    recipe: MergedExpert | SparseExpert | AveragedRows | Constants | None = None
+    recipe: MergedExpert | InsideExpert | ScaledInputs | AveragedRows | Constants | None = None
 
 
 def transfers(plan: Plan, inventory: Inventory) -> Iterator[Transfer]:
@@ -101,7 +120,8 @@ def result(plan: Plan, inventory: Inventory) -> Inventory:
         mapped = layer.expert_map if layer_plan.experts is None else layer_plan.expert_map
         constants = layer.constants if layer_plan.experts is None else len(layer_plan.constants)
         top_k = layer_plan.top_k or min(layer.top_k, rows)
-        layers.append(LayerInventory(layer.mlp, experts, top_k, tensors, mapped, constants))
+        form = form_of(layer_plan, layer) or restricted(layer.form, layer_plan.experts)
+        layers.append(LayerInventory(layer.mlp, experts, top_k, tensors, mapped, constants, form))
     return inventory.with_layers(tuple(layers))
 
 
@@ -110,32 +130,52 @@ def _layer_transfers(plan: LayerPlan, layer: LayerInventory, index: int, number:
     position = None if plan.experts is None else {expert: new for new, expert in enumerate(plan.experts)}
     merges = {merge.into: merge for merge in plan.merges}
     matrices = {(e.role, e.expert): e for e in layer.with_role(*EXPERT_ROLES)} if merges else {}
+    form = form_of(plan, layer)
+    scaled = plan.bits is not None and plan.bits.kernel == "awq"
+    begun = False
     for entry in layer.tensors:
         if plan.drop == "moe" and (entry.role == "norm.mlp" or entry.role.startswith(MLP_PREFIXES)):
             continue
         target = replace(entry, layer=number)
         if entry.expert is not None and (position is None or entry.expert in position):
+            if form is not None and not begun:
+                begun = True
+                yield from _shared(plan, layer, form, index, number)
             merge = merges.get(entry.expert)
-            recipe: MergedExpert | SparseExpert | None = None
-            if plan.sparsity is not None:
-                recipe = SparseExpert(index, entry.expert, plan.sparsity, merge)
+            place = entry.expert if position is None else position[entry.expert]
+            whole = replace(target, expert=place)
+            if plan.inside:
+                inside = InsideExpert(index, entry.expert, plan)
+                for part in parts(whole, form or ExpertForm()):
+                    yield Transfer(entry, part, recipe=inside)
             elif merge is not None:
                 recipe = MergedExpert(merge, tuple(matrices[entry.role, m] for m in merge.members))
-            place = entry.expert if position is None else position[entry.expert]
-            yield Transfer(entry, replace(target, expert=place), recipe=recipe)
-        elif position is None:
-            yield Transfer(entry, target)
+                yield Transfer(entry, whole, recipe=recipe)
+            else:
+                yield Transfer(entry, whole)
         elif entry.expert is not None:
             continue
-        elif entry.role in ROUTER_ROLES:
+        elif position is not None and entry.role in ROUTER_ROLES:
             rows = plan.rows
             assert rows is not None
             target = replace(target, shape=(len(rows), *entry.shape[1:]))
-            yield Transfer(entry, target, rows, averaged_rows(rows, plan.merges) if plan.router == "mean" else None)
+            averaged = averaged_rows(rows, plan.merges) if plan.router == "mean" else None
+            reached = scaled and entry.role in SCALED_ROLES
+            yield Transfer(entry, target, rows, ScaledInputs(index, plan, averaged) if reached else averaged)
             if entry.role == "router.weight" and plan.constants:
                 yield _constants(plan, entry, index, number)
+        elif scaled and entry.role in SCALED_ROLES:
+            yield Transfer(entry, target, recipe=ScaledInputs(index, plan))
         else:
             yield Transfer(entry, target)
+
+
+def _shared(plan: LayerPlan, layer: LayerInventory, form: ExpertForm, index: int, number: int) -> Iterator[Transfer]:
+    """Yield the transfers of what the experts of a layer share."""
+    whole = [replace(entry, layer=number) for entry in layer.with_role(*EXPERT_ROLES)]
+    source = next(layer.with_role(*EXPERT_ROLES))
+    for entry in shared(whole, form):
+        yield Transfer(source, entry, recipe=InsideExpert(index, None, plan))
 
 
 def averaged_rows(rows: Sequence[int], merges: Sequence[Merge]) -> AveragedRows:

@@ -13,12 +13,14 @@ from bench.config import (
     CalibrationConfig,
     EvaluationConfig,
     MethodConfig,
+    RecipeConfig,
     RunConfig,
     TimingConfig,
     expand,
     parse_method,
 )
-from bench.strict import Strict, load_settings
+from bench.recovery.settings import RecoverySettings
+from bench.strict import Strict, load_settings, read_settings
 from methods.method import Method, Share
 from methods.stats import CATALOGUE
 
@@ -28,6 +30,10 @@ POCKET = "pocket"
 
 def _method(value: Any) -> Any:
     return parse_method(value) if isinstance(value, str) else value
+
+
+def _recipe(value: Any) -> Any:
+    return read_settings(Path(value)) if isinstance(value, str | Path) else value
 
 
 class GridCalibration(Strict):
@@ -45,7 +51,13 @@ class GridConfig(Strict):
 
     models: tuple[str, ...] = Field(min_length=1, description="folders, hub ids or names of pocket models")
     methods: tuple[Annotated[MethodConfig, BeforeValidator(_method)], ...] = Field(
-        min_length=1, description="name, name:knob=value,..., or name and knobs"
+        default=(), description="name, name:knob=value,..., or name and knobs"
+    )
+    recipes: tuple[Annotated[RecipeConfig, BeforeValidator(_recipe)], ...] = Field(
+        default=(), description="files of recipes, or what they hold"
+    )
+    recoveries: tuple[RecoverySettings | None, ...] = Field(
+        default=(None,), min_length=1, description="trainings of every compressed model, each for itself; null is none"
     )
     keeps: tuple[Share, ...] = Field(default=(), description="shares; a method that states its own keep stays as it is")
     calibration: GridCalibration = GridCalibration()
@@ -68,6 +80,8 @@ class GridConfig(Strict):
         ):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} states a value twice: {', '.join(map(str, values))}")
+        if not self.methods and not self.recipes:
+            raise ValueError("there is nothing to run; state methods, recipes, or both")
         if self.timing.enabled and self.workers > 1:
             raise ValueError(f"timing needs the machine to itself, found {self.workers} workers; allowed: workers: 1")
         return self
@@ -82,6 +96,9 @@ def load_grid(path: Path) -> GridConfig:
     config = load_settings(path, GridConfig)
     for method in config.methods:
         method.configured()
+    for recipe in config.recipes:
+        for step in recipe.steps:
+            step.configured()
     return config
 
 
@@ -99,7 +116,7 @@ class Job:
     @property
     def runs(self) -> int:
         """Number of compressed models, or 1 for the base."""
-        return len(self.config.methods) or 1
+        return len(self.config.methods) + len(self.config.recipes) or 1
 
     @property
     def label(self) -> str:
@@ -108,8 +125,10 @@ class Job:
         return self.config.model if self.base else f"{self.config.model}, {calibration.corpus}, seed {calibration.seed}"
 
     def split(self) -> list[Job]:
-        """Return one job for each method."""
-        return [Job(self.config.model_copy(update={"methods": (method,)})) for method in self.config.methods]
+        """Return one job for each method and recipe."""
+        alone: list[dict[str, Any]] = [{"methods": (method,), "recipes": ()} for method in self.config.methods]
+        alone += [{"methods": (), "recipes": (recipe,)} for recipe in self.config.recipes]
+        return [Job(self.config.model_copy(update=update)) for update in alone]
 
 
 def jobs(config: GridConfig, store: Path) -> list[Job]:
@@ -127,12 +146,15 @@ def jobs(config: GridConfig, store: Path) -> list[Job]:
             for seed in calibration.seeds:
                 first = (corpus == calibration.corpora[0], seed == calibration.seeds[0])
                 methods = [one for method in config.methods for one in _seeded(method, seed, *first)]
-                if methods:
-                    own = CalibrationConfig(
-                        corpus=corpus, seed=seed, **calibration.model_dump(exclude={"corpora", "seeds"})
-                    )
-                    expanded = tuple(expand(methods, config.keeps))
-                    found.append(Job(RunConfig(model=model, methods=expanded, calibration=own, **settings)))
+                if not methods and not config.recipes:
+                    continue
+                own = CalibrationConfig(
+                    corpus=corpus, seed=seed, **calibration.model_dump(exclude={"corpora", "seeds"})
+                )
+                chosen = {"methods": tuple(expand(methods, config.keeps)), "recipes": config.recipes}
+                for recovery in config.recoveries:
+                    run = RunConfig(model=model, calibration=own, recovery=recovery, **chosen, **settings)
+                    found.append(Job(run))
     return found
 
 
@@ -146,8 +168,8 @@ def _seeded(method: MethodConfig, seed: int, first_corpus: bool, first_seed: boo
 
 
 def reads_text(method: Method) -> bool:
-    """Return whether the plan of ``method`` depends on a calibration text."""
-    return method.probing or any(CATALOGUE[name].cost != "weights" for name in method.needs)
+    """Return whether what ``method`` makes depends on a calibration text."""
+    return method.probing or any(CATALOGUE[name].cost != "weights" for name in method.measured)
 
 
 def _evaluation(config: EvaluationConfig, store: Path) -> EvaluationConfig:

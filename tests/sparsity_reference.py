@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from methods.plan import Sparsity
+from methods.inside import Sparsity
 
 Array = NDArray[np.float64]
 

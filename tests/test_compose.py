@@ -7,8 +7,9 @@ import pytest
 
 from methods.compose import compose
 from methods.errors import PlanError
+from methods.inside import Sparsity
 from methods.inventory import Inventory
-from methods.plan import LayerPlan, Merge, Plan, Sparsity
+from methods.plan import LayerPlan, Merge, Plan
 from methods.transfer import result
 from tests.inventories import toy_inventory
 
@@ -161,6 +162,7 @@ def test_sparsity_comes_last() -> None:
     assert composed(LayerPlan(sparsity=SPARSE), chosen) == LayerPlan(experts=(1, 3), sparsity=SPARSE), (
         "zeros stay zeros"
     )
-    for second in (LayerPlan(sparsity=SPARSE), LayerPlan(experts=(0,), merges=(merged(0, (0, 0.5), (1, 0.5)),))):
-        with pytest.raises(PlanError, match="put sparsity last"):
+    again = LayerPlan(sparsity=SPARSE), "the order is channels, rank, bases, sparsity, bits, each stated once"
+    for second, reason in (again, (LayerPlan(experts=(0,), merges=(merged(0, (0, 0.5), (1, 0.5)),)), "merge first")):
+        with pytest.raises(PlanError, match=reason):
             composed(LayerPlan(experts=(0, 1, 2), sparsity=SPARSE), second)

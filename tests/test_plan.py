@@ -7,8 +7,9 @@ from pydantic import ValidationError
 
 from methods.cost import cost, cost_of, ratios, zeros
 from methods.errors import PlanError
-from methods.plan import LayerPlan, Merge, Plan, Sparsity
-from methods.transfer import AveragedRows, Constants, MergedExpert, SparseExpert, result, transfers
+from methods.inside import Sparsity
+from methods.plan import LayerPlan, Merge, Plan
+from methods.transfer import AveragedRows, Constants, InsideExpert, MergedExpert, result, transfers
 from tests.inventories import toy_inventory
 
 
@@ -227,7 +228,7 @@ def test_sparsity_is_a_stage_of_its_own() -> None:
         cost(plan, inventory).bytes
         == cost(plan_of(LayerPlan(), LayerPlan(), LayerPlan(experts=(0, 2))), inventory).bytes
     )
-    items = [item for item in transfers(plan, inventory) if isinstance(item.recipe, SparseExpert)]
+    items = [item for item in transfers(plan, inventory) if isinstance(item.recipe, InsideExpert)]
     assert len(items) == 3 * (4 + 2) and {item.recipe.layer for item in items} == {1, 2}
     assert [item.target.expert for item in items[-3:]] == [1] * 3 and items[-1].recipe.expert == 2
 

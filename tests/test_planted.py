@@ -1,7 +1,7 @@
 """Planted dead experts and planted copies, on every registered method, measured on real (tiny) checkpoints.
 
 A selection method drops a dead expert first. A grouping method puts copies into one group, and where all router rows stay
-(``map``) merging them changes nothing. No method fails on any of them.
+(``map``) merging them changes nothing. A method that shrinks experts takes most from a dead one. No method fails on any of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bench.probe import ModelProbe
 from methods import registry
 from methods.errors import RefusedError
 from methods.method import Method
-from methods.plan import LayerPlan, Plan
+from methods.plan import INSIDE, LayerPlan, Plan
 from methods.ream import REAM
 from methods.stats import CATALOGUE, Stats
 from tests.planted_models import COPY, DEAD, EXPERTS, ORIGINAL, TOKENS, Plant, plant
@@ -36,6 +36,7 @@ FAMILIES = ("mixtral", "qwen2_moe", "deepseek_v3")
 KEEP_ALL_BUT_ONE = (EXPERTS - 1) / EXPERTS
 LOGITS = TOKENS[:2, :16]
 TOLERANCE = 2e-5
+WIDTH = 32
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Promise:
     Args:
         drops: plants whose dead expert goes first.
         groups: plants whose copies form one group.
+        shrinks: plants whose dead expert keeps the fewest channels, or the lowest ranks.
         knobs: settings under which it promises.
         mapped: settings under which all router rows stay, so that merging copies changes no logit; None if there are none.
         blind: why it can see none of them.
@@ -52,6 +54,7 @@ class Promise:
 
     drops: tuple[Plant, ...] = ()
     groups: tuple[Plant, ...] = ()
+    shrinks: tuple[Plant, ...] = ()
     knobs: dict[str, Any] = field(default_factory=dict)
     mapped: dict[str, Any] | None = None
     blind: str = ""
@@ -94,10 +97,23 @@ PROMISES = {
     "wanda": Promise(blind="keeps all experts"),
     "moe_pruner": Promise(blind="keeps all experts"),
     "sparsegpt": Promise(blind="keeps all experts"),
+    # Every expert in another form.
+    "camera_p": Promise(shrinks=("idle", "null")),
+    "heapr": Promise(shrinks=("idle", "null")),
+    "svd": Promise(shrinks=("idle",)),  # by removal losses, see above
+    "whitened_svd": Promise(shrinks=("null",)),  # an idle expert has no outputs, so its weights count
+    "d2_moe": Promise(blind="gives all experts of a layer one rank"),
+    "mobe": Promise(blind="gives all experts of a layer the same bases"),
+    "rtn": Promise(blind="keeps all experts"),
+    "gptq": Promise(blind="keeps all experts"),
+    "awq": Promise(blind="keeps all experts"),
 }
 
 QUICK: dict[str, dict[str, Any]] = {"diep": {"steps": 8}}
 """Settings that make a method cheaper where only failing is of interest."""
+
+SHORT: dict[str, dict[str, Any]] = {"mobe": {"steps": 20}}
+"""Settings that make it cheaper to write what a method decides."""
 
 Planted = Callable[[str, Plant], tuple[Checkpoint, Stats, ModelProbe]]
 
@@ -141,7 +157,8 @@ def moe_layers(plan: Plan, made: tuple[Checkpoint, Stats, ModelProbe]) -> list[L
 def test_every_method_states_what_it_promises(name: str) -> None:
     assert name in PROMISES, f"say in PROMISES what {name} does with dead experts and with copies"
     promise = PROMISES[name]
-    assert bool(promise.blind) != bool(promise.drops or promise.groups), "a promise, or the reason why there is none"
+    kept = promise.drops or promise.groups or promise.shrinks
+    assert bool(promise.blind) != bool(kept), "a promise, or the reason why there is none"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -243,13 +260,39 @@ def test_merged_plants_are_finite(kind: Plant, name: str, planted: Planted, tmp_
     assert torch.isfinite(logits(written)).all()
 
 
+SHRINKS = [(name, kind) for name, promise in PROMISES.items() for kind in promise.shrinks]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("name", "kind"), SHRINKS)
+def test_the_dead_expert_shrinks_most(family: str, name: str, kind: Plant, planted: Planted, tmp_path: Path) -> None:
+    made = planted(family, kind)
+    plan = decide(registry.method(name, keep=KEEP_ALL_BUT_ONE, **PROMISES[name].knobs), made)
+    layers = moe_layers(plan, made)
+    if layers[0].channels is not None:
+        widths = [[len(kept) for kept in layer.channels or ()] for layer in layers]
+        assert [own[DEAD] for own in widths] == [1] * len(layers)
+        # Its channels are 1/8 of all; the one that it keeps is taken from the others.
+        assert sum(map(sum, widths)) - len(layers) == len(layers) * ((EXPERTS - 1) * WIDTH - 1)
+    else:
+        ranks = [layer.rank.ranks for layer in layers if layer.rank is not None]
+        assert [own[DEAD] for own in ranks] == [(1, 1, 1)] * len(layers)
+        others = [rank for own in ranks for expert in range(EXPERTS) if expert != DEAD for rank in own[expert]]
+        assert all(rank == 0 or rank > 1 for rank in others), "0 is a matrix left whole"
+    written = apply(made[0], plan, tmp_path / "compressed", moments=made[1])
+    assert torch.isfinite(logits(written)).all()
+
+
+INSIDES = [name for name in PROMISES if registry.method_class(name).stages <= INSIDE]
+
+
 @pytest.mark.parametrize("kind", ["idle", "null", "twins"])
-@pytest.mark.parametrize("name", ["magnitude", "wanda", "moe_pruner", "sparsegpt"])
-def test_sparse_plants_are_finite(kind: Plant, name: str, planted: Planted, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", INSIDES)
+def test_experts_changed_inside_are_finite(kind: Plant, name: str, planted: Planted, tmp_path: Path) -> None:
     made = planted("qwen2_moe", kind)
-    plan = decide(registry.method(name, keep=0.5), made)
+    plan = decide(registry.method(name, keep=0.5, **SHORT.get(name, {})), made)
     path = apply(made[0], plan, tmp_path / "compressed", moments=made[1])
     assert torch.isfinite(logits(path)).all()
-    if kind == "twins" and name == "magnitude":  # the others see the tokens of each copy
+    if kind == "twins" and name in ("magnitude", "rtn"):  # the others see the tokens of each copy
         for layer in load_model(path).model.layers:
             assert torch.equal(layer.mlp.experts.down_proj[ORIGINAL], layer.mlp.experts.down_proj[COPY])

@@ -19,7 +19,8 @@ import torch
 from bench.apply import apply
 from bench.checkpoint import Checkpoint
 from bench.load import load_model
-from bench.serving.capability import KINDS, TOKENS, Trial, greedy_tokens, table, write
+from bench.serving.capability import TOKENS, Trial, greedy_tokens, table, write
+from bench.serving.kinds import KINDS
 from bench.serving.plugin import STOCK
 from bench.serving.protocol import TimingProtocol, unservable
 from bench.serving.serve import serve, serve_command
@@ -58,8 +59,8 @@ def test_vllm_agrees_with_transformers(source: Checkpoint, kind: str, session: T
     path = write(source, kind, tmp_path / kind)
     prompts = tiny_tokens(3, 12, seed=5).tolist()
     expected = log_probabilities(path, prompts)
-    assert session.greedy(path, prompts, TOKENS) == greedy_tokens(path, prompts)
-    found = session.log_probabilities(path, prompts)
+    tokens, found = session.answers(path, prompts, TOKENS)
+    assert tokens == greedy_tokens(path, prompts)
     gap = max(abs(a - b) for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True))
     assert gap < 1e-5, f"prompt log-probabilities differ by {gap:.2g}"
     if kind != "base":
@@ -76,7 +77,7 @@ def test_every_family_has_a_class() -> None:
 
 def test_the_capability_table_numbers_its_reasons() -> None:
     found = [Trial("a", kind, "served") for kind in KINDS] + [Trial("b", kind, "too wide") for kind in KINDS]
-    text = table([*found[:-1], Trial("b", "constants", "differs")])
+    text = table([*found[:-1], Trial("b", list(KINDS)[-1], "differs")])
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(KINDS) and rows[2].endswith("| served | no [1] |")
     assert rows[-1].endswith("| served | differs |") and text.count("too wide") == 1

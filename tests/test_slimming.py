@@ -15,9 +15,10 @@ from bench.realise import realised
 from methods import registry
 from methods.cost import cost, zeros
 from methods.errors import ConfigError, RefusedError
+from methods.inside import SPARSITY_MOMENTS, Sparsity
 from methods.inventory import Inventory
 from methods.method import LayerwiseMethod
-from methods.plan import SPARSITY_MOMENTS, LayerPlan, Plan, Sparsity
+from methods.plan import LayerPlan, Plan
 from methods.slimming import Magnitude
 from methods.stats import Stats
 from tests.inventories import toy_inventory

@@ -10,7 +10,7 @@ import torch
 
 from methods.kernels import sparsity as kernels
 from methods.kernels.sparsity import InputMoments, inverse_factor, sparsified
-from methods.plan import Sparsity
+from methods.inside import Sparsity
 from tests.sparsity_reference import Array, loss, masked_slowly, sparsegpt_slowly
 
 KERNELS = ("magnitude", "wanda", "moe_pruner", "sparsegpt")

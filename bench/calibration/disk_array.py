@@ -1,7 +1,8 @@
 """Statistics that are too big for memory: written row by row to a .npy file, handed out as memory maps.
 
 Rows get their last value in order, with ``append``; until then they may hold sums, with ``write`` and ``read``. Plain writes
-are used, since the pages of a map that is written count as memory of the process.
+are used, since the pages of a map that is written count as memory of the process. Statistics are float32; float64 is for sums
+that go when the layer is done.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 from blake3 import blake3
 
+from bench.calibration.weights import expert_width
 from methods.errors import StatsError
 from methods.inventory import Inventory
 from methods.stats import CATALOGUE
@@ -32,19 +34,22 @@ _REMEDY = (
 
 
 class DiskArray:
-    """A float32 array that grows along its first axis; what is appended is hashed on its way to the file."""
+    """An array that grows along its first axis; what is appended is hashed on its way to the file."""
 
-    def __init__(self, label: str, shape: tuple[int, ...], file: IO[bytes], path: Path | None) -> None:
+    def __init__(
+        self, label: str, shape: tuple[int, ...], file: IO[bytes], path: Path | None, dtype: str = "<f4"
+    ) -> None:
         """Write the header of an array of ``shape`` to ``file``, whose name is ``path`` if it has one."""
         self.path, self._label, self._shape, self._file = path, label, shape, file
+        self._dtype = np.dtype(dtype)
         self._hasher = blake3()
         self._rows = 0
         header = BytesIO()
-        fields = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        fields = {"descr": dtype, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(header, fields)  # type: ignore[no-untyped-call] # numpy has no types for it
         self._offset = header.tell()
         try:
-            os.posix_fallocate(file.fileno(), 0, self._offset + 4 * math.prod(shape))
+            os.posix_fallocate(file.fileno(), 0, self._offset + self._size)
         except OSError as error:
             raise self._refused(error) from error
         self._write(header.getvalue())
@@ -60,16 +65,16 @@ class DiskArray:
                 f"{self._label} is not finite; the weights hold inf or nan, or dtype overflows: use float32"
             )
         self._rows += len(rows)
-        self._write(np.ascontiguousarray(rows, dtype="<f4").view(np.uint8).data)
+        self._write(np.ascontiguousarray(rows, dtype=self._dtype).view(np.uint8).data)
 
     def write(self, row: int, values: np.ndarray[Any, Any]) -> None:
-        """Keep ``values`` (float32) as row ``row`` until that row is appended.
+        """Keep ``values``, of the array's type, as row ``row`` until that row is appended.
 
         Raises:
             StatsError: the disk refuses.
         """
         assert row >= self._rows and values.shape == self._shape[1:]
-        data = _bytes(np.ascontiguousarray(values, dtype="<f4"))
+        data = _bytes(np.ascontiguousarray(values, dtype=self._dtype))
         offset = self._offset + row * len(data)
         try:
             while data:
@@ -79,12 +84,12 @@ class DiskArray:
             raise self._refused(error) from error
 
     def read(self, row: int, out: np.ndarray[Any, Any]) -> None:
-        """Read row ``row``, zeros if nothing was written there, into ``out`` (float32).
+        """Read row ``row``, zeros if nothing was written there, into ``out``, which is of the array's type.
 
         Raises:
             StatsError: the file was cut short.
         """
-        assert out.shape == self._shape[1:] and out.dtype == np.dtype("<f4")
+        assert out.shape == self._shape[1:] and out.dtype == self._dtype
         data = _bytes(out)
         offset = self._offset + row * len(data)
         while data:
@@ -101,7 +106,7 @@ class DiskArray:
         """
         if self._rows != self._shape[0]:
             raise StatsError(f"{self._label}: {self._rows} of {self._shape[0]} rows were measured; this is a defect")
-        return np.memmap(self._file, "<f4", "r", self._offset, self._shape)
+        return np.memmap(self._file, self._dtype, "r", self._offset, self._shape)
 
     @property
     def digest(self) -> str:
@@ -121,6 +126,11 @@ class DiskArray:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
+    @property
+    def _size(self) -> int:
+        """Bytes of its values."""
+        return self._dtype.itemsize * math.prod(self._shape)
+
     def _write(self, data: bytes | memoryview) -> None:
         self._hasher.update(data)
         view = memoryview(data).cast("B")
@@ -131,8 +141,7 @@ class DiskArray:
             raise self._refused(error) from error
 
     def _refused(self, error: OSError) -> StatsError:
-        size = 4 * math.prod(self._shape) / 2**30
-        return StatsError(f"no room for {size:.2f} GiB of {self._label}: {error.strerror}; {_REMEDY}")
+        return StatsError(f"no room for {self._size / 2**30:.2f} GiB of {self._label}: {error.strerror}; {_REMEDY}")
 
 
 def _bytes(values: np.ndarray[Any, Any]) -> memoryview:
@@ -168,7 +177,7 @@ class DiskArrays:
                 f"free; {_REMEDY}"
             )
 
-    def create(self, name: str, layer: int, shape: tuple[int, ...]) -> DiskArray:
+    def create(self, name: str, layer: int, shape: tuple[int, ...], dtype: str = "<f4") -> DiskArray:
         """Return a new array for statistic ``name`` of decoder layer ``layer``."""
         label = f"layer {layer}: {name}"
         try:
@@ -177,7 +186,7 @@ class DiskArrays:
             where = self._folder or tempfile.gettempdir()
             raise StatsError(f"{label}: cannot write to {where}: {error.strerror}; name another folder") from error
         try:
-            array = DiskArray(label, shape, file, path)
+            array = DiskArray(label, shape, file, path, dtype)
         except BaseException:
             file.close()
             if path is not None:
@@ -211,16 +220,17 @@ class DiskArrays:
 
 
 def disk_bytes(inventory: Inventory, needs: Collection[str], sampled: int) -> int:
-    """Return the bytes of those of ``needs`` that are kept in files, with ``sampled`` tokens."""
-    total = 0
+    """Return the bytes of those of ``needs`` that are kept in files, with ``sampled`` tokens, and of sums of one layer."""
+    total, passing = 0, 0
     for index in inventory.moe_layers:
         layer = inventory.layers[index]
-        width, hidden = next(layer.with_role("expert.gate")).shape
-        sizes = {"S": sampled, "E": layer.experts, "D": hidden, "F": width}
+        sizes = {"S": sampled, "E": layer.experts, "D": inventory.hidden, "F": expert_width(layer)}
         total += sum(
             4 * math.prod(sizes[letter] for letter in CATALOGUE[name].dims) for name in ON_DISK.intersection(needs)
         )
-    return total
+        if "whitened_spectrum" in needs:
+            passing = max(passing, 8 * sizes["E"] * (sizes["D"] ** 2 + sizes["F"] ** 2))
+    return total + passing
 
 
 def recalled(path: Path, digest: str) -> np.memmap[Any, Any] | None:

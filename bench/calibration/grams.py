@@ -1,7 +1,8 @@
 """Gram matrices of every expert of a layer, one in memory and the others in their file.
 
 Sums over tokens and products are in float32. A sum over n tokens is then off by at most n 2^-24 (G_ii G_jj)^0.5, and by some
-n^0.5 2^-24 of it where rounding errors are independent. Shape letters: E routed experts, N some tokens of one expert, X inputs.
+n^0.5 2^-24 of it where rounding errors are independent. Small singular values of a factor of G would drown in that, so sums
+from which they are taken are in float64. Shape letters: E routed experts, N some tokens of one expert, X inputs.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ _STRIP = 256
 class Grams:
     """Sums of x x^T by statistic and expert; the one that was added to last is in memory until another is."""
 
-    def __init__(self, arrays: DiskArrays, layer: int, device: torch.device) -> None:
-        """Make files for decoder layer ``layer`` in ``arrays``."""
-        self._arrays, self._layer, self._device = arrays, layer, device
+    def __init__(
+        self, arrays: DiskArrays, layer: int, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Make files for decoder layer ``layer`` in ``arrays``, with sums in ``dtype``, float32 or float64."""
+        self._arrays, self._layer, self._device, self._dtype = arrays, layer, device, dtype
         self._files: dict[str, DiskArray] = {}
         self._widths: dict[str, int] = {}
         self._written: set[tuple[str, int]] = set()
         self._held: tuple[str, int] | None = None
-        self._flat = torch.empty(0)
+        self._flat = torch.empty(0, dtype=dtype)
 
     def __contains__(self, name: str) -> bool:
         """Return whether statistic ``name`` is kept here."""
@@ -37,15 +40,16 @@ class Grams:
 
     def create(self, name: str, experts: int, width: int) -> None:
         """Begin statistic ``name`` with zeros."""
-        self._files[name] = self._arrays.create(name, self._layer, (experts, width, width))
+        code = f"<f{self._dtype.itemsize}"
+        self._files[name] = self._arrays.create(name, self._layer, (experts, width, width), code)
         self._widths[name] = width
         size = max(self._widths.values()) ** 2
-        self._flat = torch.empty(size, dtype=torch.float32, device=self._device)
+        self._flat = torch.empty(size, dtype=self._dtype, device=self._device)
 
     def add(self, name: str, expert: int, x_NX: Tensor) -> None:
         """Add the inputs of ``expert`` on some of its tokens."""
         gram_XX = self._hold(name, expert)
-        x_NX = x_NX.float()
+        x_NX = x_NX.to(self._dtype)
         for start in range(0, len(gram_XX), _STRIP):
             rows_NY = x_NX[:, start : start + _STRIP]
             gram_XX[start : start + _STRIP, start:].addmm_(rows_NY.T, x_NX[:, start:])
@@ -56,15 +60,18 @@ class Grams:
         Raises:
             StatsError: a value is not finite, or the disk refuses.
         """
-        self._release()
         file = self._files[name]
         for expert, count in enumerate(counts_E):
-            gram_XX = self._view(name)
-            self._fill(name, expert, gram_XX)
-            _mirror(gram_XX)
-            gram_XX /= max(count, 1)
-            file.append(gram_XX.unsqueeze(0).cpu().numpy())
+            file.append(self.mean(name, expert, count).unsqueeze(0).cpu().numpy())
         return file.finished()
+
+    def mean(self, name: str, expert: int, count: int) -> Tensor:
+        """Return the mean of ``expert`` over ``count`` tokens, which the next call of any kind overwrites."""
+        self._release()
+        gram_XX = self._view(name)
+        self._fill(name, expert, gram_XX)
+        _mirror(gram_XX)
+        return gram_XX.div_(max(count, 1))
 
     def _view(self, name: str) -> Tensor:
         width = self._widths[name]

@@ -8,25 +8,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import overload
 
+import torch
+
 from bench.calibration.weights import MlpWeights, WeightReader, expert_entries
 from methods.errors import RefusedError
 from methods.inventory import LayerInventory, TensorEntry
 from methods.kernels.merging import ExpertMatrices, merged
 from methods.plan import LayerPlan
 
+_COMPUTED = {"rank": "factored", "sparsity": "sparse", "bits": "quantised"}
+"""Stages of a plan that compute weights from moments, and how experts are called after them."""
+
 
 class LayerExperts:
-    """Experts that stay, by their new number; a merged one is computed when it is read."""
+    """Experts that stay, by their new number; a merged one is computed when it is read, and channels are cut then."""
 
     def __init__(self, weights: WeightReader, layer: LayerInventory, plan: LayerPlan) -> None:
         """Read nothing yet.
 
         Raises:
-            RefusedError: the plan makes the experts sparse, which a running layer cannot do without its moments.
+            RefusedError: the plan changes the experts' weights, which a running layer cannot do without their moments.
         """
-        if plan.sparsity is not None:
-            raise RefusedError("sparse experts cannot be run while they are measured; write the checkpoint and open it")
-        self._weights, self._entries = weights, expert_entries(layer)
+        if changed := sorted(plan.stages & _COMPUTED.keys()):
+            what = " and ".join(_COMPUTED[stage] for stage in changed)
+            raise RefusedError(
+                f"{what} experts cannot be run while they are measured; write the checkpoint and open it"
+            )
+        self._channels = plan.channels
+        self._weights, self._layer = weights, layer
         self._kept = range(layer.experts) if plan.experts is None else plan.experts
         self._merges = {merge.into: merge for merge in plan.merges}
 
@@ -36,14 +45,25 @@ class LayerExperts:
 
     def read(self, number: int) -> MlpWeights:
         """Return an expert; the one that was read before is gone."""
+        network = self._whole(number)
+        if self._channels is None:
+            return network
+        kept_F = torch.tensor(self._channels[number], device=network.down_DF.device)
+        gate_FD, up_FD = network.gate_up_2FD.chunk(2)
+        return MlpWeights(torch.cat([gate_FD[kept_F], up_FD[kept_F]]), network.down_DF[:, kept_F].contiguous())
+
+    def _whole(self, number: int) -> MlpWeights:
+        """Return an expert with all of its channels."""
         expert = self._kept[number]
-        entries = self._entries[expert]
         merge = self._merges.get(expert)
         if merge is None:
-            return self._weights.read_mlp("expert", *entries)
-        matrices = merged(merge, _Members(self._weights, [self._entries[member] for member in merge.members]))
-        rounded = (self._weights.as_stored(matrix, entry) for matrix, entry in zip(matrices, entries, strict=True))
-        return self._weights.hold_mlp("expert", *rounded)
+            return self._weights.read_expert("expert", self._layer, expert)
+        entries = expert_entries(self._layer)
+        matrices = merged(merge, _Members(self._weights, [entries[member] for member in merge.members]))
+        gate_FD, up_FD, down_DF = (
+            self._weights.as_stored(matrix, entry) for matrix, entry in zip(matrices, entries[expert], strict=True)
+        )
+        return self._weights.hold_mlp("expert", gate_FD, up_FD, down_DF)
 
 
 class _Members(Sequence[ExpertMatrices]):

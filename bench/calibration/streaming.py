@@ -16,6 +16,7 @@ from torch import Tensor
 from bench.calibration.disk_array import DiskArrays, disk_bytes
 from bench.calibration.feed_forward import FeedForward
 from bench.calibration.hidden import Block, Boundaries, HiddenStates, blocks
+from bench.calibration.layer_experts import LayerExperts
 from bench.calibration.sample import Sample
 from bench.calibration.sampled_sums import Sampling
 from bench.calibration.skeleton import Attention, Skeleton
@@ -64,7 +65,7 @@ class StreamedPass:
         Args:
             needs: statistics that need tokens.
             arrays: takes statistics that are too big for memory; None keeps them in files that have no name.
-            known: statistics of the weights, for the rule that decides in sequential propagation.
+            known: statistics of weights and gradients, for the rule that decides in sequential propagation.
 
         The others are those of ``bench.calibrate.calibrate``.
         """
@@ -118,7 +119,8 @@ class StreamedPass:
                 outcome_TD = self._step(block, attention, layer, sums, None, in_place=rule is None)
                 if rule is None:
                     self._keep(index + 1, block, outcome_TD, observe)
-            for name, value in sums.finished().items():
+            experts = LayerExperts(self._weights, layer, LayerPlan()) if layer.mlp == "moe" else None
+            for name, value in sums.finished(experts).items():
                 values[name][index] = value
             if rule is not None:
                 measured = {name: tuple(column) for name, column in values.items()}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.calibration.hidden import Block
+from bench.calibration.layer_experts import LayerExperts
 from bench.calibration.layer_router import Decision
 from bench.calibration.moment_sums import NAMES as MOMENTS
 from bench.calibration.moment_sums import MomentSums
@@ -52,9 +53,8 @@ class LayerSums:
         }
         self.moments: MomentSums | None = None
         if self.wants(*MOMENTS):
-            self.moments = MomentSums(
-                self._needs, layer, hidden, device, index, None if sampling is None else sampling.arrays
-            )
+            files = (None, None) if sampling is None else (sampling.arrays, sampling.scratch)
+            self.moments = MomentSums(self._needs, layer, hidden, device, index, *files)
         self._hits_E = [0] * layer.experts
         within = self.wants(*_WITHIN)
         self._within = torch.zeros(2, layer.experts, hidden, dtype=torch.float64, device=device) if within else None
@@ -145,6 +145,9 @@ class LayerSums:
 
     def routed(self, input_TD: Tensor, output_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> None:
         """Add what depends on the whole output of the routed experts; ``input_TD`` is the input of the MoE block."""
+        if self.wants("input_magnitude"):
+            for piece_ND in input_TD.split(_PIECE):
+                self._sums["input_magnitude"] += piece_ND.double().abs().sum(dim=0)
         if self.wants("routed_norm"):
             squares_W = torch.zeros(self._windows, dtype=torch.float64, device=self._device)
             for start in range(0, len(output_TD), _PIECE):
@@ -181,16 +184,18 @@ class LayerSums:
         if self.wants("block_cosine"):
             self._sums["block_cosine"] += cosine_sum(input_TD, output_TD)
 
-    def finished(self) -> dict[str, Array]:
-        """Return the statistics of the layer.
+    def finished(self, experts: LayerExperts | None = None) -> dict[str, Array]:
+        """Return the statistics of the layer; ``experts`` are required for what combines moments with weights.
 
         Raises:
             StatsError: tokens were lost or counted twice, or a value is not finite.
         """
         values: dict[str, Array] = {name: total.cpu().numpy() for name, total in self._sums.items()}
         for name in values:
-            if name.endswith("_cosine"):
+            if name.endswith("_cosine") or name == "input_magnitude":
                 values[name] = values[name] / self.tokens
+        if self.wants("routed_tokens"):
+            values["routed_tokens"] = np.array(self._hits_E, dtype=np.float64)
         if self._within is not None:
             counts_E1 = torch.tensor(self._hits_E, dtype=torch.float64, device=self._device).clamp_min_(1).unsqueeze(1)
             mean_ED = self._within[0] / counts_E1
@@ -201,7 +206,7 @@ class LayerSums:
         if self._layer.mlp == "moe" and self._layer.expert_map is None and counted != due:
             raise StatsError(f"layer {self._index}: experts saw {counted} (token, expert) pairs instead of {due}")
         if self.moments is not None:
-            values.update(self.moments.finished(self._hits_E))
+            values.update(self.moments.finished(self._hits_E, experts))
         if self.sampled is not None:
             values.update(self.sampled.finished())
         # Memory maps were checked on their way to the file.

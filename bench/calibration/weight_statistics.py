@@ -12,9 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.calibration.layer_experts import LayerExperts
 from bench.calibration.similarity import linear_cka
-from bench.calibration.weights import WeightReader, expert_entries
+from bench.calibration.spectra import weight_spectra
+from bench.calibration.weights import WeightReader
 from methods.inventory import LayerInventory
+from methods.plan import LayerPlan
 from methods.stats import CATALOGUE, Array
 
 NAMES = frozenset(name for name, spec in CATALOGUE.items() if spec.cost == "weights")
@@ -28,9 +31,12 @@ def weight_statistics(
     if layer.mlp != "moe":
         return {}
     values: dict[str, Array] = {}
+    experts = LayerExperts(reader, layer, LayerPlan())
     if "weight_norm" in wanted:
-        norms = [reader.read_mlp("expert", *entries).squared_norms() for entries in expert_entries(layer)]
+        norms = [experts.read(expert).squared_norms() for expert in range(len(experts))]
         values["weight_norm"] = np.array(norms, dtype=np.float64)
+    if "weight_spectrum" in wanted:
+        values["weight_spectrum"] = np.stack([weight_spectra(experts.read(expert)) for expert in range(len(experts))])
     if "router_row_gram" in wanted:
         rows_ED = reader.read_exact("router.weight", next(layer.with_role("router.weight"))).double()
         values["router_row_gram"] = (rows_ED @ rows_ED.T).cpu().numpy()
@@ -40,13 +46,13 @@ def weight_statistics(
         values["router_correction"] = np.zeros(layer.experts) if stored is None else stored.double().cpu().numpy()
     if "weight_cka" in wanted:
         (_, hidden) = next(layer.with_role("router.weight")).shape
-        values["weight_cka"] = linear_cka(_neurons(reader, layer), layer.experts, hidden, scratch)
+        values["weight_cka"] = linear_cka(_neurons(experts), layer.experts, hidden, scratch)
     return values
 
 
-def _neurons(reader: WeightReader, layer: LayerInventory) -> Iterator[Sequence[Tensor]]:
+def _neurons(experts: LayerExperts) -> Iterator[Sequence[Tensor]]:
     """Yield the matrices of every expert with hidden dimensions as rows and neurons as columns."""
-    for entries in expert_entries(layer):
-        network = reader.read_mlp("expert", *entries)
+    for expert in range(len(experts)):
+        network = experts.read(expert)
         wide = torch.promote_types(network.down_DF.dtype, torch.float32)
         yield network.gate_up_2FD.to(wide).T, network.down_DF.to(wide)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from bench.storage import TORCH_DTYPES
-from methods.inventory import LayerInventory, TensorEntry
+from bench.whole import stored_expert
+from methods.inventory import EXPERT_ROLES, LayerInventory, TensorEntry
 
 if TYPE_CHECKING:
     from bench.checkpoint import Checkpoint
@@ -62,13 +63,32 @@ class WeightReader:
         stored = value.to(TORCH_DTYPES[entry.dtype])
         return stored.to(self._device, torch.promote_types(self._dtype, torch.float32))
 
-    def hold_mlp(self, buffer: str, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> MlpWeights:
-        """Return these matrices as a network in ``buffer``, where ``read_mlp`` would put one that is read."""
-        width, hidden = gate_FD.shape
+    def hold_mlp(
+        self, buffer: str, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor, width: int | None = None
+    ) -> MlpWeights:
+        """Return these matrices as a network in ``buffer``, where ``read_mlp`` would put one that is read.
+
+        ``width`` asks for that many channels: those behind the network's own are zeros and add nothing.
+        """
+        own, hidden = gate_FD.shape
+        width = own if width is None else width
         gate_up_2FD = self._view(f"{buffer}.gate_up", (2 * width, hidden), self._dtype)
-        gate_up_2FD[:width], gate_up_2FD[width:] = gate_FD, up_FD
         held_DF = self._view(f"{buffer}.down", (hidden, width), self._dtype)
-        return MlpWeights(gate_up_2FD, held_DF.copy_(down_DF))
+        if own < width:
+            gate_up_2FD.zero_()
+            held_DF.zero_()
+        gate_up_2FD[:own], gate_up_2FD[width : width + own], held_DF[:, :own] = gate_FD, up_FD, down_DF
+        return MlpWeights(gate_up_2FD, held_DF)
+
+    def read_expert(self, buffer: str, layer: LayerInventory, expert: int) -> MlpWeights:
+        """Return a routed expert, whatever the form in which it is stored, with as many channels as the widest of ``layer``."""
+        if layer.form is None:
+            parts = (next(e for e in layer.with_role(role) if e.expert == expert) for role in EXPERT_ROLES)
+            return self.read_mlp(buffer, *parts)
+        (index,) = {entry.layer for entry in layer.tensors if entry.expert == expert}
+        assert index is not None
+        whole = stored_expert(self._checkpoint, index, expert)
+        return self.hold_mlp(buffer, *whole, width=expert_width(layer))
 
     def buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Return a buffer of ``shape`` in at least float32; its content is what it happens to be."""
@@ -96,6 +116,13 @@ def expert_entries(layer: LayerInventory) -> list[tuple[TensorEntry, TensorEntry
         {entry.expert: entry for entry in layer.with_role(f"expert.{matrix}")} for matrix in ("gate", "up", "down")
     ]
     return [(parts[0][e], parts[1][e], parts[2][e]) for e in range(layer.experts)]
+
+
+def expert_width(layer: LayerInventory) -> int:
+    """Return the channels of the widest routed expert of ``layer``."""
+    return max(
+        entry.shape[0] for entry in layer.tensors if entry.expert is not None and entry.role.startswith("expert.gate")
+    )
 
 
 def squared_norm(matrix: Tensor) -> float:

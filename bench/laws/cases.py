@@ -55,6 +55,7 @@ def _width(inventory: Inventory) -> int:
 def _values(spec: StatSpec, inventory: Inventory, rng: np.random.Generator) -> tuple[Array | None, ...]:
     sizes = {"A": 3, "N": 3, "M": 3, "B": len(inventory.layers) + 1, "D": inventory.hidden, "S": SAMPLED_TOKENS}
     sizes["F"] = _width(inventory)
+    sizes["R"] = min(inventory.hidden, sizes["F"])
     if spec.scope == "model":
         return (rng.uniform(0.1, 1.0, [sizes[dim] for dim in spec.dims]),)
     values: list[Array | None] = []
@@ -74,5 +75,7 @@ def _values(spec: StatSpec, inventory: Inventory, rng: np.random.Generator) -> t
                 value = value / scale[..., :, None] / scale[..., None, :]
         elif spec.name == "token_logits":
             value = rng.normal(0.0, 2.0, shape)
+        elif spec.dims[-1:] == ("R",):  # spectra are descending
+            value = -np.sort(-value, axis=-1)
         values.append(value)
     return tuple(values)

@@ -83,14 +83,22 @@ def validity(cls: type[Method], case: Case) -> None:
 
 def budget(cls: type[Method], case: Case) -> None:
     """What is asked to remain remains, within one unit, and a larger ``keep`` never gives a smaller model, zeros not counted."""
-    previous = 0
+    previous = tried = 0
     for keep in KEEPS:
-        plan = decide(cls.configured({"keep": keep}), case)
+        try:
+            plan = decide(cls.configured({"keep": keep}), case)
+        except RefusedError as error:
+            assert str(error) and keep < 1.0, f"keep={keep} is refused"
+            continue
+        tried += 1
         asked, found, unit = _remaining(plan, case.inventory, keep)
         assert abs(asked - found) <= unit, f"keep={keep}: {asked:.1f} should remain, {found} do (unit {unit})"
-        parameters = cost(plan, case.inventory).parameters - zeros(plan, case.inventory)
-        assert parameters >= previous, f"keep={keep} gives a smaller model than the keep before it"
-        previous = parameters
+        after = cost(plan, case.inventory)
+        size = after.bytes if "bits" in cls.stages else after.parameters - zeros(plan, case.inventory)
+        assert size >= previous, f"keep={keep} gives a smaller model than the keep before it"
+        previous = size
+    if tried < 2:
+        raise RefusedError(f"only {tried} of the keeps {KEEPS} can be reached on this model")
 
 
 def _remaining(plan: Plan, inventory: Inventory, keep: float) -> tuple[float, int, int]:
@@ -107,7 +115,26 @@ def _remaining(plan: Plan, inventory: Inventory, keep: float) -> tuple[float, in
         weights = sum(entry.numel for entry in matrices)
         rows = sum(entry.shape[0] for entry in matrices)  # each row rounds on its own
         return keep * weights, weights - zeros(plan, inventory), rows
+    if plan.stages == {"channels"}:
+        after = cost(plan, inventory)
+        return keep * cost_of(inventory).channels, after.channels, 1
+    if plan.stages == {"rank"}:
+        before, after = cost_of(inventory), cost(plan, inventory)
+        return keep * before.routed_parameters, after.routed_parameters, _rank_unit(plan, inventory)
+    if plan.stages == {"bits"}:
+        held = {16 * keep, *(float(layer.bits.bits) for layer in plan.layers if layer.bits is not None)}
+        return 16 * keep, int(max(held)), 0
     return keep * inventory.num_experts, result(plan, inventory).num_experts, inventory.router.groups
+
+
+def _rank_unit(plan: Plan, inventory: Inventory) -> int:
+    """Return the parameters by which one more rank (of all experts at once where they share bases or a base) changes a model."""
+    sizes = [sum(entry.shape) for layer in inventory.layers for entry in layer.with_role(*EXPERT_ROLES)]
+    shares = any(layer.bases is not None or (layer.rank is not None and layer.rank.base) for layer in plan.layers)
+    if not shares:
+        return max(sizes)
+    bases = sum(layer.bases.rank * inventory.hidden * 2 for layer in plan.layers if layer.bases is not None)
+    return sum(sizes) + bases
 
 
 def neutral_identity(cls: type[Method], case: Case) -> None:
@@ -139,7 +166,7 @@ def relabelling(cls: type[Method], case: Case) -> None:
     before = decide(cls(), case)
     after = decide(cls(), case, stats=Stats(relabelled, case.stats.tokens))
     for index, (old, new) in enumerate(zip(before.layers, after.layers, strict=True)):
-        mapped = new if new.experts is None else _relabelled(new, permutations[index])
+        mapped = _relabelled(new, permutations[index]) if index in permutations else new
         assert _close(mapped, old), f"layer {index}: {old} became {mapped}"
 
 
@@ -150,18 +177,49 @@ def _relabelled(plan: LayerPlan, label: NDArray[np.int64]) -> LayerPlan:
         pairs = sorted((int(label[m]), w) for m, w in zip(merge.members, merge.weights, strict=True))
         members, weights = zip(*pairs, strict=True)
         merges.append(merge.model_copy(update={"into": int(label[merge.into]), "members": members, "weights": weights}))
+    if plan.drop != "none":
+        return plan
     return LayerPlan(
         experts=None if plan.experts is None else tuple(sorted(int(label[e]) for e in plan.experts)),
         merges=tuple(sorted(merges, key=lambda merge: merge.into)),
         constants=tuple(sorted(int(label[e]) for e in plan.constants)),
         router=plan.router,
         top_k=plan.top_k,
-        sparsity=plan.sparsity,
+        **_relabelled_inside(plan, label),
     )
 
 
+def _relabelled_inside(plan: LayerPlan, label: NDArray[np.int64]) -> dict[str, Any]:
+    """Return what ``plan`` states about the inside of experts, with expert e called ``label[e]``."""
+    kept = range(len(label)) if plan.experts is None else plan.experts
+    order = np.argsort([label[expert] for expert in kept])
+    channels, rank = plan.channels, plan.rank
+    if rank is not None:
+        base = rank.base
+        if base is not None:
+            pairs = sorted((int(label[m]), w) for m, w in zip(base.members, base.weights, strict=True))
+            members, weights = zip(*pairs, strict=True)
+            base = base.model_copy(update={"members": members, "weights": weights})
+        rank = rank.model_copy(update={"ranks": tuple(rank.ranks[i] for i in order), "base": base})
+    return {
+        "channels": None if channels is None else tuple(channels[i] for i in order),
+        "rank": rank,
+        "bases": plan.bases,
+        "sparsity": plan.sparsity,
+        "bits": plan.bits,
+    }
+
+
 def _close(one: LayerPlan, other: LayerPlan) -> bool:
-    """Return whether two plans agree, weights of merges up to rounding (sums over experts run in another order)."""
+    """Return whether two plans agree, weights of merges and bases up to rounding (sums over experts run in another order)."""
+    bases = [plan.rank.base for plan in (one, other) if plan.rank is not None and plan.rank.base is not None]
+    if len(bases) == 2:
+        if bases[0].members != bases[1].members or not np.allclose(
+            bases[0].weights, bases[1].weights, rtol=1e-9, atol=1e-12
+        ):
+            return False
+        assert one.rank is not None
+        one = one.model_copy(update={"rank": one.rank.model_copy(update={"base": bases[1]})})
     if len(one.merges) != len(other.merges):
         return False
     for a, b in zip(one.merges, other.merges, strict=True):

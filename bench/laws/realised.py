@@ -79,7 +79,7 @@ def cost_is_the_file(cls: type[Method], case: Case) -> None:
     with _written(cls(), case.family) as (checkpoint, plan, path):
         expected = cost(plan, checkpoint.inventory)
         entries = list(Checkpoint.open(path).inventory.tensors())
-        found = (sum(entry.numel for entry in entries), sum(entry.nbytes for entry in entries))
+        found = (sum(entry.parameters for entry in entries), sum(entry.nbytes for entry in entries))
         assert found == (expected.parameters, expected.bytes), f"counted {expected}, found {found}"
 
 

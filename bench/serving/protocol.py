@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from methods.errors import CheckpointError, ConfigError
+from methods.errors import CheckpointError, ConfigError, MoebenchError
+from methods.inventory import ExpertForm
+
+DEQUANTISED = "served with de-quantised values on this device: quality can be checked, no speed is claimed"
+"""Why nothing is timed where few bits are held as what they stand for."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,56 @@ def unservable(path: Path) -> str | None:
     if config.get("per_layer_config") and not architecture.startswith(PREFIX):
         return f"config.json states per_layer_config, but names the stock class {architecture}, which ignores it"
     return None
+
+
+def expert_forms(config: Mapping[str, Any]) -> tuple[ExpertForm, ...]:
+    """Return the forms in which layers store their experts, without those that store whole matrices.
+
+    Args:
+        config: content of ``config.json``; one that no family of ours reads states none.
+    """
+    from bench.family import family_of
+
+    try:
+        layers = family_of(config).inventory(config).layers
+    except MoebenchError:
+        return ()
+    return tuple(layer.form for layer in layers if layer.form is not None)
+
+
+def served_realisation(path: Path, cpu: bool) -> Literal["compressed", "dense"]:
+    """Return whether vLLM computes with what is stored (``compressed``) or with whole matrices of values in its place.
+
+    Values stand for experts in few bits on a CPU, and everywhere for those that have unequal widths besides. Weights that a plan
+    made zero are stored like others.
+
+    Args:
+        path: checkpoint folder.
+        cpu: whether vLLM runs on the CPU.
+
+    Raises:
+        CheckpointError: there is no readable ``config.json``.
+    """
+    return "dense" if dequantised(path, cpu) or _has_zeros(path) else "compressed"
+
+
+def dequantised(path: Path, cpu: bool) -> bool:
+    """Return whether vLLM holds experts in few bits of the checkpoint at ``path`` as values; see ``served_realisation``."""
+    forms = expert_forms(read_config(path))
+    return any(form.bits is not None and (cpu or form != ExpertForm(bits=form.bits)) for form in forms)
+
+
+def _has_zeros(path: Path) -> bool:
+    """Return whether the plan of the checkpoint, or one that made its source, zeroed weights."""
+    try:
+        document = json.loads((path / "plan.json").read_text())
+    except (OSError, ValueError):
+        return False
+    while isinstance(document, dict):
+        if any("sparsity" in layer for layer in document.get("layers") or ()):
+            return True
+        document = (document.get("provenance") or {}).get("before")
+    return False
 
 
 def read_config(path: Path) -> dict[str, Any]:

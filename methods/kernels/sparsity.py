@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.plan import Sparsity
+from methods.inside import Sparsity
 
 BLOCK = 128
 """Inputs whose mask SparseGPT chooses at once."""
@@ -151,7 +151,7 @@ def _adjusted(weight_OX: Tensor, sparsity: Sparsity, factor_XX: Tensor, absent_X
     floor(X share)) instead of a quantile over all rows of the block.
     """
     # Transposed, so that the weights of one input lie side by side.
-    weight_XO = weight_OX.T.contiguous()
+    weight_XO = weight_OX.T.clone(memory_format=torch.contiguous_format)
     inputs = weight_XO.shape[0]
     count = int(inputs * sparsity.share)
     remaining_X1 = factor_XX.diagonal().unsqueeze(1).square()

@@ -1,15 +1,17 @@
 """Model classes of the plug-in: each is the stock class, built with parts that know their own layer.
 
 While the stock constructor runs, three names of its module stand for our versions: the router's linear layer, the experts'
-factory and the MoE block. They read the layer number from vLLM's ``prefix`` and take their sizes from that layer.
-Everything else (attention, tensor parallelism, weight loading, compilation) is stock code.
+factory and the MoE block. They read the layer number from vLLM's ``prefix`` and take their sizes from that layer. Experts in
+a form of their own are built as ``experts.FormedExperts``, and their weights are taken out of the stream that the stock loader
+reads. Where the device has no kernel for few bits (a CPU), these are loaded as the values that they stand for.
+Everything else (attention, tensor parallelism, other weights, compilation) is stock code.
 """
 
 from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
@@ -19,10 +21,15 @@ import torch
 from torch import nn
 
 from bench.compressed_config import PREFIX
+from bench.compressed_experts import CompressedExperts
 from bench.family import family_of
+from bench.filled import has_own_form
 from bench.serving.plugin import STOCK
 from bench.serving.plugin.configs import document_of
+from bench.serving.plugin.experts import FormedExperts
+from bench.serving.plugin.loading import ExpertWeights, Named
 from bench.serving.plugin.routing import MappedRouter
+from methods.errors import RefusedError
 from methods.inventory import Inventory, LayerInventory
 
 if TYPE_CHECKING:
@@ -110,6 +117,8 @@ def _experts(factory: Any, layer: LayerInventory, kwargs: dict[str, Any]) -> Any
         kwargs["gate"].e_score_correction_bias = kwargs["e_score_correction_bias"] = resized
     if layer.expert_map is not None:
         kwargs["router"] = MappedRouter.of(layer, kwargs)
+    if has_own_form(layer.form):
+        kwargs |= {"routed_experts_cls": FormedExperts, "routed_experts_args": {"stored": layer}}
     return factory(**kwargs)
 
 
@@ -134,6 +143,34 @@ def _uniform(config: Any) -> Iterator[None]:
         config.per_layer_config = {int(index): value for index, value in overrides.items()}
 
 
+@contextmanager
+def _values_of_few_bits(vllm_config: VllmConfig) -> Iterator[bool]:
+    """Hide the quantisation of a model from stock code where the device has no kernel for it, and say whether it is hidden."""
+    from vllm.platforms import current_platform
+
+    stated = vllm_config.quant_config
+    if stated is None or not current_platform.is_cpu():
+        yield False
+        return
+    vllm_config.quant_config = None
+    try:
+        yield True
+    finally:
+        vllm_config.quant_config = stated
+
+
+def _check_eager(inventory: Inventory, vllm_config: VllmConfig) -> None:
+    """Refuse graphs around experts in a form of their own, which are looped over on the host.
+
+    Raises:
+        RefusedError: with the option to give.
+    """
+    if any(has_own_form(layer.form) for layer in inventory.layers) and not vllm_config.model_config.enforce_eager:
+        raise RefusedError(
+            "factored or pruned experts run without CUDA graphs and torch.compile; give --enforce-eager (moebench serve does)"
+        )
+
+
 @cache
 def _layered(name: str) -> type[nn.Module]:
     """Return our class for the stock class ``name``."""
@@ -141,17 +178,30 @@ def _layered(name: str) -> type[nn.Module]:
     module = importlib.import_module(path)
     stock = getattr(module, name)
 
-    def build(self: nn.Module, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+    def build(self: Any, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         config = vllm_config.model_config.hf_config
         document = document_of(config)
         inventory = family_of(document).inventory(document)
-        with _uniform(config), _parts(module, block, inventory):
+        _check_eager(inventory, vllm_config)
+        with _uniform(config), _parts(module, block, inventory), _values_of_few_bits(vllm_config) as values:
             stock.__init__(self, vllm_config=vllm_config, prefix=prefix)
         _finish(self, inventory)
+        self._stored = (inventory, values)
 
-    return type(
-        PREFIX + name, (stock,), {"__init__": build, "__module__": __name__, "__doc__": f"{name}, layer by layer."}
-    )
+    def load_weights(self: Any, weights: Iterable[Named]) -> set[str]:
+        inventory, values = self._stored
+        own = {name: part for name, part in self.named_modules() if isinstance(part, CompressedExperts)}
+        source = ExpertWeights(inventory, {layer_of(name): part for name, part in own.items()}, values)
+        loaded: set[str] = stock.load_weights(self, source.rest(weights))
+        return loaded | {f"{name}.{weight}" for name, part in own.items() for weight, _ in part.named_parameters()}
+
+    members = {
+        "__init__": build,
+        "load_weights": load_weights,
+        "__module__": __name__,
+        "__doc__": f"{name}, layer by layer.",
+    }
+    return type(PREFIX + name, (stock,), members)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,142 @@
+"""Statistics of gradients: the whole model is resident, and one window after another goes forward and backward through it.
+
+All follow from two things per MoE layer: what enters the routed experts and the gradient in the sum y that leaves them. Since
+y = sum_j g_j f_j, the gradient in f_j is g_j times that in y, so weights stay frozen, no gradient is kept for any of them, and
+memory is the model with the activations of one window. Shape letters: T tokens of a window, K experts per token, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.calibration.gradient_sums import GradientSums
+from bench.calibration.sums import check_finite
+from methods.errors import CheckpointError
+from methods.stats import CATALOGUE, Array
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bench.calibrate import Progress
+    from bench.checkpoint import Checkpoint
+    from bench.corpus import Corpus
+
+
+class Passed(NamedTuple):
+    """What one window shows of the routed experts of one layer.
+
+    Args:
+        input_TD: what enters them.
+        rows_TK: router rows that the tokens choose.
+        weights_TK: their weights.
+        slope_TD: gradient of the loss in the sum of the weighted outputs.
+    """
+
+    input_TD: Tensor
+    rows_TK: Tensor
+    weights_TK: Tensor
+    slope_TD: Tensor
+
+
+class ResidentModel:
+    """A transformers model with frozen weights, whose losses are differentiated in the outputs of its routed experts."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        """Load the model.
+
+        Raises:
+            CheckpointError: transformers has no class for it, or one whose experts are no module of their own.
+        """
+        from bench.load import load_model
+
+        # Eager experts: their backward pass exists on every device, and in float64.
+        self._model = load_model(checkpoint.path, dtype=dtype, experts_implementation="eager").to(device)
+        self._model.requires_grad_(False)
+        self._device = device
+        self.experts: dict[int, nn.Module] = {}
+        for layer in checkpoint.inventory.moe_layers:
+            _, block = checkpoint.family.mlp_modules(layer)
+            experts = getattr(self._model.get_submodule(block), "experts", None)
+            if experts is None:
+                raise CheckpointError(
+                    f"{block} of {type(self._model).__name__} has no `experts` in whose output gradients could be taken"
+                )
+            self.experts[layer] = experts
+
+    def backward(self, window: Sequence[int]) -> dict[int, Passed]:
+        """Return what ``window`` shows of each MoE layer; the loss is the next-token cross-entropy summed over it, in nats."""
+        taps = {layer: _Tap() for layer in self.experts}
+        handles = [self.experts[layer].register_forward_hook(tap) for layer, tap in taps.items()]
+        try:
+            with torch.enable_grad():
+                ids_BS = torch.tensor([list(window)], device=self._device)
+                states_BSD = self._model.base_model(input_ids=ids_BS, use_cache=False).last_hidden_state
+                logits_TV = self._model.get_output_embeddings()(states_BSD[0, :-1])
+                wide = torch.promote_types(logits_TV.dtype, torch.float32)
+                loss = F.cross_entropy(logits_TV.to(wide), ids_BS[0, 1:], reduction="sum")
+                offsets = [tap.offset_TD for tap in taps.values()]
+                # A window of one token predicts nothing.
+                slopes = (
+                    torch.autograd.grad(loss, offsets) if len(window) > 1 else [torch.zeros_like(o) for o in offsets]
+                )
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {layer: Passed(*tap.seen, slope) for (layer, tap), slope in zip(taps.items(), slopes, strict=True)}
+
+
+class _Tap:
+    """Hook behind an experts module, which is called with (states, chosen rows, their weights)."""
+
+    seen: tuple[Tensor, Tensor, Tensor]
+    offset_TD: Tensor
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], output_TD: Tensor) -> Tensor:
+        """Keep the arguments, and add zeros in which a gradient can be taken."""
+        hidden_TD, rows_TK, weights_TK = arguments
+        self.seen = (hidden_TD.detach(), rows_TK, weights_TK.detach())
+        self.offset_TD = torch.zeros_like(output_TD, requires_grad=True)
+        return output_TD + self.offset_TD
+
+
+def measure_gradients(
+    checkpoint: Checkpoint,
+    corpus: Corpus,
+    needs: Collection[str],
+    device: str,
+    dtype: str,
+    progress: Progress | None = None,
+) -> dict[str, tuple[Array | None, ...]]:
+    """Return those of ``needs`` that have cost ``gradient``.
+
+    Args:
+        checkpoint: an open checkpoint that fits into the memory of ``device`` as a whole.
+        corpus: windows, each on its own: they are never padded, and how many there are beside it changes nothing.
+        needs: names of statistics.
+        device: torch device.
+        dtype: name of the torch type of weights and activations; sums over tokens are float64.
+        progress: called after each window.
+
+    Raises:
+        CheckpointError: see ``ResidentModel``.
+        StatsError: a value is not finite.
+    """
+    wanted = frozenset(name for name in needs if CATALOGUE[name].cost == "gradient")
+    place = torch.device(device)
+    model = ResidentModel(checkpoint, place, getattr(torch, dtype))
+    layers = checkpoint.inventory.layers
+    sums = {layer: GradientSums(wanted, checkpoint, layer, experts, place) for layer, experts in model.experts.items()}
+    for number, window in enumerate(corpus.windows):
+        for layer, passed in model.backward(window).items():
+            sums[layer].add(*passed, targets=len(window) - 1)
+        if progress is not None:
+            progress(number + 1, len(corpus.windows))
+    measured = {layer: total.finished() for layer, total in sums.items()}
+    for layer, values in measured.items():
+        check_finite(layer, values)
+    return {name: tuple(measured.get(layer, {}).get(name) for layer in range(len(layers))) for name in wanted}

@@ -1,0 +1,120 @@
+"""The verbs of the command line that are one stage of compression each: calibrate, plan, cost, apply."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli_parts import (
+    DEFAULT_STORE,
+    CorpusOption,
+    Knobs,
+    Length,
+    Model,
+    Sequences,
+    StoreOption,
+    bar,
+    configured_method,
+    console,
+    open_checkpoint,
+    print_cost,
+    read_plan,
+)
+
+stages = typer.Typer()
+
+
+@stages.command()
+def calibrate(
+    model: Model,
+    needs: Annotated[str, typer.Option(help="statistics, separated by commas; 'all' for the whole catalogue")] = "all",
+    corpus: CorpusOption = "pocket",
+    sequences: Sequences = 128,
+    length: Length = 2048,
+    seed: int = 0,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Measure statistics in one pass and keep them in the store."""
+    from bench.calibrate import calibrate as measure
+    from bench.corpus import parse
+    from bench.store import Store
+    from methods.stats import CATALOGUE
+
+    checkpoint = open_checkpoint(model)
+    names = set(CATALOGUE) if needs == "all" else set(needs.split(","))
+    with bar("calibrate") as progress:
+        text = parse(corpus, checkpoint, sequences, length, seed)
+        stats = measure(checkpoint, text, names, cache=Store(store).cache / "stats", progress=progress)
+    console().print(f"{', '.join(sorted(stats.values))}: measured on {stats.tokens:,} tokens of {text.name}")
+
+
+@stages.command()
+def plan(
+    model: Model,
+    method: Annotated[str, typer.Argument(help="name of a method; see `moebench methods`")],
+    out: Annotated[Path, typer.Option(help="file to write the plan to")] = Path("plan.json"),
+    knobs: Knobs = [],  # noqa: B006  # typer reads it, nobody changes it
+    corpus: CorpusOption = "pocket",
+    sequences: Sequences = 128,
+    length: Length = 2048,
+    seed: int = 0,
+    propagation: str = "one_shot",
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Let a method decide, and write its plan."""
+    from bench.config import CalibrationConfig
+    from bench.stages import Calibrator
+    from bench.store import Store, write_json
+    from bench.strict import validated
+
+    configured = configured_method(method, knobs)
+    checkpoint = open_checkpoint(model)
+    settings = {"corpus": corpus, "sequences": sequences, "length": length, "seed": seed, "propagation": propagation}
+    config = validated(settings, CalibrationConfig, "calibration")
+    calibrator = Calibrator(checkpoint, config, Store(store), configured.measured)
+    with bar("calibrate") as progress:
+        stats = calibrator.stats_for(configured, progress)
+    decided = configured.plan(checkpoint.inventory, stats, calibrator.probe_for(configured))
+    provenance = {"method": method, "knobs": configured.knobs, "model": checkpoint.name}
+    write_json(out, {**decided.document(), "provenance": provenance})
+    console().print(f"{out}: plan {decided.digest[:12]}, stages {', '.join(sorted(decided.stages)) or 'none'}")
+    print_cost(checkpoint, decided)
+
+
+@stages.command()
+def cost(model: Model, plan_file: Path) -> None:
+    """Show what a plan's checkpoint costs, beside the source."""
+    print_cost(open_checkpoint(model), read_plan(plan_file))
+
+
+@stages.command()
+def apply(
+    model: Model,
+    plan_file: Path,
+    out: Path,
+    corpus: CorpusOption = "pocket",
+    sequences: Sequences = 128,
+    length: Length = 2048,
+    seed: int = 0,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Write the compressed checkpoint of a plan.
+
+    The corpus options matter only for plans that write statistics into the checkpoint (constant experts).
+    """
+    from bench.apply import apply as write
+    from bench.calibrate import calibrate as measure
+    from bench.corpus import parse
+    from bench.store import Store
+
+    checkpoint, decided = open_checkpoint(model), read_plan(plan_file)
+    moments = None
+    if decided.moments:
+        text = parse(corpus, checkpoint, sequences, length, seed)
+        with bar("calibrate") as progress:
+            moments = measure(checkpoint, text, decided.moments, cache=Store(store).cache / "stats", progress=progress)
+    with bar("apply") as progress:
+        path = write(checkpoint, decided, out, progress=progress, moments=moments)
+    console().print(f"wrote {path}")

@@ -1,0 +1,128 @@
+"""Write a recovered checkpoint: trained tensors from the model, all others copied byte for byte."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.apply import PLAN_FILE, SHARD_BYTES
+from bench.checkpoint import Checkpoint
+from bench.load import check_loadable
+from bench.recovery.placed import held
+from bench.shards import write_shards
+from bench.staging import staged_folder
+from bench.storage import TORCH_DTYPES, write_all
+from methods.errors import CheckpointError
+from methods.inventory import TensorEntry
+from methods.plan import Plan
+from methods.transfer import Transfer
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedCheckpoint(Checkpoint):
+    """A checkpoint some of whose tensors have other values than its files.
+
+    Args:
+        trained: these tensors and their values; rounded to the dtype of the file where they are copied.
+    """
+
+    trained: dict[TensorEntry, Tensor] = field(default_factory=dict)
+
+    def copy_to(self, entry: TensorEntry, descriptor: int, rows: Any = None) -> None:
+        """Append the bytes of a tensor to an open file: its own values, or those of the file."""
+        if entry not in self.trained:
+            return super().copy_to(entry, descriptor, rows)
+        value = self.trained[entry].to(device="cpu", dtype=TORCH_DTYPES[entry.dtype]).contiguous()
+        flat: Any = value.reshape(-1).view(torch.uint8).numpy()
+        write_all(descriptor, memoryview(flat))
+
+
+def read_plan_document(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Return ``plan.json`` of a checkpoint, None where it has none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = checkpoint.path / PLAN_FILE
+    if not path.exists():
+        return None
+    try:
+        document: dict[str, Any] = json.loads(path.read_bytes())
+        Plan.loads(json.dumps(document))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; write the checkpoint again") from error
+    return document
+
+
+def with_recovery(
+    document: Mapping[str, Any] | None, checkpoint: Checkpoint, entry: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return ``plan.json`` of the result: that of ``checkpoint`` with ``entry`` after the recoveries that it states.
+
+    An uncompressed checkpoint gets the plan that changes nothing.
+    """
+    if document is None:
+        source = {"name": checkpoint.name, "revision": checkpoint.revision, "content": checkpoint.content}
+        document = {**Plan.identity(checkpoint.inventory).document(), "provenance": {"source": source}}
+    provenance = document.get("provenance") or {}
+    return {**document, "provenance": {**provenance, "recovery": [*provenance.get("recovery", ()), dict(entry)]}}
+
+
+def write_recovered(
+    checkpoint: Checkpoint, model: nn.Module, trained: tuple[str, ...], out: Path, document: Mapping[str, Any]
+) -> None:
+    """Write the checkpoint ``out`` in one atomic step.
+
+    Args:
+        checkpoint: what was recovered.
+        model: its model after training.
+        trained: names of the parameters that may differ.
+        out: folder that does not exist yet.
+        document: its ``plan.json``.
+
+    Raises:
+        CheckpointError: the disk refuses, or what was written does not read back.
+    """
+    source = TrainedCheckpoint.open(checkpoint.path)
+    source.trained.update(held(model, checkpoint, trained))
+    items = [Transfer(entry, entry) for entry in checkpoint.inventory.tensors()]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with staged_folder(out) as folder:
+            write_shards(source, items, folder, SHARD_BYTES)
+            _copy_small_files(checkpoint.path, folder)
+            (folder / PLAN_FILE).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            _check(folder, checkpoint)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            return  # another process finished the same work first
+        raise CheckpointError(f"cannot write {out}: {error.strerror}; the unfinished part was removed") from error
+    finally:
+        source.close()
+
+
+def _copy_small_files(source: Path, folder: Path) -> None:
+    """Copy config, tokenizer and the like; neither weights nor ``plan.json``."""
+    for path in sorted(source.iterdir()):
+        weights = path.suffix in (".safetensors", ".bin", ".pt", ".pth") or path.name.endswith(".index.json")
+        if path.is_file() and not weights and path.name != PLAN_FILE and not path.name.startswith("."):
+            shutil.copyfile(path, folder / path.name)
+
+
+def _check(folder: Path, checkpoint: Checkpoint) -> None:
+    """Open what was written and compare it with what was recovered."""
+    written = Checkpoint.open(folder)
+    try:
+        if written.inventory != checkpoint.inventory:
+            raise CheckpointError(f"{folder} does not read back as written; this is a defect, please report it")
+        check_loadable(written)
+    finally:
+        written.close()

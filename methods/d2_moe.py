@@ -1,0 +1,116 @@
+"""D²-MoE: one shared matrix for all experts of a layer, and the difference of each expert to it as factors."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from pydantic import Field
+
+from methods.allocation import depth_shares, largest_remainder
+from methods.errors import RefusedError
+from methods.inside import LowRank, SharedBase
+from methods.inside_fit import matrix_shapes
+from methods.inventory import Inventory, LayerInventory
+from methods.low_rank import all_stays
+from methods.method import Method
+from methods.plan import LayerPlan
+from methods.stats import Array, Stats
+
+
+class D2MoE(Method):
+    """W_i = W_b + A_i B_i, where W_b is the mean of the layer's experts by Fisher mass and A_i B_i the whitened SVD of the rest.
+
+    F_i, the Fisher mass of expert i, is the sum of the squared gradients of its weights over the calibration tokens. W_b may
+    lose columns (``columns``): those stay for which |W_b[:, j]| |X_j| is largest. All matrices of a layer have one rank, such
+    that base and factors together are the share ``keep`` of the experts' parameters; ranks of layers differ by at most one
+    (largest remainder).
+
+    *Source*: arXiv 2502.17298: Fisher-weighted merging, delta decomposition, static part of the column pruning.
+
+    *Differs*: (1) Fisher mass is not multiplied by the frequency of the expert, as in the text; the official code does.
+    Where no expert of a layer has any, all weigh the same. (2) Columns are chosen once; the paper chooses half of them anew
+    for each batch, which depends on what else is in the batch and on the cache. (3) The rank follows from ``keep``, which
+    counts the base; the official code takes a ratio for the factors and another for the base. (4) ``keep`` is the share of the
+    routed experts' parameters, the paper's ratio one of the whole model. (5) The whitened factors are those of
+    ``methods.kernels.low_rank``, with the least damping that suffices.
+    """
+
+    name: ClassVar[str] = "d2_moe"
+    title: ClassVar[str] = "D²-MoE"
+    source: ClassVar[str] = "arXiv 2502.17298"
+    stages: ClassVar[frozenset[str]] = frozenset({"rank"})
+
+    columns: float = Field(
+        default=1.0, gt=0.0, le=1.0, description="share of the columns of the shared matrix that stay"
+    )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Weights of the average."""
+        return frozenset({"fisher_mass"})
+
+    @property
+    def moments(self) -> frozenset[str]:
+        """Moments of the inputs of the experts' matrices; none where all stays whole."""
+        base = SharedBase(members=(0,), weights=(1.0,), columns=self.columns)
+        return (
+            frozenset() if all_stays(self.keep) else LowRank(kernel="whitened", ranks=((1, 1, 1),), base=base).moments
+        )
+
+    def decide(self, inventory: Inventory, stats: Stats) -> list[LayerPlan]:
+        """State base and rank of each layer.
+
+        Raises:
+            RefusedError: beside the base there is no room for factors of rank 1.
+        """
+        shares = dict(zip(inventory.moe_layers, depth_shares(self.keep, len(inventory.moe_layers)), strict=True))
+        factored = [layer for layer, share in shares.items() if share < 1.0]
+        exact = []
+        for layer in factored:
+            room = self.exact_rank(inventory.layers[layer], shares[layer])
+            if room < 1.0:
+                raise RefusedError(
+                    f"d2_moe: keep={shares[layer]:.3g} of layer {layer} holds no factors of rank 1 beside the shared matrix; the "
+                    f"smallest keep is {self.smallest(inventory.layers[layer]):.3g}, or take fewer columns"
+                )
+            exact.append(room)
+        ranks = dict(zip(factored, largest_remainder(exact), strict=True))
+        plans = []
+        for layer, entry in enumerate(inventory.layers):
+            rank = None
+            if layer in ranks:
+                weights = fisher_weights(stats.layer("fisher_mass", layer))
+                base = SharedBase(members=tuple(range(entry.experts)), weights=weights, columns=self.columns)
+                rank = LowRank(kernel="whitened", ranks=((ranks[layer],) * 3,) * entry.experts, base=base)
+            plans.append(LayerPlan(rank=rank))
+        return plans
+
+    def exact_rank(self, layer: LayerInventory, share: float) -> float:
+        """Return the rank, not rounded, at which the experts of ``layer`` store ``share`` of their parameters.
+
+        It is smaller than that at which factors are as large as the matrix, so never above the full rank.
+        """
+        whole, base, unit = self._sizes(layer)
+        return (share * whole - base) / unit
+
+    def smallest(self, layer: LayerInventory) -> float:
+        """Return the share of the parameters that rank 1 stores."""
+        whole, base, unit = self._sizes(layer)
+        return (base + unit) / whole
+
+    def _sizes(self, layer: LayerInventory) -> tuple[int, int, int]:
+        """Return the parameters of all experts, of the base, and of one rank in all matrices."""
+        shapes = matrix_shapes(layer)
+        stored = SharedBase(members=(0,), weights=(1.0,), columns=self.columns)
+        base = sum(outputs * stored.stored_columns(inputs) for outputs, inputs in shapes)
+        return layer.experts * sum(map(math.prod, shapes)), base, layer.experts * sum(map(sum, shapes))
+
+
+def fisher_weights(mass_E3: Array) -> tuple[float, ...]:
+    """Return the share of each expert in the Fisher mass of its layer, gate, up and down together; equal where there is none."""
+    mass_E = mass_E3.sum(axis=1)
+    total = math.fsum(mass_E)  # the same in any order of experts
+    if total <= 0.0:
+        return (1.0 / len(mass_E),) * len(mass_E)
+    return tuple(float(mass) / total for mass in mass_E)
