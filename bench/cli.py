@@ -149,6 +149,9 @@ def run(
     dtype: Annotated[str | None, typer.Option(help="compute type of the evaluation")] = None,
     device: str | None = None,
     timing: Annotated[bool | None, typer.Option("--time/--no-time", help="time under vLLM")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="refuse what vllm-cpu, vllm-gpu or transformers cannot run")
+    ] = None,
     recovery: Annotated[str | None, typer.Option(help="train each result: a kind, or a YAML file of settings")] = None,
     group: str | None = None,
     store: StoreOption = DEFAULT_STORE,
@@ -160,7 +163,7 @@ def run(
     from bench.strict import read_settings, validated
 
     document = read_settings(config) if config else {}
-    flat = {"model": model, "revision": revision, "group": group}
+    flat = {"model": model, "revision": revision, "group": group, "target": target}
     parts: dict[str, dict[str, Any]] = {
         "calibration": {
             "corpus": corpus,

@@ -124,6 +124,9 @@ class RunConfig(Strict):
     recovery: RecoverySettings | None = Field(
         default=None, description="training of every compressed model; None: none"
     )
+    target: Literal["vllm-cpu", "vllm-gpu", "transformers"] | None = Field(
+        default=None, description="engine that must run the results: a plan that it cannot is refused before work is spent"
+    )
     group: str = Field(default="run", description="label of runs that belong together")
 
 

@@ -7,6 +7,7 @@ its place in the model (``Family.placement``, ``CompressedExperts.stored``), so 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from bench.checkpoint import Checkpoint
 from bench.compressed_experts import CompressedExperts
 from bench.whole import stored_expert
 from methods.errors import CheckpointError
-from methods.forms import PACKED, part_of
+from methods.forms import COLUMNS, PACKED, SHARED_PREFIX, part_of
 from methods.inventory import EXPERT_ROLES, ExpertForm, TensorEntry
 
 PACKED_PARTS = frozenset({"packed", "scale", "shape"})
@@ -56,13 +57,33 @@ def places(model: nn.Module, checkpoint: Checkpoint) -> Iterator[tuple[TensorEnt
 
 @torch.no_grad()
 def fill(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
-    """Read every tensor of ``checkpoint`` into ``model``; matrices in few bits as the values that they stand for."""
+    """Read every tensor of ``checkpoint`` into ``model``; matrices in few bits as the values that they stand for.
+
+    Raises:
+        CheckpointError: values that say where others belong make no sense.
+    """
     for entry, tensor in places(model, checkpoint):
-        tensor.copy_(checkpoint.read(entry).reshape(tensor.shape))
+        values = checkpoint.read(entry)
+        if entry.role.startswith(SHARED_PREFIX) and part_of(entry)[1] == COLUMNS:
+            _check_columns(values, entry, checkpoint)
+        tensor.copy_(values.reshape(tensor.shape))
     for index, layer in enumerate(checkpoint.inventory.layers):
         packed = {entry.expert for entry in layer.tensors if part_of_packed(entry)}
         for expert in sorted(e for e in packed if e is not None):
             _unpack(model, checkpoint, index, expert)
+
+
+def _check_columns(columns_C: Tensor, entry: TensorEntry, checkpoint: Checkpoint) -> None:
+    """Check that the columns of a base are columns of the matrix, each once."""
+    assert entry.layer is not None
+    gate = next(checkpoint.inventory.layers[entry.layer].with_role(f"{SHARED_PREFIX}gate"))
+    inputs = gate.shape[0] if part_of(entry)[0] == f"{SHARED_PREFIX}down" else checkpoint.inventory.hidden
+    ends = [-1, *columns_C.tolist(), inputs]
+    if any(one >= other for one, other in pairwise(ends)):
+        raise CheckpointError(
+            f"{checkpoint.path}: {entry.name} must hold ascending numbers from 0 to {inputs - 1}, found "
+            f"{str(columns_C.tolist())[:60]}; fetch or write the checkpoint again"
+        )
 
 
 def part_of_packed(entry: TensorEntry) -> bool:

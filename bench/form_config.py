@@ -60,13 +60,29 @@ def read_form(document: Any, bits: tuple[int, int] | None, experts: int, layer: 
         isinstance(bases, list | tuple) and len(bases) == 3 and _whole(bases[:2], 2, 1) and bases[2] in ("silu", "tanh")
     ):
         raise damaged("bases must be two positive integers and an activation, silu or tanh")
-    return ExpertForm(
+    form = ExpertForm(
         widths=None if widths is None else tuple(widths),
         ranks=None if ranks is None else tuple((row[0], row[1], row[2]) for row in ranks),
         base=None if base is None else (base[0], base[1], base[2]),
         bases=None if bases is None else (bases[0], bases[1], bases[2]),
         bits=bits,
     )
+    if (reason := _contradiction(form)) is not None:
+        raise damaged(reason)
+    return form
+
+
+def _contradiction(form: ExpertForm) -> str | None:
+    """Return why no experts are stored in ``form``, or None."""
+    if form.base is not None and (form.ranks is None or any(0 in ranks for ranks in form.ranks)):
+        return "beside a base it needs a rank of at least 1 for every matrix"
+    if form.widths is not None and (form.base is not None or form.bases is not None):
+        return "experts that share a base or bases have all of their channels, so there are no widths"
+    if form.ranks is not None and form.bases is not None:
+        return "ranks and bases exclude each other"
+    if form.bits is not None and (form.ranks is not None or form.bases is not None):
+        return "factors and bases are not stored in few bits, as quantization_config says"
+    return None
 
 
 def _whole(values: Any, count: int, least: int) -> bool:

@@ -213,12 +213,13 @@ class LayerMaker:
     @cached_property
     def _base(self) -> tuple[tuple[Tensor, Tensor], ...] | None:
         """The averages that the factors are added to, rounded as they are stored, and the columns of each that are stored."""
-        rule = None if self._plan.rank is None else self._plan.rank.base
-        if rule is None:
+        rank = self._plan.rank
+        rule = None if rank is None else rank.base
+        if rank is None or rule is None:
             return None
         totals: list[Tensor] = []
         squares: list[Tensor] = []
-        names = frozenset() if rule.columns == 1.0 else self._plan.moments
+        names = frozenset() if rule.columns == 1.0 else rank.moments
         for member, weight in zip(rule.members, rule.weights, strict=True):
             made = self._cut(member)
             found = self._measured(member, names)

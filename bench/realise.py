@@ -5,7 +5,7 @@ Letters: T tokens, E experts of the source layer, S router rows that stay, K exp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -95,9 +95,10 @@ def realised(
         survivors = [index for index, layer in enumerate(plan.layers) if layer.drop != "block"]
         for number, index in enumerate(survivors):
             layer, layer_plan = inventory.layers[index], plan.layers[index]
+            scale_D = None
             if layer_plan.merges or layer_plan.inside:
-                _overwrite(undo, blocks[index], layer_plan, index, inventory, moments)
-            _realise_layer(undo, blocks[index], layer_plan, layer, after[number].top_k)
+                scale_D = _overwrite(undo, blocks[index], layer_plan, index, inventory, moments)
+            _realise_layer(undo, blocks[index], layer_plan, layer, after[number].top_k, scale_D)
             if layer_plan.expert_map is not None:
                 values = None
                 if layer_plan.constants:
@@ -110,8 +111,10 @@ def realised(
         yield model
 
 
-def _realise_layer(undo: ExitStack, block: nn.Module, plan: LayerPlan, layer: LayerInventory, top_k: int) -> None:
-    """Change the feed-forward sub-layer of one surviving block."""
+def _realise_layer(
+    undo: ExitStack, block: nn.Module, plan: LayerPlan, layer: LayerInventory, top_k: int, scale_D: Tensor | None
+) -> None:
+    """Change the feed-forward sub-layer of one surviving block; ``scale_D`` is what averages of router rows are scaled by."""
     if plan.drop == "moe":
         _set(undo, block.mlp, "forward", torch.zeros_like)
         return
@@ -127,19 +130,23 @@ def _realise_layer(undo: ExitStack, block: nn.Module, plan: LayerPlan, layer: La
     rows = torch.tensor(plan.rows if plan.rows is not None else range(layer.rows), device=weight.device)
     own: dict[str, Tensor] = {}
     if plan.rows is not None and plan.router == "mean":
-        own = _averages(router, averaged_rows(plan.rows, plan.merges), layer)
+        own = _averages(router, averaged_rows(plan.rows, plan.merges), layer, scale_D)
     _set(undo, router, "forward", _sliced_forward(router, rows, layer.rows, top_k, own))
 
 
-def _averages(router: nn.Module, recipe: AveragedRows, layer: LayerInventory) -> dict[str, Tensor]:
-    """Return the averaged per-expert attributes of a router, rounded as in the written checkpoint."""
+def _averages(
+    router: nn.Module, recipe: AveragedRows, layer: LayerInventory, scale_D: Tensor | None
+) -> dict[str, Tensor]:
+    """Return the averaged per-expert attributes of a router, scaled and rounded as in the written checkpoint."""
     dtypes = _dtypes(layer)
-    values = {name: getattr(router, name, None) for name in _PER_EXPERT}
-    return {
-        name: averaged(recipe, value.detach()).to(dtypes[_PER_EXPERT[name]]).to(value.dtype)
-        for name, value in values.items()
-        if value is not None
-    }
+    found = {}
+    for name, role in _PER_EXPERT.items():
+        if (value := getattr(router, name, None)) is not None:
+            mean = averaged(recipe, value.detach())
+            if scale_D is not None and role in SCALED_ROLES:
+                mean = scaled(mean, role, scale_D)
+            found[name] = mean.to(dtypes[role]).to(value.dtype)
+    return found
 
 
 def _sliced_forward(
@@ -168,8 +175,12 @@ def _dtypes(layer: LayerInventory) -> dict[str, torch.dtype]:
 @torch.no_grad()
 def _overwrite(
     undo: ExitStack, block: nn.Module, plan: LayerPlan, index: int, inventory: Inventory, moments: Stats | None
-) -> None:
-    """Write experts of decoder layer ``index`` that are computed in their places, and register what stood there."""
+) -> Tensor | None:
+    """Write experts of decoder layer ``index`` that are computed in their places, and register what stood there.
+
+    Returns:
+        What their inputs are scaled by; None where they are not.
+    """
     layer, experts = inventory.layers[index], block.get_submodule("mlp.experts")
     gate_up = getattr(experts, "gate_up_proj", None)
     down = getattr(experts, "down_proj", None)
@@ -191,7 +202,8 @@ def _overwrite(
     merges = {merge.into: merge for merge in plan.merges}
     maker = None
     if plan.inside:
-        norm = block.get_parameter("post_attention_layernorm.weight")
+        # In its type on disk, since the scale of the inputs makes up for how the scaled norm is rounded there.
+        norm = block.get_parameter("post_attention_layernorm.weight").to(_dtypes(layer)["norm.mlp"])
         maker = LayerMaker(plan, index, inventory, read, moments, dtypes, lambda: norm)
     kept = range(layer.experts) if plan.experts is None else plan.experts
     for expert in kept if plan.inside else merges:
@@ -209,8 +221,13 @@ def _overwrite(
         for place, old, value in zip((gate_up[expert], down[expert]), saved, values, strict=True):
             undo.callback(_write, place, old)
             place.copy_(value)
-    if maker is not None and plan.bits is not None and plan.bits.kernel == "awq":
-        _scale(undo, block, layer, maker.input_scale_D)
+    if maker is None or plan.bits is None or plan.bits.kernel != "awq":
+        return None
+    # Averages of router rows are scaled where they are made, so that they are rounded once.
+    averages = plan.rows is not None and plan.router == "mean"
+    roles = [role for role in SCALED_ROLES if not (averages and role == "router.weight")]
+    _scale(undo, block, layer, roles, maker.input_scale_D)
+    return maker.input_scale_D
 
 
 def _widened(made: ExpertMatrices, plan: LayerPlan, place: int, width: int) -> ExpertMatrices:
@@ -223,10 +240,10 @@ def _widened(made: ExpertMatrices, plan: LayerPlan, place: int, width: int) -> E
     return ExpertMatrices(gate, up, down)
 
 
-def _scale(undo: ExitStack, block: nn.Module, layer: LayerInventory, scale_D: Tensor) -> None:
-    """Scale the norm before the experts and everything else that reads it, as AWQ does."""
+def _scale(undo: ExitStack, block: nn.Module, layer: LayerInventory, roles: Sequence[str], scale_D: Tensor) -> None:
+    """Scale the norm before the experts and everything else that reads it, as AWQ does; of these ``roles``."""
     dtypes = _dtypes(layer)
-    for role in SCALED_ROLES:
+    for role in roles:
         if role not in dtypes:
             continue
         weight = next(found for name in _SCALED[role] if (found := _parameter(block, name)) is not None)

@@ -200,6 +200,17 @@ class RecoveryInfo(_Part):
     losses: tuple[float, float] = Field(description="mean loss of the first and of the last tenth of the steps")
 
 
+class TargetInfo(_Part):
+    """What was known beforehand about the engine that is to run the result."""
+
+    name: str = Field(description="engine and device")
+    outcome: Literal["served", "dense", "refused"] = Field(
+        description="served as it is stored; dense: with values or zeros in its place, so no speed is claimed; refused"
+    )
+    reason: str | None = Field(default=None, description="why it is refused, or dense")
+    notes: tuple[str, ...] = Field(default=(), description="what nobody has tried")
+
+
 class Environment(_Part):
     """Where and with what the run was made."""
 
@@ -232,6 +243,7 @@ class Record(_Part):
         description="experts that were made from their weights alone, since no calibration token reached them; None where no "
         "moments were asked for",
     )
+    target: TargetInfo | None = Field(default=None, description="None where none was asked for")
     recovery: RecoveryInfo | None = Field(default=None, description="training after compression; None: there was none")
     realisation: str | None = Field(default=None, description="how the compressed form was run for quality")
     scores: tuple[Score, ...] = ()

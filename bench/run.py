@@ -21,7 +21,7 @@ from bench.evaluation.tasks import load_tasks
 from bench.moments import cold_experts
 from bench.paired import pair_scores
 from bench.recipe import Recipe
-from bench.record import CorpusInfo, ModelInfo, Record, Score, Status, Timing, read_record, write_record
+from bench.record import CorpusInfo, ModelInfo, Record, Score, Status, TargetInfo, Timing, read_record, write_record
 from bench.recovery.settings import RecoverySettings
 from bench.serving.protocol import TimingProtocol, unservable
 from bench.stages import (
@@ -68,6 +68,7 @@ class Subject:
     recovery: RecoverySettings | None = None
     recovered: Recovered | None = None
     cold: int | None = None
+    target: TargetInfo | None = None
     id: str = ""
     attempt: int = 1
     plan: Plan | None = None
@@ -90,10 +91,10 @@ class Subject:
 
     @property
     def knobs(self) -> dict[str, Any]:
-        """Every setting of the method and of the training after it, as JSON values."""
+        """Every setting of the method, and those of the training after it that are no defaults, as JSON values."""
         if self.method is None:
             return {}
-        training = self.recovery.resolved() if self.recovery else {}
+        training = self.recovery.model_dump(mode="json", exclude_defaults=True) if self.recovery else {}
         return {**self.method.knobs, **{f"recovery.{name}": value for name, value in training.items()}}
 
 
@@ -164,6 +165,8 @@ class Run:
             "evaluation": evaluation.model_dump(mode="json", include={"max_length", "dtype", "seed"}),
             "timing": self.config.timing.model_dump(mode="json"),
         }
+        if self.config.target is not None:
+            shared["target"] = self.config.target
         for subject in self.subjects:
             own: dict[str, object] = {"method": None}
             if subject.method is not None:
@@ -228,6 +231,7 @@ class Run:
             else:
                 probe = self.calibrator.probe_for(subject.method)
                 subject.plan = subject.method.plan(self.checkpoint.inventory, stats, probe)
+        self._check_target(subject)
         provenance = {"method": subject.method.name, "knobs": subject.method.knobs}
         write_json(
             self.store.plans / f"{subject.plan.digest}.json",
@@ -239,6 +243,23 @@ class Run:
             subject.content = Checkpoint.open(subject.path).content
         if subject.plan.moments:
             subject.cold = cold_experts(subject.plan, self.checkpoint.inventory, stats)
+
+    def _check_target(self, subject: Subject) -> None:
+        """Note what is known about the engine that is to run the subject's plan.
+
+        Raises:
+            RefusedError: it cannot.
+        """
+        name = self.config.target
+        if name is None:
+            return
+        from bench.serving.target import verdict
+
+        assert subject.plan is not None
+        found = verdict(subject.plan, self.checkpoint.inventory, name)
+        subject.target = TargetInfo(name=name, outcome=found.outcome, reason=found.reason, notes=found.notes)
+        if found.outcome == "refused":
+            raise RefusedError(f"{name} cannot run this plan: {found.reason}")
 
     def _recover(self, subject: Subject) -> None:
         """Train the subject's checkpoint, where that is asked for."""
@@ -331,6 +352,7 @@ class Run:
             cost=cost_info(after) if after else None,
             ratios=ratio_info(plan, checkpoint.inventory) if plan else None,
             cold_experts=subject.cold,
+            target=subject.target,
             recovery=recovery_info(subject.recovery, subject.recovered),
             realisation=realisation(plan) if subject.evaluation else None,
             scores=scores,

@@ -16,7 +16,7 @@ class _Block:
 
     def __init__(self, block: Any, places: Sequence[int] | None) -> None:
         self.experts = block.experts
-        self.constants = getattr(block, "constant_experts", None)
+        self.constants: Any = getattr(block, "constant_experts", None)
         self.count = len(block.experts.down_proj)
         self.places = range(self.count) if places is None else places
         self.tokens: list[tuple[np.ndarray[Any, Any], dict[int, float]]] = []

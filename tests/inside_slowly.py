@@ -81,14 +81,14 @@ def channels_of(plan: LayerPlan, expert: int) -> list[int]:
 def moment_slowly(
     moments: Stats, plan: LayerPlan, layer: int, name: str, orders: dict[int, NDArray[np.int64]], expert: int
 ) -> Array | None:
-    """Return the mean of a moment over the members of an expert that saw tokens, for its channels; None if none did.
+    """Return the mean of a moment over the members of an expert, for its channels; None if none of them saw a token.
 
-    Members count by their tokens where it is a Gram matrix, else alike; Gram matrices from few tokens are drawn towards
+    Members count by their tokens where it is a Gram matrix, else alike, also one without tokens; Gram matrices from few tokens are drawn towards
     what the layer has in common, those of channels towards uncorrelated ones.
     """
     channels = "channel" in name
-    rows = {e: moments.layer(name, layer)[e].astype(np.float64) for e in orders if TOKENS[e]}
-    if not rows:
+    rows = {e: moments.layer(name, layer)[e].astype(np.float64) for e in orders}
+    if not any(TOKENS[e] for e in orders):
         return None
     if channels:
         rows = {e: row[np.ix_(*[orders[e]] * row.ndim)] for e, row in rows.items()}

@@ -18,6 +18,7 @@ from methods.errors import CheckpointError, ConfigError, StatsError, UnknownName
 from methods.plan import LayerPlan, Plan
 from methods.stats import CATALOGUE
 from tests.calibration_reference import expert_reference, reference
+from tests.inside_reference import inside_reference
 from tests.streamed_pass import NEEDS, RAGGED, SQUARE, Fixed, assert_same, model_states, plain_model, streamed_states
 from tests.tiny import FAMILIES, tiny_checkpoint, tiny_tokens
 
@@ -45,6 +46,7 @@ def test_statistics_equal_hooks_and_loops(any_checkpoint, sampled):
     router, windows = any_checkpoint.inventory.router, sorted(RAGGED.windows, key=len)
     expected = reference(plain_model(any_checkpoint), windows, router.score == "sigmoid")
     expected |= expert_reference(plain_model(any_checkpoint), windows, router, 2, sampled, 13)
+    expected |= inside_reference(plain_model(any_checkpoint), windows)
     assert set(expected) == NEEDS, "a statistic has no reference"
     stats = calibrate(any_checkpoint, RAGGED, NEEDS, sampled_tokens=sampled, cka_tokens=13)
     assert stats.tokens == 63

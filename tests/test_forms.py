@@ -6,7 +6,6 @@ Sizes of the tiny models: hidden 64, width 32, 8 experts, top-2. Those of the to
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -16,48 +15,19 @@ from methods.errors import PlanError
 from methods.forms import formed, part_of
 from methods.inside import Bases, LowRank, Quantisation, SharedBase, Sparsity
 from methods.inventory import EXPERT_ROLES, ExpertForm, Inventory, TensorEntry
-from methods.plan import LayerPlan, Merge, Plan
+from methods.plan import LayerPlan, Plan
 from methods.transfer import InsideExpert, result, transfers
+from tests.inside_plans import EVERYONE, FORMS, PACKABLE, SELECTIONS, WIDTHS, everywhere, fitting
 from tests.inventories import toy_inventory
 from tests.tiny import FAMILIES, tiny_config
 
 LAYER = 1
 """First MoE layer of the DeepSeek models, and of the others a MoE layer as well."""
 
-PAIR = Merge(into=1, members=(1, 2), weights=(0.5, 0.5))
-WIDTHS = (1, 8, 16, 24, 32, 2, 3, 4)
-CHANNELS = tuple(tuple(range(32 - width, 32)) for width in WIDTHS)
-PACKABLE = tuple(tuple(range(width)) for width in (8, 16, 24, 32) * 2)
-EVERYONE = tuple(range(8))
-EVENLY = (0.125,) * 8
-
-
-def base(columns: float = 1.0) -> SharedBase:
-    return SharedBase(members=EVERYONE, weights=EVENLY, columns=columns)
-
-
-FORMS: dict[str, LayerPlan] = {
-    "channels": LayerPlan(channels=CHANNELS),
-    "factors": LayerPlan(rank=LowRank(ranks=((5, 6, 7), (0, 6, 0)) * 4)),
-    "channels and factors": LayerPlan(channels=CHANNELS, rank=LowRank(ranks=((1, 0, 1),) * 8)),
-    "base": LayerPlan(rank=LowRank(ranks=((5, 6, 7),) * 8, base=base())),
-    "columns of a base": LayerPlan(rank=LowRank(ranks=((5, 6, 7),) * 8, base=base(0.4))),
-    "bases": LayerPlan(bases=Bases(count=3, rank=9)),
-    "4 bits": LayerPlan(bits=Quantisation(bits=4, group=8)),
-    "8 bits": LayerPlan(bits=Quantisation(bits=8, group=16, kernel="gptq")),
-    "scaled inputs": LayerPlan(bits=Quantisation(bits=4, group=32, kernel="awq")),
-    "channels in 4 bits": LayerPlan(channels=PACKABLE, bits=Quantisation(bits=4, group=8)),
-    "sparse in 4 bits": LayerPlan(sparsity=Sparsity(share=0.5), bits=Quantisation(bits=4, group=8)),
-}
-
 
 def inventory_of(family: str) -> Inventory:
     config = {**tiny_config(family).to_dict(), "dtype": "bfloat16"}
     return family_of(config).inventory(config)
-
-
-def everywhere(inventory: Inventory, layer: LayerPlan) -> Plan:
-    return Plan.of(inventory, [layer if old.mlp == "moe" else LayerPlan() for old in inventory.layers])
 
 
 def names_of(family: str) -> tuple[str, str, str, str]:
@@ -145,31 +115,6 @@ def test_names_shapes_and_types_of_every_part(family: str, form: str) -> None:
     others = [entry for entry in layer.tensors if entry not in stored]
     assert others == [entry for entry in inventory.layers[LAYER].tensors if not entry.role.startswith("expert.")]
     assert all(entry.expert is None for entry in stored if ".base." in entry.name or ".bases." in entry.name)
-
-
-SELECTIONS: dict[str, dict[str, Any]] = {
-    "all": {},
-    "some": {"experts": (1, 2, 5, 6)},
-    "merged": {"experts": (0, 1, 4, 5), "merges": (PAIR,), "router": "mean"},
-    "mapped": {"experts": (0, 1, 4, 5), "merges": (PAIR,), "constants": (7,), "router": "map"},
-}
-
-
-def fitting(form: str, selection: dict[str, Any]) -> LayerPlan:
-    """Return the plan of ``form`` for the experts that ``selection`` leaves."""
-    plan = FORMS[form]
-    kept = selection.get("experts", EVERYONE)
-    inside: dict[str, Any] = {name: getattr(plan, name) for name in ("bases", "sparsity", "bits")}
-    if plan.channels is not None:
-        inside["channels"] = tuple(plan.channels[expert] for expert in kept)
-    if plan.rank is not None:
-        own = plan.rank.base
-        own = (
-            None if own is None else SharedBase(members=kept, weights=(1 / len(kept),) * len(kept), columns=own.columns)
-        )
-        ranks = tuple(plan.rank.ranks[expert] for expert in kept)
-        inside["rank"] = plan.rank.model_copy(update={"ranks": ranks, "base": own})
-    return LayerPlan(**selection, **inside)
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)

@@ -20,6 +20,7 @@ from bench.apply import apply
 from bench.checkpoint import Checkpoint
 from bench.load import load_model
 from bench.serving.capability import TOKENS, Trial, greedy_tokens, table, write
+from bench.serving.client import serving_environment
 from bench.serving.kinds import KINDS
 from bench.serving.plugin import STOCK
 from bench.serving.protocol import TimingProtocol, unservable
@@ -65,6 +66,46 @@ def test_vllm_agrees_with_transformers(source: Checkpoint, kind: str, session: T
     assert gap < 1e-5, f"prompt log-probabilities differ by {gap:.2g}"
     if kind != "base":
         assert expected != log_probabilities(source.path, prompts), "it should not just repeat the original"
+
+
+# Two devices, which on a CPU are two processes. The worker of the session has one; this starts its own.
+_TWO_DEVICES = """
+import json, sys, vllm
+from pathlib import Path
+from bench.serving.engine import needed_options
+
+if __name__ == "__main__":
+    path, prompts, tokens = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+    model = vllm.LLM(model=path, skip_tokenizer_init=True, dtype="float32", max_model_len=64, max_num_seqs=4,
+                     tensor_parallel_size=2, distributed_executor_backend="mp", kv_cache_memory_bytes=1 << 26,
+                     **needed_options(Path(path), "float32", cpu=True))
+    settings = vllm.SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+    answers = model.generate([{"prompt_token_ids": prompt} for prompt in prompts], settings)
+    print("RESULT", json.dumps([list(answer.outputs[0].token_ids) for answer in answers]), flush=True)
+"""
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("source", ["qwen2_moe"], indirect=True)
+def test_two_devices_hold_half_the_channels_each(source: Checkpoint, tmp_path: Path) -> None:
+    """Factors beside a base some of whose columns are not stored, and a shared expert, whose sum both devices reduce."""
+    path = write(source, "shared_base", tmp_path / "served")
+    prompts = tiny_tokens(3, 12, seed=5).tolist()
+    (tmp_path / "child.py").write_text(_TWO_DEVICES)  # a file, since vLLM's workers import their parent's main module
+    root = Path(__file__).resolve().parents[1]
+    settings = {**serving_environment(1), "PYTHONPATH": str(root)}
+    with (tmp_path / "log").open("w") as log:
+        done = subprocess.run(
+            [sys.executable, str(tmp_path / "child.py"), str(path), json.dumps(prompts), str(TOKENS)],
+            env=settings,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            timeout=600,
+        )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert done.returncode == 0 and lines, (tmp_path / "log").read_text()[-3000:]
+    assert json.loads(lines[-1].removeprefix("RESULT ")) == greedy_tokens(path, prompts)
 
 
 def test_every_family_has_a_class() -> None:

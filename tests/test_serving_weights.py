@@ -103,3 +103,20 @@ def test_layers_of_other_devices_are_dropped_and_missing_tensors_are_named(tmp_p
     weights = ExpertWeights(checkpoint.inventory, modules(checkpoint, Shard()), values=False)
     with pytest.raises(CheckpointError, match=f"1 tensors of experts are not in the files: {lost}"):
         list(weights.rest([(name, tensor) for name, tensor in sent if name != lost]))
+
+
+def test_configs_with_values_put_aside_reach_other_processes() -> None:
+    """VLLM pickles the config for the processes of further devices; nothing is registered with transformers here."""
+    import pickle
+
+    from bench.serving.plugin import configs
+
+    for model_type in configs.LATENT:
+        document = {"model_type": model_type, "per_layer_config": {"1": {"n_routed_experts": 4}}, "vocab_size": 99}
+        config = configs._class_of(model_type).from_dict(document)
+        again = pickle.loads(pickle.dumps(config))
+        assert type(again) is type(config) and configs.document_of(again)["per_layer_config"] == {
+            "1": {"n_routed_experts": 4}
+        }
+    with pytest.raises(AttributeError, match="no attribute 'Unknown'"):
+        _ = configs.Unknown

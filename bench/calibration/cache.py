@@ -31,6 +31,10 @@ _ABANDONED = 7 * 24 * 3600
 """Seconds after which the unfinished file of a process that was killed is removed."""
 
 
+_READING = ("calibrate.py", "compressed_experts.py", "filled.py", "load.py", "packing.py", "whole.py")
+"""Files of ``bench`` that run the pass, or read experts in whatever form they are stored."""
+
+
 @cache
 def code_digest() -> str:
     """Return the digest of the source files that decide what a statistic's value is."""
@@ -42,7 +46,7 @@ def code_digest() -> str:
         *here.glob("*.py"),
         *Path(methods.kernels.__file__).parent.glob("*.py"),
         Path(methods.stats.__file__),
-        here.parent / "calibrate.py",
+        *(here.parent / name for name in _READING),
     ]
     return _source_digest(files)
 

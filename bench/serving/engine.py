@@ -12,7 +12,6 @@ from typing import Any
 from bench.compressed_config import PREFIX
 from bench.serving.plugin import STOCK
 from bench.serving.protocol import expert_forms
-from methods.inventory import ExpertForm
 
 
 def preload() -> None:
@@ -51,11 +50,13 @@ def needed_options(path: Path, dtype: str, cpu: bool) -> dict[str, Any]:
         dtype: compute type as given to vLLM.
         cpu: whether vLLM runs on the CPU.
     """
+    from bench.filled import has_own_form
+
     config = json.loads((path / "config.json").read_text())
     options: dict[str, Any] = {}
     forms = expert_forms(config)
     # Experts in a form of their own are looped over on the host, which no CUDA graph can record.
-    if cpu or any(form != ExpertForm(bits=form.bits) for form in forms):
+    if cpu or any(map(has_own_form, forms)):
         options["enforce_eager"] = True
     if not cpu:
         return options

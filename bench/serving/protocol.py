@@ -152,8 +152,12 @@ def served_realisation(path: Path, cpu: bool) -> Literal["compressed", "dense"]:
 
 def dequantised(path: Path, cpu: bool) -> bool:
     """Return whether vLLM holds experts in few bits of the checkpoint at ``path`` as values; see ``served_realisation``."""
-    forms = expert_forms(read_config(path))
-    return any(form.bits is not None and (cpu or form != ExpertForm(bits=form.bits)) for form in forms)
+    forms = [form for form in expert_forms(read_config(path)) if form.bits is not None]
+    if cpu or not forms:
+        return bool(forms)
+    from bench.filled import has_own_form
+
+    return any(map(has_own_form, forms))
 
 
 def _has_zeros(path: Path) -> bool:

@@ -6,6 +6,7 @@ vLLM reads ``per_layer_config`` of ordinary models by itself, but stops at a mod
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 KEY = "moebench_layers"
@@ -17,16 +18,18 @@ LATENT = ("deepseek_v2", "deepseek_v3")
 
 def register_configs() -> None:
     """Make transformers' ``AutoConfig`` read configs of the types ``LATENT`` with their per-layer values put aside."""
-    from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers import AutoConfig
 
     for model_type in LATENT:
-        stock = CONFIG_MAPPING[model_type]
-        if KEY not in vars(stock):
-            AutoConfig.register(model_type, _putting_aside(stock), exist_ok=True)
+        AutoConfig.register(model_type, _class_of(model_type), exist_ok=True)
 
 
-def _putting_aside(stock: type[Any]) -> type[Any]:
-    """Return a subclass of config class ``stock`` that renames ``per_layer_config`` while it reads."""
+@cache
+def _class_of(model_type: str) -> type[Any]:
+    """Return the config class of ``model_type`` that renames ``per_layer_config`` while it reads."""
+    from transformers import CONFIG_MAPPING
+
+    stock: Any = CONFIG_MAPPING[model_type]
 
     def from_dict(cls: type[Any], config_dict: dict[str, Any], /, **kwargs: Any) -> Any:
         document = dict(config_dict)
@@ -36,6 +39,15 @@ def _putting_aside(stock: type[Any]) -> type[Any]:
 
     members = {"from_dict": classmethod(from_dict), KEY: None, "model_type": stock.model_type, "__module__": __name__}
     return type(stock.__name__, (stock,), members)
+
+
+def __getattr__(name: str) -> Any:
+    """Return a config class by its name, as vLLM's other processes ask for it when they unpickle a config."""
+    if not name.startswith("__"):
+        for model_type in LATENT:
+            if _class_of(model_type).__name__ == name:
+                return _class_of(model_type)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def document_of(config: Any) -> dict[str, Any]:
