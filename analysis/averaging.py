@@ -17,7 +17,7 @@ from functools import cached_property
 from analysis.comparison import Comparison, seeds_of
 from analysis.inference import Difference, SeedMean, difference_over_seeds, over_seeds
 from analysis.protocol import key
-from bench.record import CostInfo, Interval, RatioInfo, Record, Score, Timing
+from bench.record import CostInfo, Interval, RatioInfo, Record, RecoveryInfo, Score, Timing
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,15 @@ def _what(row: Comparison) -> Hashable:
         text,
         base,
         protocol,
+        repr(_training(record)),
         record.status,
         record.reason,
     )
+
+
+def _training(record: Record) -> dict[str, object] | None:
+    """Return what a training was, without what it took."""
+    return record.recovery.model_dump(include={"kind", "settings", "corpus", "tokens"}) if record.recovery else None
 
 
 def _own(member: Comparison, score: Score) -> Score:
@@ -156,6 +162,7 @@ def _mean_record(records: Sequence[Record]) -> Record:
                 _mean_score([record.scores[place] for record in records]) for place in range(len(first.scores))
             ),
             "timing": _joint_timing([record.timing for record in records]),
+            "recovery": _mean_recovery([record.recovery for record in records]),
             "seconds": {stage: _plain([record.seconds.get(stage, 0.0) for record in records]) for stage in stages},
             "seeds": {},
         }
@@ -183,6 +190,15 @@ def _mean_cost(costs: Sequence[CostInfo]) -> CostInfo:
 
 def _mean_ratios(ratios: Sequence[RatioInfo]) -> RatioInfo:
     return RatioInfo(**{name: _plain([getattr(one, name) for one in ratios]) for name in RatioInfo.model_fields})
+
+
+def _mean_recovery(recoveries: Sequence[RecoveryInfo | None]) -> RecoveryInfo | None:
+    known = [one for one in recoveries if one is not None]
+    if len(known) < len(recoveries):
+        return None
+    losses = (_plain([one.losses[0] for one in known]), _plain([one.losses[1] for one in known]))
+    costs = {name: _plain([getattr(one, name) for one in known]) for name in ("seconds", "wall")}
+    return known[0].model_copy(update={**costs, "losses": losses})
 
 
 def _joint_timing(timings: Sequence[Timing | None]) -> Timing | None:

@@ -29,10 +29,21 @@ class Column:
     get: Callable[[Comparison], Any] | None = None
 
 
+TRAINING = "recovery."
+"""How the names of knobs of a training after compression begin."""
+
+
 def knobs_text(record: Record) -> str:
-    """Return the knobs as ``name=value``, by name; those without a value are left out."""
-    items = sorted((name, value) for name, value in record.knobs.items() if value is not None)
+    """Return the knobs as ``name=value``, by name, those of a training last; those without a value are left out."""
+    items = [(name, value) for name, value in record.knobs.items() if value is not None]
+    items.sort(key=lambda item: (item[0].startswith(TRAINING), item[0]))
     return ", ".join(f"{name}={_compact(value)}" for name, value in items)
+
+
+def split_training(knobs: str | None) -> tuple[str, str]:
+    """Return the two parts of ``knobs_text``: the method's own knobs, and those of the training after it."""
+    own, comma, training = (", " + (knobs or "")).partition(f", {TRAINING}")
+    return own.removeprefix(", "), TRAINING + training if comma else ""
 
 
 def _compact(value: object) -> str:
@@ -69,6 +80,17 @@ def _speed(name: str, end: str) -> Callable[[Comparison], float | None]:
         return None if interval is None else float(getattr(interval, end))
 
     return get
+
+
+def _recovery(name: str) -> Callable[[Comparison], Any]:
+    def get(row: Comparison) -> Any:
+        return None if row.record.recovery is None else getattr(row.record.recovery, name)
+
+    return get
+
+
+def _marks(row: Comparison) -> str | None:
+    return ", ".join(row.record.timing.marks) or None if row.record.timing else None
 
 
 def _difference(name: str) -> Callable[[Comparison], float | None]:
@@ -181,6 +203,23 @@ COLUMNS: tuple[Column, ...] = (
         Column(f"keep_{name}", "float64", "1", f"share of {what} that remains", _kept(name))
         for name, what in _RATIOS.items()
     ),
+    Column(
+        "zeros",
+        "float64",
+        "1",
+        "share of the stored routed-expert weights that were made zero; no bytes fall with it",
+        lambda r: r.record.ratios.zeros if r.record.ratios else None,
+    ),
+    Column(
+        "cold_experts",
+        "Int64",
+        "experts",
+        "experts that were made from their weights alone, since no calibration token reached them",
+        lambda r: r.record.cold_experts,
+    ),
+    Column("recovery", "string", "", "kind of training after compression; empty: none", _recovery("kind")),
+    Column("recovery_tokens", "Int64", "tokens", "tokens trained on, repetitions counted", _recovery("tokens")),
+    Column("recovery_seconds", "float64", "s", "CPU seconds of the training", _recovery("seconds")),
     *(Column(name, "Int64", unit, doc, _cost(name)) for name, (unit, doc) in _SIZES.items()),
     Column("flops_share", "float64", "1", "flops over the base's", _flops_share),
     Column("tasks", "Int64", "tasks", "tasks in the average", lambda r: len(r.accuracies) if r.scores else None),
@@ -235,6 +274,21 @@ COLUMNS: tuple[Column, ...] = (
     Column("weights_bytes", "Int64", "B", "safetensors files as served", _timing("weights_bytes")),
     Column("peak_bytes", "Int64", "B", "peak memory of the serving process", _timing("peak_bytes")),
     Column("timing_reason", "string", "", "why nothing was timed", _timing("reason")),
+    Column(
+        "timing_realisation",
+        "string",
+        "",
+        "compressed, or dense: values or zeros stand in the place of the compressed form, and no speed is claimed",
+        _timing("realisation"),
+    ),
+    Column("timing_marks", "string", "", "why the speeds deserve doubt: noisy, drifting, uneven", _marks),
+    Column(
+        "target",
+        "string",
+        "",
+        "what was known beforehand about the engine: served, dense or refused",
+        lambda r: r.record.target.outcome if r.record.target else None,
+    ),
     Column("realisation", "string", "", "how the compressed form was run for quality", lambda r: r.record.realisation),
     Column("corpus", "string", "", "calibration text", lambda r: r.record.corpus.name if r.record.corpus else None),
     Column("seconds", "float64", "s", "CPU seconds of all stages run here", lambda r: _total(r.record)),
@@ -242,8 +296,46 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
+def shown_knobs(method: str | None, knobs: str) -> str:
+    """Return the knobs of a method that tables show: all, but of the dozens of a recipe the sizes that its steps keep."""
+    if method != "recipe":
+        return knobs
+    return ", ".join(one.partition(".")[2] for one in knobs.split(", ") if one.partition("=")[0].endswith(".keep"))
+
+
 def variants(rows: Sequence[Comparison]) -> list[str | None]:
-    """Return for each row what it was calibrated on, where its board holds runs with different corpora."""
+    """Return for each row what its title and shown knobs leave open: other knobs of a recipe, and the calibration text.
+
+    Only what differs among rows of the board is told; None where nothing is.
+    """
+    return [
+        "; ".join(text for text in parts if text) or None
+        for parts in zip(_recipe_knobs(rows), _corpora(rows), strict=True)
+    ]
+
+
+def _recipe_knobs(rows: Sequence[Comparison]) -> list[str | None]:
+    alike: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    own: list[tuple[tuple[str, ...], dict[str, str]] | None] = []
+    for row in rows:
+        own.append(None)
+        if row.record.method == "recipe":
+            knobs, training = split_training(knobs_text(row.record))
+            key = (row.board, row.record.title, shown_knobs("recipe", knobs), training)
+            values = {
+                name: _compact(value) for name, value in row.record.knobs.items() if not name.startswith(TRAINING)
+            }
+            own[-1] = (key, values)
+            alike.setdefault(key, []).append(values)
+    found: list[str | None] = []
+    for one in own:
+        others = alike[one[0]] if one else []
+        told = [f"{k}={v}" for k, v in sorted(one[1].items()) if any(o.get(k) != v for o in others)] if one else []
+        found.append(", ".join(told) or None)
+    return found
+
+
+def _corpora(rows: Sequence[Comparison]) -> list[str | None]:
     names: dict[str, set[str]] = {}
     for row in rows:
         if row.record.corpus is not None:

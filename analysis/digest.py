@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from analysis import speed, training
 from analysis.protocol import ACCURACIES
 from analysis.provenance import Block, provenance
 from analysis.summary import failures, lead, messages, notes
-from analysis.table import boards, markdown, markdown_cell, run_name, task_error, task_text
+from analysis.table import board_names, boards, markdown, markdown_cell, run_name, task_error, task_text
 from bench.record import Record
 
 
@@ -18,22 +19,30 @@ def digest(
     frame: pd.DataFrame,
     scores: pd.DataFrame,
     *,
+    trained: pd.DataFrame | None = None,
+    timed: pd.DataFrame | None = None,
     title: str,
     floor: float,
     problems: tuple[str, ...] = (),
 ) -> str:
-    """Return the document: leaderboard, every task, failures, and the protocol."""
+    """Return the document: leaderboard, before and after training, speed, every task, failures, and the protocol.
+
+    Args:
+        trained: runs before and after training (``analysis.training.training_frame``); None: no section.
+        timed: measured and predicted speed (``analysis.speed.speed_frame``); None: no section.
+    """
     parts = [f"# {markdown_cell(title)}", markdown_cell(lead(frame))]
     parts += [f"> {markdown_cell(message)}" for message in messages(frame, problems)]
     if not len(frame):
         return "\n\n".join(parts) + "\n"
     if (frame["status"] == "complete").any():
+        names = board_names(frame)
         parts += ["## Leaderboard", markdown(frame).rstrip()]
         parts += [
             "≈: difference to the next rank within noise. ?: the next rank was measured with other seeds. "
             "▼: retention below the floor. Intervals: 95 %."
         ]
-        parts += ["## Tasks", *_tasks(frame, scores)]
+        parts += [*_training(trained, names), *_speed(timed, names), "## Tasks", *_tasks(frame, scores)]
     bad = failures(frame)
     if bad.rows:
         parts += ["## Refused, failed and cancelled runs", table(bad)]
@@ -41,6 +50,22 @@ def digest(
     for block in provenance(records):
         parts += [f"### {block.title}", table(block)]
     return "\n\n".join(parts) + "\n"
+
+
+def _training(rows: pd.DataFrame | None, names: Mapping[str, str]) -> list[str]:
+    lines = training.training_lines(rows) if rows is not None else {}
+    parts = [part for board in lines for part in _section(names[board], training.HEAD, lines[board])]
+    return ["## Before and after training", *parts, training.NOTE] if parts else []
+
+
+def _speed(rows: pd.DataFrame | None, names: Mapping[str, str]) -> list[str]:
+    lines = speed.speed_lines(rows) if rows is not None else {}
+    parts = [part for board in lines for part in _section(names[board], speed.HEAD, lines[board])]
+    return ["## Speed: measured beside predicted", *parts, speed.NOTE] if parts else []
+
+
+def _section(name: str, head: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> list[str]:
+    return [f"### {markdown_cell(name)}", table(Block("", head, tuple(lines)))]
 
 
 def table(block: Block) -> str:

@@ -6,12 +6,13 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.columns import TRAINING, shown_knobs, split_training
 from analysis.formatting import NONE, count, fixed, known, percent, size
 from analysis.inference import Z95
 from analysis.palette import DARK, LIGHT, SYMBOLS, places
 from analysis.pareto import pareto
 from analysis.protocol import ACCURACIES
-from analysis.table import average_text, board_names, rows_of, settings_text, task_error, task_text
+from analysis.table import average_text, board_names, is_dense, rows_of, settings_text, task_error, task_text
 
 SIZES = {
     "bytes": "Tensor bytes on disk",
@@ -66,8 +67,13 @@ def explorer(frame: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
 
 
 def series(row: dict[str, Any]) -> str:
-    """Return what points of one line share: the method, its knobs that are words, the seed, and the calibration text."""
-    knobs = [knob for knob in (row["knobs"] or "").split(", ") if knob]
+    """Return what points of one line share: the method, its knobs that are words, the seed, and the calibration text.
+
+    Knobs of a training count too, but its kind, which titles tell.
+    """
+    own, training = split_training(row["knobs"])
+    given = f"{shown_knobs(row['method'], own)}, {training}".split(", ")
+    knobs = [knob for knob in given if knob and not knob.startswith(f"{TRAINING}kind=")]
     kept = [knob for knob in knobs if knob.startswith("seed=") or not _is_number(knob.partition("=")[2])]
     return ", ".join([row["title"], *kept, *([row["variant"]] if row["variant"] else [])])
 
@@ -155,7 +161,7 @@ def _hover(row: dict[str, Any], scores: list[dict[str, Any]]) -> str:
     lines.append(
         f"{size(row['bytes'])}, {count(row['parameters'])} parameters, keeps {percent(row['keep'])} % of experts"
     )
-    if known(row["decode_ratio"]):
+    if known(row["decode_ratio"]) and not is_dense(row):
         lines.append(f"decode {fixed(row['decode_ratio'], 2)} ×, prefill {fixed(row['prefill_ratio'], 2)} ×")
     shown = scores[:12]
     lines += [f"{s['task']}: {task_text(s['value'], task_error(s), s['metric'] in ACCURACIES)}" for s in shown]

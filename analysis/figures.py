@@ -10,12 +10,15 @@ import pandas as pd
 from analysis.drawing import apart, canvas, label_ends, render, short, style
 from analysis.explorer import series
 from analysis.formatting import known, slug
+from analysis.frontier import frontier
 from analysis.inference import Z95
 from analysis.palette import LIGHT, MARKERS, NEUTRAL, places
 from analysis.ranking import FLOOR
-from analysis.table import board_names, rows_of, run_name
+from analysis.table import board_names, is_dense, rows_of, run_name
 
 Rows = list[dict[str, Any]]
+LINES = 24
+"""Lines, each with a label, that a panel of ``quality_vs_size`` has room for."""
 
 
 def draw(frame: pd.DataFrame, scores: pd.DataFrame, floor: float = FLOOR) -> dict[str, bytes]:
@@ -26,8 +29,9 @@ def draw(frame: pd.DataFrame, scores: pd.DataFrame, floor: float = FLOOR) -> dic
         scores: one row a run, task and metric (``analysis.frame.scores_frame``).
         floor: retention below which quality is shaded, 0 to 1.
 
-    ``quality_vs_size`` has a panel for each model, ``damage_<model>`` a cell for each run and task, ``speed_vs_flops``
-    a point for each timed run. What has no data is not drawn.
+    ``quality_vs_size`` has a panel for each model, ``frontier_<model>`` a marker for each run, ``damage_<model>`` a cell
+    for each run and task, ``speed_vs_flops`` a point for each timed run. What has no data is not drawn, nor a panel of more
+    than ``LINES`` lines of a model that has a frontier.
     """
     if not len(frame):
         return {}
@@ -37,8 +41,11 @@ def draw(frame: pd.DataFrame, scores: pd.DataFrame, floor: float = FLOOR) -> dic
     compared = {board: rows for board, rows in boards.items() if any(not row["is_base"] for row in rows)}
     drawn: dict[str, bytes] = {}
     with style():
+        frontiers = {board: frontier(rows, names[board]) for board, rows in compared.items()}
+        legible = {b: rows for b, rows in compared.items() if frontiers[b] is None or _lines(rows) <= LINES}
         figures = {
-            "quality_vs_size": quality_vs_size(compared, names, floor),
+            "quality_vs_size": quality_vs_size(legible, names, floor),
+            **{f"frontier_{slug(names[board])}": figure for board, figure in frontiers.items()},
             **{f"damage_{slug(names[board])}": damage(rows, scores, names[board]) for board, rows in compared.items()},
             "speed_vs_flops": speed_vs_flops(compared, names),
         }
@@ -46,6 +53,10 @@ def draw(frame: pd.DataFrame, scores: pd.DataFrame, floor: float = FLOOR) -> dic
             if figure is not None:
                 drawn |= {f"{name}.{kind}": content for kind, content in render(figure).items()}
     return drawn
+
+
+def _lines(rows: Rows) -> int:
+    return len({series(row) for row in rows})
 
 
 def quality_vs_size(boards: dict[str, Rows], names: dict[str, str], floor: float) -> Any:
@@ -131,7 +142,8 @@ def damage(rows: Rows, scores: pd.DataFrame, name: str) -> Any:
         return None
     from matplotlib.colors import TwoSlopeNorm
 
-    figure = canvas(2.9 + 0.62 * len(tasks), 1.7 + 0.21 * len(runs))
+    titles = [short(run_name(row), 72) for row in runs]
+    figure = canvas(1.2 + 0.06 * max(28, *map(len, titles)) + 0.62 * len(tasks), 1.7 + 0.21 * len(runs))
     axes = figure.subplots()
     grid = [[_cell(cells, row, task) for task in tasks] for row in runs]
     shown = axes.imshow(grid, cmap="RdBu", norm=TwoSlopeNorm(100, 50, 110), aspect="auto", interpolation="nearest")
@@ -151,7 +163,7 @@ def damage(rows: Rows, scores: pd.DataFrame, name: str) -> Any:
         fontsize=8,
     )
     axes.xaxis.tick_top()
-    axes.set_yticks(range(len(runs)), [short(run_name(row)) for row in runs], fontsize=7.5)
+    axes.set_yticks(range(len(runs)), titles, fontsize=7.5)
     axes.tick_params(length=0)
     axes.grid(False)
     axes.spines[:].set_visible(False)
@@ -198,7 +210,7 @@ def speed_vs_flops(boards: dict[str, Rows], names: dict[str, str]) -> Any:
 
 
 def _has_speed(row: dict[str, Any]) -> bool:
-    return known(row["prefill_ratio"]) or known(row["decode_ratio"])
+    return not is_dense(row) and (known(row["prefill_ratio"]) or known(row["decode_ratio"]))
 
 
 def _speed_panel(panel: Any, rows: Rows, phase: str, methods: dict[str, int]) -> None:

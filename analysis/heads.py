@@ -10,7 +10,18 @@ import pandas as pd
 
 from analysis.formatting import NONE, count, fixed, interval, known, p_value, percent, significant, size
 from analysis.protocol import ACCURACIES, PUBLISHED_AVERAGES
-from analysis.table import Row, average_text, rank_text, rows_of, settings_text, task_error, task_text, text_of
+from analysis.table import (
+    DENSE,
+    Row,
+    average_text,
+    is_dense,
+    rank_text,
+    rows_of,
+    settings_text,
+    task_error,
+    task_text,
+    text_of,
+)
 
 Text = Callable[[Row], str]
 
@@ -84,9 +95,14 @@ def _speed(name: str, head: str, doc: str) -> Head:
     ends = _ends(name, 1, 2)
 
     def sub(row: Row) -> str:
-        return "not timed" if not_timed(row) else ends(row)
+        return "not timed" if not_timed(row) else "" if is_dense(row) else ends(row)
 
-    return Head(name, head, doc, lambda row: fixed(row[name], 2), _of(name), sub, hint=not_timed)
+    def value(row: Row) -> Any:
+        return None if is_dense(row) else row[name]
+
+    return Head(
+        name, head, doc, lambda row: DENSE if is_dense(row) else fixed(row[name], 2), value, sub, hint=not_timed
+    )
 
 
 def _of(name: str) -> Callable[[Row], Any]:

@@ -15,8 +15,10 @@ from analysis.frame import frame, scores_frame
 from analysis.load import load
 from analysis.page import page
 from analysis.ranking import FLOOR
+from analysis.speed import speed_frame
 from analysis.summary import messages
 from analysis.table import csv, latex
+from analysis.training import training_frame
 from methods.errors import ConfigError, RecordError
 
 
@@ -27,6 +29,7 @@ class Report:
     Args:
         page: the HTML leaderboard.
         figures: figures as PDF, SVG and PNG; empty where there was nothing to draw.
+        tables: ``training.csv`` and ``speed.csv``, where there are runs before and after training, and timings.
         messages: what a reader should know: missing base, unreadable records, nothing complete.
         frame: one row a run, as in ``leaderboard.csv``.
     """
@@ -37,6 +40,7 @@ class Report:
     scores: Path
     latex: Path
     figures: tuple[Path, ...]
+    tables: tuple[Path, ...]
     messages: tuple[str, ...]
     frame: pd.DataFrame
 
@@ -68,14 +72,16 @@ def report(
     loaded = load(folders)
     runs = frame(loaded.records, floor)
     scores = scores_frame(loaded.records)
+    trained, timed = training_frame(loaded.records), speed_frame(loaded.records)
     told = {"title": title, "floor": floor, "problems": loaded.problems}
     texts = {
         "leaderboard.html": page(loaded.records, runs, scores, **told),  # type: ignore[arg-type]  # one dict for two calls
-        "leaderboard.md": digest(loaded.records, runs, scores, **told),  # type: ignore[arg-type]  # as above
+        "leaderboard.md": digest(loaded.records, runs, scores, trained=trained, timed=timed, **told),  # type: ignore[arg-type]  # as above
         "leaderboard.csv": csv(runs),
         "scores.csv": csv(scores),
         "leaderboard.tex": latex(runs),
     }
+    more = {"training.csv": trained, "speed.csv": timed}
     drawn: dict[str, bytes] = {}
     if figures:
         from analysis.figures import draw
@@ -89,6 +95,7 @@ def report(
         scores=paths["scores.csv"],
         latex=paths["leaderboard.tex"],
         figures=tuple(write(out / "figures" / name, content) for name, content in drawn.items()),
+        tables=tuple(write(out / name, csv(rows).encode("utf-8")) for name, rows in more.items() if len(rows)),
         messages=tuple(messages(runs, loaded.problems)),
         frame=runs,
     )

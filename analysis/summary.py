@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.formatting import fixed, known, percent, size
 from analysis.provenance import Block
-from analysis.table import board_names, boards, rows_of, run_name, text_of
+from analysis.table import board_names, boards, is_dense, rows_of, run_name, text_of
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def cards(frame: pd.DataFrame, floor: float) -> list[Card]:
             facts.append((f"Smallest {line}", run_name(smallest), share + _quality(smallest)))
         else:
             facts.append((f"Smallest {line}", "none", "no run recovers that much"))
-        timed = [row for row in above if known(row["decode_ratio"])]
+        timed = [row for row in above if known(row["decode_ratio"]) and not is_dense(row)]
         if timed:
             fastest = max(timed, key=lambda row: (row["decode_ratio"], -row["rank"]))
             facts.append((f"Fastest {line}", run_name(fastest), f"decode {fixed(fastest['decode_ratio'], 2)} × base"))
@@ -133,8 +133,9 @@ def notes(floor: float) -> list[str]:
         "of their differences to the base as independent, which makes it if anything too wide.",
         f"The floor is {percent(floor, digits=0)} % retention. Runs below it are marked, not hidden: size and speed "
         "mean little there.",
-        "Speeds are medians of repeats under vLLM in alternation with the base; intervals are bootstrap, 95 %. Where "
-        "nothing was timed, the reason stands instead.",
+        "Speeds are medians of repeats under vLLM in alternation with the base; intervals are those of the sign test, 95 % "
+        "(93.75 % with five repeats). Where nothing was timed, the reason stands instead; where the engine held values or "
+        "zeros in the place of the compressed form, no speed is claimed and `dense` stands there.",
     ]
 
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.columns import TRAINING, shown_knobs, split_training
 from analysis.formatting import NONE, fixed, interval, known, p_value, percent, significant, size
 
 Row = Mapping[str, Any]
+DENSE = "dense"
+"""What stands where a speed would, if the engine held values or zeros in the place of the compressed form."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,15 @@ def run_name(row: Row) -> str:
 
 
 def settings_text(row: Row) -> str:
-    """Return the knobs of a run, with its calibration text where runs differ in it."""
-    return "; ".join(text for text in (text_of(row["knobs"]), text_of(row["variant"])) if text)
+    """Return the knobs of a run, those of its training, and what else tells it from others of its board.
+
+    The kind of training is left out: titles end in it. Of a recipe, only what its steps keep is shown.
+    """
+    own, training = split_training(text_of(row["knobs"]))
+    items = [item.removeprefix(TRAINING) for item in training.split(", ") if not item.startswith(f"{TRAINING}kind=")]
+    trained = f"trained: {', '.join(items)}" if any(items) else ""
+    own = shown_knobs(text_of(row["method"]), own)
+    return "; ".join(text for text in (own, trained, text_of(row["variant"])) if text)
 
 
 def average_text(row: Row) -> str:
@@ -61,11 +71,18 @@ def rank_text(row: Row) -> str:
 
 
 def speed_text(row: Row, name: str) -> str:
-    """Return a speed ratio with its interval, or a dash where there is none."""
+    """Return a speed ratio with its interval, ``dense`` where no speed is claimed, or a dash where there is none."""
+    if is_dense(row):
+        return DENSE
     if not known(row[f"{name}_ratio"]):
         return NONE
     text = fixed(row[f"{name}_ratio"], 2)
     return f"{text} {interval(row[f'{name}_ratio_low'], row[f'{name}_ratio_high'], 1.0, 2)}".rstrip()
+
+
+def is_dense(row: Row) -> bool:
+    """Tell whether a run was timed with values or zeros in the place of its compressed form, so that its speed says nothing."""
+    return bool(row["timing_realisation"] == DENSE)
 
 
 def difference_text(row: Row) -> str:
@@ -125,10 +142,14 @@ def best(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Return the largest value of each field that has a best, over the compressed runs."""
     found = {}
     for name in (field.value for field in FIELDS if field.value):
-        values = [row[name] for row in rows if known(row[name]) and not row["is_base"]]
+        values = [row[name] for row in rows if known(row[name]) and not row["is_base"] and _stands(row, name)]
         if values:
             found[name] = max(values)
     return found
+
+
+def _stands(row: Row, name: str) -> bool:
+    return not (name in ("prefill_ratio", "decode_ratio") and is_dense(row))
 
 
 def fields_of(rows: list[dict[str, Any]]) -> list[Field]:
@@ -138,6 +159,8 @@ def fields_of(rows: list[dict[str, Any]]) -> list[Field]:
 
 def _is_best(field: Field, row: Row, bests: Mapping[str, float]) -> bool:
     if field.value is None or field.value not in bests or row["is_base"]:
+        return False
+    if not _stands(row, field.value):
         return False
     return bool(row[field.value] == bests[field.value])
 

@@ -102,7 +102,7 @@ def apply(
 ) -> None:
     """Write the compressed checkpoint of a plan.
 
-    The corpus options matter only for plans whose values depend on statistics: constants, and kernels that read moments of inputs.
+    The corpus options matter only for plans whose values depend on statistics: constants, and kernels that read moments.
     """
     from bench.apply import apply as write
     from bench.calibrate import calibrate as measure

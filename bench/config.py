@@ -125,7 +125,8 @@ class RunConfig(Strict):
         default=None, description="training of every compressed model; None: none"
     )
     target: Literal["vllm-cpu", "vllm-gpu", "transformers"] | None = Field(
-        default=None, description="engine that must run the results: a plan that it cannot is refused before work is spent"
+        default=None,
+        description="engine that must run the results: a plan that it cannot is refused before work is spent",
     )
     group: str = Field(default="run", description="label of runs that belong together")
 

@@ -107,9 +107,10 @@ class LayerMaker:
         bits = self._plan.bits
         assert bits is not None
         magnitude_D = layer_moment(self._moments, self._inventory, "input_magnitude", self._index)
-        tokens = [self._tokens(expert) for expert in self._kept]
-        both = _Lazy(lambda place: self._gate_up(self._kept[place]), len(self._kept))
-        grams = _Lazy(lambda place: self._input_gram(self._kept[place]), len(self._kept))
+        members = bits.members or self._kept
+        tokens = [self._tokens(expert) for expert in members]
+        both = _Lazy(lambda place: self._gate_up(members[place]), len(members))
+        grams = _Lazy(lambda place: self._input_gram(members[place]), len(members))
         best_D = input_scale(both, grams, magnitude_D, bits.bits, bits.group, tokens, self._dtypes[0])
         return folded_norm(self._norm(), best_D)[1]
 

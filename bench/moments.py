@@ -226,9 +226,10 @@ def _pieces(plan: Plan, inventory: Inventory, moments: Stats | None, grams: bool
 
 
 def used_experts(plan: LayerPlan, experts: int) -> list[int]:
-    """Return the experts whose moments decide about weights that stay: those that stay, and members of merges."""
+    """Return the experts whose moments decide about weights that stay: those that stay, members of merges, of AWQ's scale."""
     kept = range(experts) if plan.experts is None else plan.experts
-    return sorted({*kept, *(member for merge in plan.merges for member in merge.members)})
+    scaling = plan.bits.members if plan.bits is not None else None
+    return sorted({*kept, *(scaling or ()), *(member for merge in plan.merges for member in merge.members)})
 
 
 def _bytes(values: Array, dtype: str) -> memoryview:

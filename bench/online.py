@@ -19,7 +19,15 @@ from typing import Any, Protocol, Self
 from bench.record import Mark, OnlineTiming, Timing
 from bench.serving.device import allowed_cores, choose_cores
 from bench.serving.online import METRICS, Load, Server, without_tokenizer
-from bench.serving.protocol import OnlineProtocol, read_config, unservable, weights_bytes
+from bench.serving.protocol import (
+    DEQUANTISED,
+    OnlineProtocol,
+    dequantised,
+    read_config,
+    served_realisation,
+    unservable,
+    weights_bytes,
+)
 from bench.serving.serve import REMEDY, check_plugin
 from bench.serving.statistics import drift, median_interval, spread
 from methods.errors import ConfigError, TimingError
@@ -66,6 +74,13 @@ class _Subject:
 
     def __init__(self, path: Path) -> None:
         self.path, self.reason = path, unservable(path) or without_tokenizer(path)
+        self.realisation: str | None = None
+        if self.reason is None:
+            import torch
+
+            cpu = not torch.cuda.is_available()
+            self.realisation = served_realisation(path, cpu)
+            self.reason = DEQUANTISED if dequantised(path, cpu) else None
         self.server: ServedModel | None = None
         self.runs: dict[float, dict[int, dict[str, float]]] = {}
         self.kv_tokens: int | None = None
@@ -274,10 +289,11 @@ class OnlineSession:
         return OnlineTiming(**fields, ratios=ratios, drift=changes, marks=marks)
 
     def _timing(self, subject: _Subject, base: _Subject | None) -> Timing:
+        realisation = subject.realisation if base is not None or subject.realisation == "dense" else None
         if subject.reason:
-            return Timing(reason=subject.reason)
+            return Timing(reason=subject.reason, realisation=realisation)
         if base is not None and base.reason:
-            return Timing(reason=f"the base could not be timed: {base.reason}")
+            return Timing(reason=f"the base could not be timed: {base.reason}", realisation=realisation)
         protocol = asdict(self._protocol)
         protocol["rates"] = ["inf" if math.isinf(rate) else rate for rate in self._protocol.rates]
         return Timing(
@@ -285,4 +301,5 @@ class OnlineSession:
             kv_tokens=subject.kv_tokens,
             online=tuple(self._rate_timing(subject, base, rate) for rate in self._protocol.rates),
             protocol={**protocol, "cores": list(self._cores or allowed_cores())},
+            realisation=realisation,
         )

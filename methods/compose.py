@@ -28,19 +28,22 @@ def compose(first: Plan, second: Plan, inventory: Inventory) -> Plan:
     except PlanError as error:
         raise PlanError(f"the second plan does not fit what the first leaves: {error}") from error
     remaining = iter(second.layers)
-    layers = [layer if layer.drop == "block" else _substituted(layer, next(remaining)) for layer in first.layers]
+    layers = [
+        plan if plan.drop == "block" else _substituted(plan, next(remaining), layer.experts)
+        for plan, layer in zip(first.layers, inventory.layers, strict=True)
+    ]
     return Plan.of(inventory, layers)
 
 
-def _substituted(first: LayerPlan, second: LayerPlan) -> LayerPlan:
-    """Return the two decisions on one surviving decoder layer as one."""
+def _substituted(first: LayerPlan, second: LayerPlan, experts: int) -> LayerPlan:
+    """Return the two decisions on one surviving decoder layer, of so many experts in the source, as one."""
     if second.drop != "none":
         return second
     if first.drop == "moe":
         return first
     _check_order(first, second)
     top_k = second.top_k or first.top_k
-    inside = _inside(first, second)
+    inside = _inside(first, second, experts)
     if second.experts is None or first.experts is None:
         decisive = first if second.experts is None else second
         return _with_top_k(decisive.model_copy(update=inside), top_k)
@@ -48,15 +51,15 @@ def _substituted(first: LayerPlan, second: LayerPlan) -> LayerPlan:
     earlier = {merge.into: merge for merge in first.merges}
     merges = [_in_source(merge, place, earlier) for merge in second.merges]
     used = {member for merge in merges for member in merge.members}
-    experts = tuple(place[index] for index in second.experts)
-    untouched = [merge for merge in first.merges if merge.into in experts and merge.into not in used]
+    kept = tuple(place[index] for index in second.experts)
+    untouched = [merge for merge in first.merges if merge.into in kept and merge.into not in used]
     if (untouched or used & set(earlier)) and (second.router == "map" or (merges and first.router != second.router)):
         raise PlanError(
             f"experts that the first plan merged have one router row each ({first.router!r}), which the second plan's "
             f"router {second.router!r} cannot be put on top of; give both plans the same router, 'slice' or 'mean'"
         )
     composed = LayerPlan(
-        experts=experts,
+        experts=kept,
         merges=tuple(sorted([*merges, *untouched], key=lambda merge: merge.into)),
         constants=tuple(place[index] for index in second.constants),
         router=second.router if merges or second.constants else first.router,
@@ -94,9 +97,19 @@ def _check_order(first: LayerPlan, second: LayerPlan) -> None:
     shares = first.bases is not None or (first.rank is not None and first.rank.base is not None)
     if second.experts is not None and shares:
         raise PlanError("the first plan made a base for all experts of the layer; select experts first")
+    if (
+        second.experts is not None
+        and first.bits is not None
+        and first.bits.kernel == "awq"
+        and first.channels is not None
+    ):
+        raise PlanError(
+            "the first plan scaled the inputs of experts whose channels it cut, some of which would no longer be stated; select "
+            "experts first"
+        )
 
 
-def _inside(first: LayerPlan, second: LayerPlan) -> dict[str, Any]:
+def _inside(first: LayerPlan, second: LayerPlan, experts: int) -> dict[str, Any]:
     """Return what the two plans state about the inside of the experts that stay, in their order and source indices."""
     channels, rank = first.channels, first.rank
     if second.experts is not None:
@@ -107,13 +120,36 @@ def _inside(first: LayerPlan, second: LayerPlan) -> dict[str, Any]:
     if own is not None and own.base is not None and first.experts is not None:
         members = tuple(first.experts[member] for member in own.base.members)
         own = own.model_copy(update={"base": own.base.model_copy(update={"members": members})})
+    few = second.bits
+    if few is not None and few.members is not None and first.experts is not None:
+        few = few.model_copy(update={"members": tuple(first.experts[member] for member in few.members)})
+    bits = first.bits
+    if bits is not None and bits.kernel == "awq" and second.experts is not None and bits.members is None:
+        bits = bits.model_copy(update={"members": _members_of_scale(first, second, experts)})
     return {
         "channels": second.channels or channels,
         "rank": own or rank,
         "bases": second.bases or first.bases,
         "sparsity": second.sparsity or first.sparsity,
-        "bits": second.bits or first.bits,
+        "bits": few or bits,
     }
+
+
+def _members_of_scale(first: LayerPlan, second: LayerPlan, experts: int) -> tuple[int, ...]:
+    """Return the experts by which AWQ chose the scale of their inputs, before the second plan selected among them.
+
+    Raises:
+        PlanError: one of them is a merge that the second plan removes, so that one plan could not state it.
+    """
+    members = tuple(range(experts)) if first.experts is None else first.experts
+    assert second.experts is not None
+    stays = {members[index] for index in second.experts}
+    if gone := [merge.into for merge in first.merges if merge.into not in stays]:
+        raise PlanError(
+            f"the first plan chose AWQ's scale with the merged experts {gone} among them, which the second removes, so that one "
+            "plan cannot state it; select experts first"
+        )
+    return members
 
 
 def _in_source(merge: Merge, place: Sequence[int], earlier: Mapping[int, Merge]) -> Merge:

@@ -146,6 +146,8 @@ class Quantisation(BaseModel):
         group: inputs that share a scale; it divides the inputs of every matrix.
         kernel: ``rtn`` rounds to the nearest, ``gptq`` rounds one input after another and adjusts those after it, ``awq``
             rounds after scaling inputs, which the norm before the experts, the router, shared experts and the rows of up undo.
+        members: experts by which ``awq`` chooses the scale of the inputs that they share, as the stages before leave them; source
+            indices, ascending. None: those that stay. Others are named where experts were selected afterwards.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -153,6 +155,15 @@ class Quantisation(BaseModel):
     bits: Literal[4, 8] = 4
     group: Positive = 128
     kernel: Literal["rtn", "gptq", "awq"] = "rtn"
+    members: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.members is not None and self.kernel != "awq":
+            raise ValueError(f"members choose a scale that {self.kernel} does not have; only awq has one")
+        if self.members is not None and (not self.members or list(self.members) != sorted(set(self.members))):
+            raise ValueError(f"members must be ascending and distinct, found {list(self.members)}")
+        return self
 
     @property
     def moments(self) -> frozenset[str]:

@@ -26,14 +26,16 @@ def matrix_shapes(layer: LayerInventory) -> tuple[tuple[int, int], tuple[int, in
 
 
 def normal_form(plan: LayerPlan, layer: LayerInventory) -> dict[str, Any]:
-    """Return ``channels`` and ``rank`` of ``plan``, None where they keep everything as it is."""
-    channels, rank = plan.channels, plan.rank
+    """Return ``channels``, ``rank`` and ``bits`` of ``plan`` without what is true anyway."""
+    channels, rank, bits = plan.channels, plan.rank, plan.bits
+    if bits is not None and bits.members == stays(plan, layer):
+        bits = bits.model_copy(update={"members": None})
     if channels is not None:
         width = matrix_shapes(layer)[0][0]
         channels = None if all(len(kept) == width for kept in channels) else channels
     if rank is not None and rank.base is None and not any(any(ranks) for ranks in rank.ranks):
         rank = None
-    return {"channels": channels, "rank": rank}
+    return {"channels": channels, "rank": rank, "bits": bits}
 
 
 def form_of(plan: LayerPlan, layer: LayerInventory) -> ExpertForm | None:
@@ -79,6 +81,11 @@ def inside_misfit(plan: LayerPlan, layer: LayerInventory) -> str | None:
             return f"channel {max(channels[-1] for channels in plan.channels)} does not exist; experts have {width}"
         if plan.bases is not None or (plan.rank is not None and plan.rank.base is not None):
             return "experts that share a base or bases need all of their channels"
+    members = plan.bits.members if plan.bits is not None else None
+    if members is not None and members[-1] >= layer.experts:
+        return (
+            f"expert {members[-1]}, by which AWQ is to choose its scale, does not exist; the layer has {layer.experts}"
+        )
     return _rank_misfit(plan, layer, kept) or _input_misfit(plan, layer)
 
 

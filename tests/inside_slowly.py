@@ -83,8 +83,8 @@ def moment_slowly(
 ) -> Array | None:
     """Return the mean of a moment over the members of an expert, for its channels; None if none of them saw a token.
 
-    Members count by their tokens where it is a Gram matrix, else alike, also one without tokens; Gram matrices from few tokens are drawn towards
-    what the layer has in common, those of channels towards uncorrelated ones.
+    Members count by their tokens where it is a Gram matrix, else alike, also one without tokens. Gram matrices from few tokens
+    are drawn towards what the layer has in common, those of channels towards uncorrelated ones.
     """
     channels = "channel" in name
     rows = {e: moments.layer(name, layer)[e].astype(np.float64) for e in orders}

@@ -56,7 +56,7 @@ def test_twice_gives_the_same_bytes_in_another_process_too(made: Report, tmp_pat
     )
     subprocess.run([sys.executable, "-c", code, str(records), str(tmp_path / "again")], check=True)
     first = _digests(made.page.parent)
-    assert len(first) == 5 + 3 * 4
+    assert len(first) == 5 + 1 + 3 * 6
     assert _digests(tmp_path / "again") == first
 
 
@@ -204,7 +204,8 @@ def test_figures_hold_ink_and_are_of_their_kind(made: Report) -> None:
     from PIL import Image
 
     drawn = {path.name: path.read_bytes() for path in made.figures}
-    stems = {"quality_vs_size", "damage_synthetic-coarse", "damage_synthetic-fine", "speed_vs_flops"}
+    models = ("synthetic-coarse", "synthetic-fine")
+    stems = {"quality_vs_size", "speed_vs_flops", *(f"{kind}_{one}" for kind in ("damage", "frontier") for one in models)}
     assert set(drawn) == {f"{stem}.{kind}" for stem in stems for kind in ("pdf", "svg", "png")}
     for name, content in drawn.items():
         if name.endswith("pdf"):

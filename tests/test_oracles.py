@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.family import family_of
-from methods.cost import cost, ratios
+from methods import registry
+from methods.cost import cost, cost_of, ratios
 from methods.inventory import Inventory
 from methods.plan import LayerPlan, Plan
+from methods.stats import Stats
 
 # config.json of mistralai/Mixtral-8x7B-v0.1
 MIXTRAL: dict[str, Any] = {
@@ -103,3 +106,37 @@ def test_ratios_of_a_quarter_of_mixtral() -> None:
     found = ratios(cost(Plan.identity(inventory), inventory), cost(plan_of(inventory, "E2"), inventory))
     assert found.count == found.expert == found.channels == 0.25
     assert 0.24 < found.total < 0.25
+
+
+# D2-MoE (arXiv 2502.17298) states what is removed of the whole model, and prints what Mixtral keeps, in billions.
+D2_MOE = [(0.6, 18.68), (0.8, 9.33)]
+
+
+@pytest.mark.parametrize(("removed", "billions"), D2_MOE)
+def test_whole_model_ratios_of_d2_moe(removed: float, billions: float) -> None:
+    inventory = family_of(MIXTRAL).inventory(MIXTRAL)
+    before = cost_of(inventory)
+    fixed = before.parameters - before.routed_parameters
+    keep = ((1.0 - removed) * before.parameters - fixed) / before.routed_parameters
+    stats = Stats({"fisher_mass": tuple(np.ones((8, 3)) for _ in inventory.layers)})
+    plan = registry.method("d2_moe", keep=keep).plan(inventory, stats)
+    after = cost(plan, inventory)
+    assert abs(after.parameters / 1e9 - billions) < 0.02
+    assert ratios(before, after).total == pytest.approx(removed, abs=1e-3)
+    # In each layer one base of three 4096 x 14336 matrices, and factors of 4096 + 14336 for each rank, matrix and expert.
+    ranks = [layer.rank.ranks[0][0] for layer in plan.layers if layer.rank]
+    assert max(ranks) - min(ranks) <= 1 and len(ranks) == 32
+    assert after.routed_parameters == sum(3 * 4096 * 14336 + 8 * 3 * (4096 + 14336) * rank for rank in ranks)
+
+
+def test_cut_channels_save_the_compute_that_removed_experts_do_not() -> None:
+    inventory = family_of(DEEPSEEK).inventory(DEEPSEEK)
+    before = cost_of(inventory)
+    # 20 % of the channels, as CAMERA and HEAPr report for this model: 1126 of 1408 in each of 64 experts, 6 of them active.
+    layer = LayerPlan(channels=(tuple(range(1126)),) * 64)
+    plan = Plan.of(inventory, [layer if old.mlp == "moe" else LayerPlan() for old in inventory.layers])
+    after = cost(plan, inventory)
+    assert before.routed_parameters - after.routed_parameters == 27 * 64 * 3 * 282 * 2048
+    assert before.active_parameters - after.active_parameters == 27 * 6 * 3 * 282 * 2048
+    assert before.flops - after.flops == 2 * 2048 * 27 * 6 * 3 * 282 * 2048
+    assert ratios(before, after).channels == ratios(before, after).expert == pytest.approx(282 / 1408)
