@@ -15,6 +15,7 @@ import numpy as np
 
 from bench.checkpoint import Checkpoint
 from bench.config import RecipeConfig
+from bench.moments import TOKENS
 from bench.stages import Calibrator, write_checkpoint
 from bench.store import Store
 from bench.strict import load_settings
@@ -119,7 +120,7 @@ class Recipe:
 def expanded(stats: Stats, name: str, plan: Plan, inventory: Inventory) -> tuple[Array | None, ...]:
     """Return statistic ``name`` of the checkpoint that ``plan`` makes of ``inventory`` in the coordinates of the source.
 
-    Members of a merged expert all get its values; experts and channels that are gone get zeros.
+    Members of a merged expert all get its values, though its tokens count once; experts and channels that are gone get zeros.
     """
     remaining = iter(stats.values[name])
     values: list[Array | None] = []
@@ -154,7 +155,8 @@ def _with_channels(value: Array, name: str, channels: Sequence[Sequence[int]], w
 def _widened(value: Array, name: str, plan: LayerPlan, experts: int) -> Array:
     assert plan.experts is not None
     place = {expert: index for index, expert in enumerate(plan.experts)}
-    place |= {member: place[merge.into] for merge in plan.merges for member in merge.members}
+    if name != TOKENS:  # the tokens of a merged expert are counted once, by the one in whose place it stands
+        place |= {member: place[merge.into] for merge in plan.merges for member in merge.members}
     for axis, letter in enumerate(CATALOGUE[name].dims):
         if letter != "E":
             continue

@@ -130,7 +130,7 @@ def recovered(run: Record, gain: float = 0.1, kind: str = "lora", **changes: Any
             one = one.model_copy(update={"value": one.value + gain, "paired": pair})
         scores.append(one)
     info = RecoveryInfo(
-        kind=kind,  # type: ignore[arg-type]  # one of the kinds
+        kind=kind,
         settings={"kind": kind, "rate": 0.01},
         corpus="synthetic text",
         corpus_digest="c0ffee",

@@ -205,7 +205,11 @@ def test_figures_hold_ink_and_are_of_their_kind(made: Report) -> None:
 
     drawn = {path.name: path.read_bytes() for path in made.figures}
     models = ("synthetic-coarse", "synthetic-fine")
-    stems = {"quality_vs_size", "speed_vs_flops", *(f"{kind}_{one}" for kind in ("damage", "frontier") for one in models)}
+    stems = {
+        "quality_vs_size",
+        "speed_vs_flops",
+        *(f"{kind}_{one}" for kind in ("damage", "frontier") for one in models),
+    }
     assert set(drawn) == {f"{stem}.{kind}" for stem in stems for kind in ("pdf", "svg", "png")}
     for name, content in drawn.items():
         if name.endswith("pdf"):

@@ -20,6 +20,7 @@ from methods.inventory import Inventory
 from methods.plan import LayerPlan, Merge, Plan
 from methods.transfer import result
 from tests.inside_plans import everywhere
+from tests.inside_slowly import drawn_moments
 from tests.tiny import tiny_checkpoint, tiny_config
 
 CHOICE = (1, 2, 5, 6)
@@ -136,6 +137,8 @@ def test_selecting_keeps_what_is_stated_of_the_experts_that_stay() -> None:
     assert one == LayerPlan(experts=CHOICE, channels=tuple(cut[e] for e in CHOICE), sparsity=SPARSE, bits=BITS)
     other = composed(LayerPlan(rank=LowRank(kernel="whitened", ranks=factored)), chosen)
     assert other == LayerPlan(experts=CHOICE, rank=LowRank(kernel="whitened", ranks=tuple(factored[e] for e in CHOICE)))
+    scaled = composed(LayerPlan(bits=AWQ), chosen).bits
+    assert scaled is not None and scaled.members == tuple(range(8)), "all of them chose the scale of their inputs"
     again = composed(LayerPlan(experts=(0, 1, 2, 5, 6, 7), channels=cut[:6]), LayerPlan(experts=(1, 3)))
     assert again == LayerPlan(experts=(1, 5), channels=(cut[1], cut[3]))
 
@@ -155,10 +158,16 @@ def test_what_follows_a_selection_counts_its_experts() -> None:
     assert composed(merged, LayerPlan(rank=rule)) == merged.model_copy(update={"rank": moved})
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(5))
 def test_three_stages_in_their_order_are_one_plan_however_they_are_grouped(seed: int) -> None:
     source = inventory_of()
-    triples = [("select", "channels", "sparsity"), ("merge", "sparsity", "bits"), ("channels", "sparsity", "bits")]
+    triples = [
+        ("select", "channels", "sparsity"),
+        ("merge", "sparsity", "bits"),
+        ("channels", "sparsity", "bits"),
+        ("select", "awq", "select"),
+        ("merge", "awq", "top_k"),
+    ]
     names = triples[seed]
     plans, here = [], [source]
     for name in names:
@@ -167,7 +176,7 @@ def test_three_stages_in_their_order_are_one_plan_however_they_are_grouped(seed:
     left = compose(compose(plans[0], plans[1], source), plans[2], source)
     right = compose(plans[0], compose(plans[1], plans[2], here[1]), source)
     assert left == right and result(left, source) == here[-1]
-    assert len(left.stages) == 3
+    assert len(left.stages) == len({"experts" if name in ("select", "merge", "top_k") else name for name in names})
 
 
 ORDERED = [
@@ -185,6 +194,7 @@ ORDERED = [
     ("sparsity", "select"),
     ("sparsity", "bits"),
     ("bits", "select"),
+    ("awq", "select"),
 ]
 
 
@@ -192,11 +202,12 @@ ORDERED = [
 def test_one_plan_writes_what_two_write(first: str, second: str, tmp_path: Path) -> None:
     folder = tiny_checkpoint("qwen3_moe", tmp_path / "source", dtype=torch.float64, num_hidden_layers=1)
     source = Checkpoint.open(folder)
-    one = everywhere(source.inventory, stage(first, 8))
-    middle = Checkpoint.open(apply(source, one, tmp_path / "middle"))
+    one, moments = everywhere(source.inventory, stage(first, 8)), drawn_moments(source.inventory)
+    middle = Checkpoint.open(apply(source, one, tmp_path / "middle", moments=moments))
     two = everywhere(middle.inventory, stage(second, middle.inventory.layers[0].experts))
     last = Checkpoint.open(apply(middle, two, tmp_path / "last"))
-    at_once = Checkpoint.open(apply(source, compose(one, two, source.inventory), tmp_path / "at_once"))
+    both = compose(one, two, source.inventory)
+    at_once = Checkpoint.open(apply(source, both, tmp_path / "at_once", moments=moments))
     assert last.inventory == at_once.inventory
     for entry in last.inventory.tensors():
         if not entry.role.startswith("expert."):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from bench.realise import realised
 from methods.compose import compose
 from methods.errors import CheckpointError, PlanError
 from methods.inside import LowRank, SharedBase
-from methods.inventory import EXPERT_ROLES
+from methods.inventory import BYTES_PER_ELEMENT
 from methods.plan import LayerPlan, Plan
 from methods.stats import Stats
 from methods.transfer import result
@@ -271,4 +272,32 @@ def test_every_expert_is_read_from_its_own_tensors(intact: Callable[[str], Path]
         if entry.role.startswith("expert."):
             assert torch.equal(experts.stored(entry.role, entry.expert), checkpoint.read(entry))
             compared += 1
-    assert compared == EXPERTS * 5 and len(EXPERT_ROLES) == 3
+    assert compared == EXPERTS * 5, "two factors of gate and down, and a whole up"
+
+
+@pytest.mark.parametrize("form", ["columns of a base", "bases", "4 bits", "channels in 4 bits"])
+def test_elements_lie_at_multiples_of_their_size(form: str, tmp_path: Path) -> None:
+    """Types of 2, 4 and 8 bytes stand in one file, and readers map them as they lie."""
+    source, moments = opened("olmoe", tmp_path / "source", dtype=torch.bfloat16)
+    out = apply(source, everywhere(source.inventory, FORMS[form]), tmp_path / "out", moments=moments)
+    raw = (out / "model.safetensors").read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = {name: entry for name, entry in json.loads(raw[8:start]).items() if name != "__metadata__"}
+    assert len({entry["dtype"] for entry in header.values()}) > 1
+    for name, entry in header.items():
+        assert (start + entry["data_offsets"][0]) % BYTES_PER_ELEMENT[entry["dtype"]] == 0, name
+    ends = sorted(entry["data_offsets"] for entry in header.values())
+    assert ends[0][0] == 0 and ends[-1][1] == len(raw) - start, "no gap before or behind"
+    assert all(one[1] == other[0] for one, other in pairwise(ends)), "none between"
+
+
+@pytest.mark.parametrize("form", OWN)
+def test_several_files_hold_what_one_holds(form: str, tmp_path: Path) -> None:
+    source, moments = opened("olmoe", tmp_path / "source")
+    plan = everywhere(source.inventory, FORMS[form])
+    one = Checkpoint.open(apply(source, plan, tmp_path / "one", moments=moments))
+    many = Checkpoint.open(apply(source, plan, tmp_path / "many", moments=moments, shard_bytes=30_000))
+    assert len(list(many.path.glob("*.safetensors"))) > 5
+    assert one.inventory == many.inventory
+    assert all(torch.equal(one.read(entry), many.read(entry)) for entry in one.inventory.tensors())
+    load_model(many.path)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from methods.inside import Sparsity
 from methods.kernels import sparsity as kernels
 from methods.kernels.sparsity import InputMoments, inverse_factor, sparsified
-from methods.inside import Sparsity
 from tests.sparsity_reference import Array, loss, masked_slowly, sparsegpt_slowly
 
 KERNELS = ("magnitude", "wanda", "moe_pruner", "sparsegpt")
