@@ -297,42 +297,40 @@ COLUMNS: tuple[Column, ...] = (
 
 
 def shown_knobs(method: str | None, knobs: str) -> str:
-    """Return the knobs of a method that tables show: all, but of the dozens of a recipe the sizes that its steps keep."""
+    """Return those of ``knobs_text`` that tables show: the method's own, but of the dozens of a recipe what its steps keep."""
+    own = split_training(knobs)[0]
     if method != "recipe":
-        return knobs
-    return ", ".join(one.partition(".")[2] for one in knobs.split(", ") if one.partition("=")[0].endswith(".keep"))
+        return own
+    return ", ".join(one.partition(".")[2] for one in own.split(", ") if one.partition("=")[0].endswith(".keep"))
 
 
 def variants(rows: Sequence[Comparison]) -> list[str | None]:
-    """Return for each row what its title and shown knobs leave open: other knobs of a recipe, and the calibration text.
+    """Return for each row what its title and shown knobs leave open: knobs of a recipe or training, and the calibration text.
 
-    Only what differs among rows of the board is told; None where nothing is.
+    Only what differs among rows of the board is told; None where nothing does.
     """
-    return [
-        "; ".join(text for text in parts if text) or None
-        for parts in zip(_recipe_knobs(rows), _corpora(rows), strict=True)
-    ]
+    parts = zip(_other_knobs(rows), _corpora(rows), strict=True)
+    return ["; ".join(text for text in texts if text) or None for texts in parts]
 
 
-def _recipe_knobs(rows: Sequence[Comparison]) -> list[str | None]:
-    alike: dict[tuple[str, ...], list[dict[str, str]]] = {}
-    own: list[tuple[tuple[str, ...], dict[str, str]] | None] = []
-    for row in rows:
-        own.append(None)
-        if row.record.method == "recipe":
-            knobs, training = split_training(knobs_text(row.record))
-            key = (row.board, row.record.title, shown_knobs("recipe", knobs), training)
-            values = {
-                name: _compact(value) for name, value in row.record.knobs.items() if not name.startswith(TRAINING)
-            }
-            own[-1] = (key, values)
-            alike.setdefault(key, []).append(values)
+def _other_knobs(rows: Sequence[Comparison]) -> list[str | None]:
+    """Return the knobs that are not shown and differ among rows of one board that look alike without them."""
+    looks = [(r.board, r.record.title, shown_knobs(r.record.method, knobs_text(r.record))) for r in rows]
+    alike: dict[tuple[str, str, str], list[dict[str, str]]] = {}
+    for look, row in zip(looks, rows, strict=True):
+        alike.setdefault(look, []).append(_hidden(row.record))
     found: list[str | None] = []
-    for one in own:
-        others = alike[one[0]] if one else []
-        told = [f"{k}={v}" for k, v in sorted(one[1].items()) if any(o.get(k) != v for o in others)] if one else []
+    for look, row in zip(looks, rows, strict=True):
+        own, others = _hidden(row.record), alike[look]
+        told = [f"{knob}={value}" for knob, value in own.items() if any(one.get(knob) != value for one in others)]
         found.append(", ".join(told) or None)
     return found
+
+
+def _hidden(record: Record) -> dict[str, str]:
+    """Return the knobs that ``shown_knobs`` leaves out; a method that is no recipe hides those of its training alone."""
+    knobs = sorted((name, value) for name, value in record.knobs.items() if value is not None)
+    return {name: _compact(value) for name, value in knobs if record.method == "recipe" or name.startswith(TRAINING)}
 
 
 def _corpora(rows: Sequence[Comparison]) -> list[str | None]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.columns import TRAINING, shown_knobs, split_training
+from analysis.columns import shown_knobs
 from analysis.formatting import NONE, count, fixed, known, percent, size
 from analysis.inference import Z95
 from analysis.palette import DARK, LIGHT, SYMBOLS, places
@@ -67,13 +67,8 @@ def explorer(frame: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
 
 
 def series(row: dict[str, Any]) -> str:
-    """Return what points of one line share: the method, its knobs that are words, the seed, and the calibration text.
-
-    Knobs of a training count too, but its kind, which titles tell.
-    """
-    own, training = split_training(row["knobs"])
-    given = f"{shown_knobs(row['method'], own)}, {training}".split(", ")
-    knobs = [knob for knob in given if knob and not knob.startswith(f"{TRAINING}kind=")]
+    """Return what points of one line share: the method, its shown knobs that are words, the seed, and the variant."""
+    knobs = [knob for knob in shown_knobs(row["method"], row["knobs"] or "").split(", ") if knob]
     kept = [knob for knob in knobs if knob.startswith("seed=") or not _is_number(knob.partition("=")[2])]
     return ", ".join([row["title"], *kept, *([row["variant"]] if row["variant"] else [])])
 

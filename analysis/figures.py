@@ -12,7 +12,7 @@ from analysis.explorer import series
 from analysis.formatting import known, slug
 from analysis.frontier import frontier
 from analysis.inference import Z95
-from analysis.palette import LIGHT, MARKERS, NEUTRAL, places
+from analysis.palette import LIGHT, NEUTRAL, marker, places
 from analysis.ranking import FLOOR
 from analysis.table import board_names, is_dense, rows_of, run_name
 
@@ -101,9 +101,9 @@ def _quality_panel(
     for label in sorted(lines):
         points = sorted(lines[label], key=lambda row: (row["keep_bytes"], row["quality"]))
         place = methods[points[0]["title"]]
-        colour, marker = LIGHT[place % len(LIGHT)], MARKERS[place % len(MARKERS)]
+        colour, shape = LIGHT[place % len(LIGHT)], marker(place)
         x, y, error = _points(points, apart(place, len(methods), span))
-        axes.errorbar(x, y, yerr=error, color=colour, marker=marker, ms=4.5, lw=0.9, elinewidth=0.8, capsize=1.5)
+        axes.errorbar(x, y, yerr=error, color=colour, marker=shape, ms=4.5, lw=0.9, elinewidth=0.8, capsize=1.5)
         title = points[0]["title"]
         ends.append((title if titles.count(title) == 1 else label, x[-1], y[-1], colour))
     base = [row for row in rows if row["is_base"]]
@@ -224,7 +224,7 @@ def _speed_panel(panel: Any, rows: Rows, phase: str, methods: dict[str, int]) ->
             y,
             yerr=[[max(0.0, y - row[f"{phase}_ratio_low"])], [max(0.0, row[f"{phase}_ratio_high"] - y)]],
             color=LIGHT[place % len(LIGHT)],
-            marker=MARKERS[place % len(MARKERS)],
+            marker=marker(place),
             ms=5,
             lw=0,
             elinewidth=0.8,

@@ -28,3 +28,8 @@ NEUTRAL = "#444444"
 def places(names: Iterable[str]) -> dict[str, int]:
     """Give each name a place in the palette, by alphabet, so that a method keeps its colour within a plot."""
     return {name: place for place, name in enumerate(sorted(set(names)))}
+
+
+def marker(place: int) -> str:
+    """Return matplotlib's marker of a place; where colours begin anew, shapes go on by one, so that no pair repeats."""
+    return MARKERS[(place + place // len(LIGHT)) % len(MARKERS)]

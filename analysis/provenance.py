@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.record import Record
+from bench.record import Record, RecoveryInfo
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ def provenance(records: Sequence[Record]) -> list[Block]:
                 if r.corpus
             ),
         ),
+        _block(
+            "Training after compression",
+            ("kind", "text", "tokens", "steps", "settings"),
+            (_training(r.recovery) for r in records if r.recovery),
+        ),
         _block("Seeds", ("purpose", "seed"), ((name, str(seed)) for r in records for name, seed in r.seeds.items())),
         _block(
             "Timing",
@@ -67,6 +72,12 @@ def provenance(records: Sequence[Record]) -> list[Block]:
 def _model(record: Record) -> tuple[str, ...]:
     model = record.model
     return (model.name, model.family, model.revision or "–", model.content[:16])
+
+
+def _training(recovery: RecoveryInfo) -> tuple[str, ...]:
+    settings = {name: value for name, value in recovery.settings.items() if name != "kind" and value is not None}
+    told = ", ".join(f"{name}={json.dumps(value)}" for name, value in sorted(settings.items()))
+    return (recovery.kind, recovery.corpus, f"{recovery.tokens:,}", f"{recovery.steps:,}", told)
 
 
 def _environment(record: Record) -> Iterable[tuple[str, str]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.columns import TRAINING, shown_knobs, split_training
+from analysis.columns import shown_knobs
 from analysis.formatting import NONE, fixed, interval, known, p_value, percent, significant, size
 
 Row = Mapping[str, Any]
@@ -37,15 +37,12 @@ def run_name(row: Row) -> str:
 
 
 def settings_text(row: Row) -> str:
-    """Return the knobs of a run, those of its training, and what else tells it from others of its board.
+    """Return the knobs of a run, with what else tells it from others of its board.
 
-    The kind of training is left out: titles end in it. Of a recipe, only what its steps keep is shown.
+    Of a recipe what its steps keep is shown, and nothing of a training, since titles name its kind.
     """
-    own, training = split_training(text_of(row["knobs"]))
-    items = [item.removeprefix(TRAINING) for item in training.split(", ") if not item.startswith(f"{TRAINING}kind=")]
-    trained = f"trained: {', '.join(items)}" if any(items) else ""
-    own = shown_knobs(text_of(row["method"]), own)
-    return "; ".join(text for text in (own, trained, text_of(row["variant"])) if text)
+    shown = shown_knobs(text_of(row["method"]), text_of(row["knobs"]))
+    return "; ".join(text for text in (shown, text_of(row["variant"])) if text)
 
 
 def average_text(row: Row) -> str:

@@ -51,8 +51,8 @@ interval made as ``pairing`` says (see ``gain``); ``tokens``, ``seconds``: train
 NOTE = (
     "Gain: average after minus average before, on the same items. Records hold no items, but tell how each of the two runs goes "
     "with the base on them. The interval (95 %, normal, errors of tasks added in squares) takes before and after as having "
-    "nothing in common beyond that; errors that both share and the base does not make it too wide. Without comparisons with the "
-    "base, the errors of the two runs are taken as independent."
+    "nothing in common beyond that; where both fail on the same items that the base solves, it is too wide. Without comparisons "
+    "with the base, the errors of the two runs are taken as independent."
 )
 """How the interval of a gain is made."""
 

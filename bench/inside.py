@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import overload
 
 import torch
 from torch import Tensor
 
+from bench.lazy import Lazy, lazily
 from bench.moments import ExpertMoments, expert_moments, gram, layer_moment, used_experts
 from bench.packing import packed
 from bench.whole import PART_NAMES, Stored, whole_expert
@@ -109,8 +109,7 @@ class LayerMaker:
         magnitude_D = layer_moment(self._moments, self._inventory, "input_magnitude", self._index)
         members = bits.members or self._kept
         tokens = [self._tokens(expert) for expert in members]
-        both = _Lazy(lambda place: self._gate_up(members[place]), len(members))
-        grams = _Lazy(lambda place: self._input_gram(members[place]), len(members))
+        both, grams = lazily(self._gate_up, members), lazily(self._input_gram, members)
         best_D = input_scale(both, grams, magnitude_D, bits.bits, bits.group, tokens, self._dtypes[0])
         return folded_norm(self._norm(), best_D)[1]
 
@@ -128,7 +127,7 @@ class LayerMaker:
     def _cut(self, expert: int) -> ExpertMatrices:
         """Return ``expert`` merged and with its channels, in float32 or float64."""
         merge = self._merges.get(expert)
-        made = _wide(self._read(expert)) if merge is None else merged(merge, Members(self._read, merge.members))
+        made = _wide(self._read(expert)) if merge is None else merged(merge, lazily(self._read, merge.members))
         if self._plan.channels is None:
             return made
         kept_F = torch.tensor(self._plan.channels[self._kept.index(expert)], device=made.gate_FD.device)
@@ -172,7 +171,7 @@ class LayerMaker:
         def own(place: int) -> Tensor:
             return gram(self._moments, self._inventory, "input_gram", self._index, used[place])
 
-        mean_DD = pooled(_Lazy(own, len(counts)), counts)
+        mean_DD = pooled(Lazy(own, len(counts)), counts)
         assert mean_DD is not None  # an expert with few tokens has some
         return mean_DD
 
@@ -308,46 +307,6 @@ class LayerMaker:
         assert self._plan.bits is not None
         names = frozenset({"routed_tokens"})
         return self._measured(expert, names).tokens or 0.0
-
-
-class _Lazy(Sequence[Tensor]):
-    """Tensors that are computed on access."""
-
-    def __init__(self, make: Callable[[int], Tensor], count: int) -> None:
-        self._make, self._count = make, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, place: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Tensor]: ...
-    def __getitem__(self, place: int | slice) -> Tensor | Sequence[Tensor]:
-        if isinstance(place, slice):
-            return [self[index] for index in range(*place.indices(len(self)))]
-        if not 0 <= place < self._count:
-            raise IndexError(place)
-        return self._make(place)
-
-
-class Members(Sequence[ExpertMatrices]):
-    """Members of a merge, each read when it is asked for."""
-
-    def __init__(self, read: Read, experts: Sequence[int]) -> None:
-        self._read, self._experts = read, experts
-
-    def __len__(self) -> int:
-        return len(self._experts)
-
-    @overload
-    def __getitem__(self, place: int) -> ExpertMatrices: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[ExpertMatrices]: ...
-    def __getitem__(self, place: int | slice) -> ExpertMatrices | Sequence[ExpertMatrices]:
-        if isinstance(place, slice):
-            return Members(self._read, self._experts[place])
-        return self._read(self._experts[place])
 
 
 def _wide(expert: ExpertMatrices) -> ExpertMatrices:

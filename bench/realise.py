@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.inside import LayerMaker, Members
+from bench.inside import LayerMaker
+from bench.lazy import lazily
 from bench.mapped import SKIPS, ExpertMap
 from bench.moments import check_moments, constants
 from bench.recipes import scaled
@@ -211,7 +212,7 @@ def _overwrite(
             made = _widened(maker.whole(expert), plan, list(kept).index(expert), down.shape[2])
         else:
             merge = merges[expert]
-            computed = merged(merge, Members(read, merge.members))
+            computed = merged(merge, lazily(read, merge.members))
             made = ExpertMatrices(*(matrix.to(dtype) for matrix, dtype in zip(computed, dtypes, strict=True)))
         saved = (gate_up[expert].clone(), down[expert].clone())
         old_gate, old_up = saved[0].chunk(2)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bench.checkpoint import Checkpoint
-from bench.inside import LayerMaker, Members
+from bench.inside import LayerMaker
+from bench.lazy import lazily
 from bench.moments import constants
 from bench.storage import TORCH_DTYPES
 from methods.inventory import EXPERT_ROLES, Inventory, TensorEntry
@@ -91,7 +92,7 @@ class Recipes:
             def read(expert: int) -> ExpertMatrices:
                 return ExpertMatrices(*(self._checkpoint.read(entry) for entry in entries[expert]))
 
-            self._merged = (layer, merge), merged(merge, Members(read, merge.members))
+            self._merged = (layer, merge), merged(merge, lazily(read, merge.members))
         return self._merged[1]
 
 

@@ -91,7 +91,7 @@ class Calibrator:
             raise RefusedError(
                 f"{method.name} looks at all layers at once, so propagation='sequential' has no meaning for it"
             )
-        if not INSIDE.isdisjoint(method.stages):
+        if not (INSIDE - {"channels"}).isdisjoint(method.stages):
             raise RefusedError(
                 f"{method.name} changes experts inside from moments of the original states; sequential propagation of such "
                 "experts is not built"

@@ -17,6 +17,7 @@ from analysis.frontier import frontier, trained_pairs
 from analysis.labels import label_points
 from analysis.lanes import side_by_side
 from analysis.method_families import FAMILIES, family_of
+from analysis.palette import LIGHT, marker
 from analysis.table import rows_of, run_name
 from bench.record import Record
 from tests.records import TASKS, paired, ratios, record, recovered, score
@@ -61,6 +62,10 @@ def test_every_method_has_the_family_of_its_stages() -> None:
     assert family_of({"method": "from elsewhere", "zeros": None}) == "other"
     looks = [(look.colour, look.marker) for look in FAMILIES.values()]
     assert len(set(looks)) == len({marker for _, marker in looks}) == len(looks)
+
+
+def test_no_two_of_a_hundred_methods_look_alike() -> None:
+    assert len({(LIGHT[place % len(LIGHT)], marker(place)) for place in range(100)}) == 100
 
 
 def test_front_and_recipes_are_named_and_nothing_else() -> None:
@@ -154,8 +159,11 @@ def test_knobs_of_a_training_stand_apart() -> None:
     assert split_training("recovery.kind=full") == ("", "recovery.kind=full")
     assert split_training("keep=0.5") == ("keep=0.5", "") and split_training(None) == ("", "")
     assert shown_knobs("recipe", "1.reap.keep=0.5, 1.reap.scope=x, 2.awq.keep=0.25") == "reap.keep=0.5, awq.keep=0.25"
-    names = [run_name(row) for row in _rows((BASE, recovered(_run("reap", 0.5, 0.6, title="REAP"))))]
-    assert names == ["Uncompressed", "REAP + LoRA (keep=0.5; trained: rate=0.01)"]
+    after = recovered(_run("reap", 0.5, 0.6, title="REAP"))
+    assert [run_name(row) for row in _rows((BASE, after))] == ["Uncompressed", "REAP + LoRA (keep=0.5)"]
+    faster = after.model_copy(update={"id": "1" * 16, "knobs": {**after.knobs, "recovery.rate": 0.1}})
+    names = {run_name(row) for row in _rows((BASE, after, faster))}
+    assert {f"REAP + LoRA (keep=0.5; recovery.rate={rate})" for rate in ("0.01", "0.1")} < names
 
 
 def test_recipes_of_one_title_and_size_are_told_apart() -> None:

@@ -15,9 +15,8 @@ from analysis.digest import digest
 from analysis.frame import frame, scores_frame
 from analysis.inference import Difference, difference_over_seeds, over_seeds
 from analysis.protocol import headline, without_groups
-from analysis.report import csv
 from analysis.summary import lead, messages
-from analysis.table import average_text, rows_of, run_name
+from analysis.table import average_text, csv, rows_of, run_name
 from bench.evaluation.scores import group_scores
 from bench.record import CorpusInfo, Record
 from tests.records import board, paired, record, refused, score

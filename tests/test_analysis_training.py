@@ -144,7 +144,7 @@ def test_trained_and_untrained_runs_are_rows_of_their_own() -> None:
         }  # fmt: skip
         assert set(rows["recovery"].dropna()) == {"lora", "full"} and set(rows["seeds"]) == {1, 2}
     text = markdown(frame([base, *runs, *late]))
-    assert "| Alpha + LoRA (keep=0.5; trained: rate=0.01) |" in text and "| Alpha (keep=0.5) |" in text
+    assert "| Alpha + LoRA (keep=0.5) |" in text and "| Alpha (keep=0.5) |" in text
     assert "recovery." not in text
 
 
@@ -157,6 +157,7 @@ def test_report_has_the_table_where_there_are_pairs_only(tmp_path: Path) -> None
         text = made.markdown.read_text()
         assert ("## Before and after training" in text) == bool(place)
         assert [path.name for path in made.tables] == (["training.csv"] if place else [])
+    assert "| lora | synthetic text | 65,536 | 32 | rate=0.01 | 1 |" in text  # how it was trained
     line = next(line for line in text.split("## Before")[1].splitlines() if "Alpha" in line)
     assert "| 90.0 ± 0.9 | 95.0 ± 0.9 |" in line and "+5.0 [" in line and "(unpaired)" in line and "65,536" in line
     assert made.tables[0].read_text().count("\n") == 2

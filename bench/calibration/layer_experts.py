@@ -5,14 +5,12 @@ Shape letters: D hidden size, F expert width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import overload
-
 import torch
 
 from bench.calibration.weights import MlpWeights, WeightReader, expert_entries
+from bench.lazy import lazily
 from methods.errors import RefusedError
-from methods.inventory import LayerInventory, TensorEntry
+from methods.inventory import LayerInventory
 from methods.kernels.merging import ExpertMatrices, merged
 from methods.plan import LayerPlan
 
@@ -59,27 +57,12 @@ class LayerExperts:
         if merge is None:
             return self._weights.read_expert("expert", self._layer, expert)
         entries = expert_entries(self._layer)
-        matrices = merged(merge, _Members(self._weights, [entries[member] for member in merge.members]))
+
+        def member(index: int) -> ExpertMatrices:
+            return ExpertMatrices(*(self._weights.read_new(entry) for entry in entries[index]))
+
+        matrices = merged(merge, lazily(member, merge.members))
         gate_FD, up_FD, down_DF = (
             self._weights.as_stored(matrix, entry) for matrix, entry in zip(matrices, entries[expert], strict=True)
         )
         return self._weights.hold_mlp("expert", gate_FD, up_FD, down_DF)
-
-
-class _Members(Sequence[ExpertMatrices]):
-    """Experts that are read on access, so that a merge need not hold all of its members."""
-
-    def __init__(self, weights: WeightReader, entries: Sequence[tuple[TensorEntry, TensorEntry, TensorEntry]]) -> None:
-        self._weights, self._entries = weights, entries
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @overload
-    def __getitem__(self, index: int) -> ExpertMatrices: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[ExpertMatrices]: ...
-    def __getitem__(self, index: int | slice) -> ExpertMatrices | Sequence[ExpertMatrices]:
-        if isinstance(index, slice):
-            return _Members(self._weights, self._entries[index])
-        return ExpertMatrices(*(self._weights.read_new(entry) for entry in self._entries[index]))
