@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from methods.grouping import by_matrix, centres, grouped, merge_plan, symmetric, uniform_weights, usage_weights
+from methods.inside_fit import has_whole_matrices
 from methods.inventory import Inventory
 from methods.kernels.clustering import agglomerate, spherical_kmeans
 from methods.method import LayerwiseMethod
@@ -47,6 +48,12 @@ class SubMoE(LayerwiseMethod):
     def needs(self) -> frozenset[str]:
         """The cosines, and the routed tokens that weigh the members."""
         return frozenset({"output_cosine", *(["gate_norm_moment"] if self.weights == "frequency" else [])})
+
+    def refuse(self, inventory: Inventory) -> str | None:
+        """Refuse experts whose size is not that of whole matrices, since the rank is a share of it."""
+        if any(not has_whole_matrices(layer.form) for layer in inventory.layers):
+            return "experts of this model are stored in another form already, of which no average can be stored; merge first"
+        return super().refuse(inventory)
 
     def decide_layer(self, inventory: Inventory, stats: Stats, layer: int) -> LayerPlan:
         """Cluster the experts of this layer and merge each cluster."""
