@@ -19,14 +19,9 @@ from bench.compressed_experts import CompressedExperts
 from bench.whole import stored_expert
 from methods.errors import CheckpointError
 from methods.forms import COLUMNS, PACKED, SHARED_PREFIX, part_of
-from methods.inventory import EXPERT_ROLES, ExpertForm, TensorEntry
+from methods.inventory import EXPERT_ROLES, TensorEntry
 
 PACKED_PARTS = frozenset({"packed", "scale", "shape"})
-
-
-def has_own_form(form: ExpertForm | None) -> bool:
-    """Return whether experts of ``form`` need a module of their own; few bits alone are held by the stock one."""
-    return form is not None and form != ExpertForm(bits=form.bits)
 
 
 def experts_of(model: nn.Module, checkpoint: Checkpoint, layer: int) -> nn.Module:

@@ -66,6 +66,7 @@ class LayerMaker:
         self._kept = stays(plan, self._layer)
         self._merges = {merge.into: merge for merge in plan.merges}
         self._last: tuple[int, Stored] | None = None
+        self._channel_scales: dict[int, Tensor] = {}
 
     def stored(self, expert: int) -> Stored:
         """Return what is stored of ``expert`` (a source index), by role, in the types of the checkpoint.
@@ -283,6 +284,12 @@ class LayerMaker:
         return stored
 
     def _channel_scale(self, expert: int, made: ExpertMatrices) -> Tensor:
+        """Return AWQ's scale of the inputs of down; searched once, though asked for by the input scale and when written."""
+        if expert not in self._channel_scales:
+            self._channel_scales[expert] = self._search_channel_scale(expert, made)
+        return self._channel_scales[expert]
+
+    def _search_channel_scale(self, expert: int, made: ExpertMatrices) -> Tensor:
         rule = self._plan.bits
         assert rule is not None
         found = self._measured(expert, rule.moments)

@@ -23,10 +23,11 @@ from bench.checkpoint import Checkpoint, read_config
 from bench.compressed_config import CONSTANTS_KEY, MAP_KEY, PREFIX
 from bench.compressed_experts import CompressedExperts
 from bench.family import Family, family_of
-from bench.filled import filled_model, has_own_form
+from bench.filled import filled_model
 from bench.mapped import mapped_block
 from bench.source import local_folder
 from methods.errors import CheckpointError
+from methods.forms import has_own_form
 from methods.inventory import LayerInventory
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.checkpoint import Checkpoint
-from bench.inside import LayerMaker
+from bench.inside import LayerMaker, Read
 from bench.lazy import lazily
 from bench.moments import constants
 from bench.storage import TORCH_DTYPES
@@ -66,13 +66,10 @@ class Recipes:
             entries = expert_entries(inventory, layer)
             dtypes = [TORCH_DTYPES[entry.dtype] for entry in entries[0]]
 
-            def read(expert: int) -> ExpertMatrices:
-                return ExpertMatrices(*(self._checkpoint.read(entry) for entry in entries[expert]))
-
             def norm() -> Tensor:
                 return self._checkpoint.read(next(inventory.layers[layer].with_role("norm.mlp")))
 
-            self._maker = layer, LayerMaker(plan, layer, inventory, read, self._moments, dtypes, norm)
+            self._maker = layer, LayerMaker(plan, layer, inventory, self._reader(layer), self._moments, dtypes, norm)
         return self._maker[1]
 
     def _scaled(self, transfer: Transfer, recipe: ScaledInputs) -> Tensor:
@@ -87,13 +84,13 @@ class Recipes:
         assert layer is not None
         if self._merged is None or self._merged[0] != (layer, merge):
             self._merged = None  # frees the one before
-            entries = expert_entries(self._checkpoint.inventory, layer)
-
-            def read(expert: int) -> ExpertMatrices:
-                return ExpertMatrices(*(self._checkpoint.read(entry) for entry in entries[expert]))
-
-            self._merged = (layer, merge), merged(merge, lazily(read, merge.members))
+            self._merged = (layer, merge), merged(merge, lazily(self._reader(layer), merge.members))
         return self._merged[1]
+
+    def _reader(self, layer: int) -> Read:
+        """Return what reads an expert of a layer of the source."""
+        entries = expert_entries(self._checkpoint.inventory, layer)
+        return lambda expert: ExpertMatrices(*(self._checkpoint.read(entry) for entry in entries[expert]))
 
 
 def scaled(values: Tensor, role: str, scale_D: Tensor) -> Tensor:

@@ -114,3 +114,8 @@ def restricted(form: ExpertForm | None, experts: Sequence[int] | None) -> Expert
         widths=None if form.widths is None else tuple(form.widths[e] for e in experts),
         ranks=None if form.ranks is None else tuple(form.ranks[e] for e in experts),
     )
+
+
+def has_own_form(form: ExpertForm | None) -> bool:
+    """Return whether experts of ``form`` need a module of their own; few bits alone are held by the stock one."""
+    return form is not None and form != ExpertForm(bits=form.bits)

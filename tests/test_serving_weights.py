@@ -11,11 +11,11 @@ from torch import Tensor
 
 from bench.checkpoint import Checkpoint
 from bench.compressed_experts import CompressedExperts, Shard
-from bench.filled import has_own_form
 from bench.serving.capability import write
 from bench.serving.plugin.loading import ExpertWeights
 from bench.whole import stored_expert
 from methods.errors import CheckpointError
+from methods.forms import has_own_form
 from methods.inventory import EXPERT_ROLES
 from tests.tiny import tiny_checkpoint
 

@@ -12,6 +12,7 @@ from typing import Any
 from bench.compressed_config import PREFIX
 from bench.serving.plugin import STOCK
 from bench.serving.protocol import expert_forms
+from methods.forms import has_own_form
 
 
 def preload() -> None:
@@ -50,8 +51,6 @@ def needed_options(path: Path, dtype: str, cpu: bool) -> dict[str, Any]:
         dtype: compute type as given to vLLM.
         cpu: whether vLLM runs on the CPU.
     """
-    from bench.filled import has_own_form
-
     config = json.loads((path / "config.json").read_text())
     options: dict[str, Any] = {}
     forms = expert_forms(config)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from methods.errors import CheckpointError, ConfigError, MoebenchError
+from methods.forms import has_own_form
 from methods.inventory import ExpertForm
 
 DEQUANTISED = "served with de-quantised values on this device: quality can be checked, no speed is claimed"
@@ -155,8 +156,6 @@ def dequantised(path: Path, cpu: bool) -> bool:
     forms = [form for form in expert_forms(read_config(path)) if form.bits is not None]
     if cpu or not forms:
         return bool(forms)
-    from bench.filled import has_own_form
-
     return any(map(has_own_form, forms))
 
 

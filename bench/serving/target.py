@@ -11,10 +11,10 @@ from typing import Any, Final, Literal
 
 from bench.compressed_config import PREFIX, QUANTISATION_KEY
 from bench.family import Family, family_of
-from bench.filled import has_own_form
 from bench.serving.kinds import KINDS, kinds_of
 from bench.serving.plugin import STOCK
 from methods.errors import PlanError
+from methods.forms import has_own_form
 from methods.inventory import Inventory
 from methods.plan import Plan
 from methods.transfer import result

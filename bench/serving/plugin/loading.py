@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bench.compressed_experts import CompressedExperts
-from bench.filled import PACKED_PARTS, has_own_form
+from bench.filled import PACKED_PARTS
 from bench.whole import whole_matrix
 from methods.errors import CheckpointError
-from methods.forms import part_of
+from methods.forms import has_own_form, part_of
 from methods.inventory import ExpertForm, Inventory, TensorEntry
 
 Named = tuple[str, Tensor]

@@ -23,13 +23,13 @@ from torch import nn
 from bench.compressed_config import PREFIX
 from bench.compressed_experts import CompressedExperts
 from bench.family import family_of
-from bench.filled import has_own_form
 from bench.serving.plugin import STOCK
 from bench.serving.plugin.configs import document_of
 from bench.serving.plugin.experts import FormedExperts
 from bench.serving.plugin.loading import ExpertWeights, Named
 from bench.serving.plugin.routing import MappedRouter
 from methods.errors import RefusedError
+from methods.forms import has_own_form
 from methods.inventory import Inventory, LayerInventory
 
 if TYPE_CHECKING:
