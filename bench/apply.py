@@ -38,6 +38,7 @@ def apply(
     progress: Progress | None = None,
     shard_bytes: int = SHARD_BYTES,
     moments: Stats | None = None,
+    device: str = "cpu",
 ) -> Path:
     """Write what ``plan`` makes of ``checkpoint`` to the folder ``out`` and return it.
 
@@ -54,6 +55,7 @@ def apply(
         progress: told the bytes done and to do.
         shard_bytes: files are split so that none holds more tensor bytes, unless one tensor alone does.
         moments: statistics of the source named in ``plan.moments``; needed for constants and for sparsity by inputs.
+        device: torch device on which experts are computed; sums in another order may round differently there.
 
     Raises:
         PlanError: the plan does not fit the checkpoint.
@@ -73,7 +75,7 @@ def apply(
         out.parent.mkdir(parents=True, exist_ok=True)
         _check_space(out.parent, needed)
         with staged_folder(out) as folder:
-            write_shards(checkpoint, list(transfers(plan, inventory)), folder, shard_bytes, progress, moments)
+            write_shards(checkpoint, list(transfers(plan, inventory)), folder, shard_bytes, progress, moments, device)
             _copy_small_files(checkpoint.path, folder)
             _write_json(folder / "config.json", config)
             _write_json(folder / PLAN_FILE, _plan_document(checkpoint, plan, origin, measured, provenance))

@@ -171,6 +171,7 @@ def run(
             "length": length,
             "seed": seed,
             "propagation": propagation,
+            "device": device,
         },
         "evaluation": {
             "tasks": tasks.split(",") if tasks else None,

@@ -15,6 +15,7 @@ Knobs = Annotated[list[str], typer.Option("--set", help="knob=value of the metho
 CorpusOption = Annotated[str, typer.Option(help="text file, datasets:NAME, pocket[:domain], or a file of token ids")]
 Sequences = Annotated[int, typer.Option(help="calibration windows")]
 Length = Annotated[int, typer.Option(help="tokens of a calibration window")]
+Device = Annotated[str, typer.Option(help="torch device; auto takes the GPU where there is one")]
 DEFAULT_STORE = Path("runs")
 
 

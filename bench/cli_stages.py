@@ -10,6 +10,7 @@ import typer
 from bench.cli_parts import (
     DEFAULT_STORE,
     CorpusOption,
+    Device,
     Knobs,
     Length,
     Model,
@@ -22,6 +23,7 @@ from bench.cli_parts import (
     print_cost,
     read_plan,
 )
+from bench.device import AUTO, resolved_device
 
 stages = typer.Typer()
 
@@ -34,6 +36,7 @@ def calibrate(
     sequences: Sequences = 128,
     length: Length = 2048,
     seed: int = 0,
+    device: Device = AUTO,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Measure statistics in one pass and keep them in the store."""
@@ -46,7 +49,8 @@ def calibrate(
     names = set(CATALOGUE) if needs == "all" else set(needs.split(","))
     with bar("calibrate") as progress:
         text = parse(corpus, checkpoint, sequences, length, seed)
-        stats = measure(checkpoint, text, names, cache=Store(store).cache / "stats", progress=progress)
+        cache = Store(store).cache / "stats"
+        stats = measure(checkpoint, text, names, cache=cache, device=resolved_device(device), progress=progress)
     console().print(f"{', '.join(sorted(stats.values))}: measured on {stats.tokens:,} tokens of {text.name}")
 
 
@@ -61,6 +65,7 @@ def plan(
     length: Length = 2048,
     seed: int = 0,
     propagation: str = "one_shot",
+    device: Device = AUTO,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Let a method decide, and write its plan."""
@@ -72,6 +77,7 @@ def plan(
     configured = configured_method(method, knobs)
     checkpoint = open_checkpoint(model)
     settings = {"corpus": corpus, "sequences": sequences, "length": length, "seed": seed, "propagation": propagation}
+    settings["device"] = device
     config = validated(settings, CalibrationConfig, "calibration")
     calibrator = Calibrator(checkpoint, config, Store(store), configured.measured)
     with bar("calibrate") as progress:
@@ -98,6 +104,7 @@ def apply(
     sequences: Sequences = 128,
     length: Length = 2048,
     seed: int = 0,
+    device: Device = AUTO,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Write the compressed checkpoint of a plan.
@@ -110,11 +117,13 @@ def apply(
     from bench.store import Store
 
     checkpoint, decided = open_checkpoint(model), read_plan(plan_file)
+    where = resolved_device(device)
     moments = None
     if decided.moments:
         text = parse(corpus, checkpoint, sequences, length, seed)
         with bar("calibrate") as progress:
-            moments = measure(checkpoint, text, decided.moments, cache=Store(store).cache / "stats", progress=progress)
+            cache = Store(store).cache / "stats"
+            moments = measure(checkpoint, text, decided.moments, cache=cache, device=where, progress=progress)
     with bar("apply") as progress:
-        path = write(checkpoint, decided, out, progress=progress, moments=moments)
+        path = write(checkpoint, decided, out, progress=progress, moments=moments, device=where)
     console().print(f"wrote {path}")

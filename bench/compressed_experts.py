@@ -2,6 +2,7 @@
 
 Matrices in few bits are the only ones that are held as what they stand for. The module serves transformers models
 (``bench.load``) and vLLM (``bench.serving.plugin``), where each of several devices holds a part of every expert's channels.
+The host loops over the experts, or, once loading is finished, grouped products take all of them (``bench.grouped_experts``).
 
 Letters: T tokens, K experts per token, P (token, expert) pairs sorted by expert, N pairs of one expert, D hidden size,
 F expert width, R rank, X inputs of a matrix.
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.grouped_experts import GroupedExperts, Parts, misfit
 from methods.forms import COLUMNS, LEFT, MIX, PACKED, RIGHT, SHARED_PREFIX, part_of
 from methods.inventory import EXPERT_ROLES, ExpertForm, LayerInventory, TensorEntry
 from methods.kernels.experts import Assignment
@@ -69,6 +71,7 @@ class CompressedExperts(nn.Module):
         self.num_experts = layer.experts
         self.act_fn = act
         self.shard = shard
+        self.grouped: GroupedExperts | None = None
         roles = {entry.role: entry.shape for entry in layer.tensors}
         # A base of down that lacks columns is cut after loading, when it is known which of them are held here.
         self._cut_later = shard.size > 1 and f"{BASE_OF_DOWN}.{COLUMNS}" in roles
@@ -95,7 +98,12 @@ class CompressedExperts(nn.Module):
             role: as in ``TensorEntry.role``: ``expert.gate`` for a whole matrix (also one that is packed on disk),
                 ``expert.gate.left``, ``expert.shared_gate``, and so on.
             expert: its number in this checkpoint.
+
+        Raises:
+            ValueError: ``finish`` has stacked the matrices of the experts; a defect of the caller.
         """
+        if self.grouped is not None and expert is not None:
+            raise ValueError(f"{role} of expert {expert} is in a stack since finish(grouped=True); load it before")
         matrix, part = _split(role)
         tensor: Tensor = getattr(self, _name(matrix, expert, part))
         return tensor
@@ -109,9 +117,39 @@ class CompressedExperts(nn.Module):
             tensor = tensor.narrow(axis, own.start, own.stop - own.start)
         self.stored(role, expert).copy_(tensor)
 
+    def looped_because(self) -> str | None:
+        """Return why the layer cannot be held for grouped products; None: it can be, or is."""
+        if self.grouped is not None:
+            return None
+        if self.form.bases is not None:
+            return "its matrices are mixed from shared bases at every call"
+        for role in EXPERT_ROLES:
+            factored = sum(len(self._held[role, expert]) == 2 for expert in range(self.num_experts))
+            if 0 < factored < self.num_experts:
+                return f"{role} is factored for {factored} of {self.num_experts} experts and whole for the others"
+        return misfit(self._parts())
+
     @torch.no_grad()
-    def finish(self) -> None:
-        """Cut what could not be cut before it was loaded: the base of down where it lacks columns."""
+    def finish(self, grouped: bool = False) -> None:
+        """Bring what was loaded into the shape in which it is used.
+
+        The base of down, where it lacks columns, could not be cut to the channels of this device before. Nothing more is done
+        unless ``grouped``.
+
+        Args:
+            grouped: whether to hold the matrices of all experts as stacks for grouped products, unless ``looped_because`` has a
+                reason not to. The stacks replace what ``stored`` and ``load`` know of the experts, and do not learn.
+        """
+        self._cut()
+        if not grouped or self.grouped is not None or self.looped_because() is not None:
+            return
+        parts = self._parts()
+        for name in (name for names in self._held.values() for name in names):
+            delattr(self, name)
+        self.grouped = GroupedExperts(parts, self.act_fn)
+
+    def _cut(self) -> None:
+        """Cut the base of down where it lacks columns and is not cut yet."""
         if not self._cut_later:
             return
         self._cut_later = False
@@ -121,8 +159,21 @@ class CompressedExperts(nn.Module):
         setattr(self, _name(BASE_OF_DOWN, None, COLUMNS), columns_C[here_C] - own.start)
         setattr(self, _name(BASE_OF_DOWN, None, ""), nn.Parameter(base_DC[:, here_C], base_DC.requires_grad))
 
+    def _parts(self) -> Parts:
+        """Return the matrices of all experts, by role: whole ones, or left and right factors."""
+        experts = range(self.num_experts)
+        return {
+            role: [
+                [getattr(self, name) for name in names]
+                for names in zip(*(self._held[role, expert] for expert in experts), strict=True)
+            ]
+            for role in EXPERT_ROLES
+        }
+
     def forward(self, hidden_TD: Tensor, index_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Return the weighted sum of the experts' outputs, shape (T, D); indices from the number of experts on add nothing."""
+        if self.grouped is not None:
+            return self.grouped(hidden_TD, index_TK, weights_TK, None if self.form.base is None else self._shared)
         pairs = Assignment.of(index_TK, weights_TK, self.num_experts)
         counts = [pairs.count(expert) for expert in range(self.num_experts)]
         hit = [expert for expert, count in enumerate(counts) if count]

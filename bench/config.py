@@ -58,6 +58,18 @@ class CalibrationConfig(Strict):
     sampled_tokens: int = Field(
         default=4096, ge=1, description="tokens on which every expert runs, for statistics and methods that need it"
     )
+    device: str = Field(
+        default="auto",
+        description="torch device of the statistics and of what is computed from them; auto takes the GPU where there is one",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the device out where it is not given: it came later, and ids of earlier runs stay as they were."""
+        document: dict[str, Any] = handler(self)
+        if document.get("device") == "auto":
+            document.pop("device")
+        return document
 
 
 class EvaluationConfig(Strict):

@@ -107,12 +107,13 @@ class LayerMaker:
         """What the columns of gate, up and everything else that reads the layer's norm are multiplied by (AWQ)."""
         bits = self._plan.bits
         assert bits is not None
-        magnitude_D = layer_moment(self._moments, self._inventory, "input_magnitude", self._index)
+        norm_D = self._norm()
+        magnitude_D = layer_moment(self._moments, self._inventory, "input_magnitude", self._index).to(norm_D.device)
         members = bits.members or self._kept
         tokens = [self._tokens(expert) for expert in members]
         both, grams = lazily(self._gate_up, members), lazily(self._input_gram, members)
         best_D = input_scale(both, grams, magnitude_D, bits.bits, bits.group, tokens, self._dtypes[0])
-        return folded_norm(self._norm(), best_D)[1]
+        return folded_norm(norm_D, best_D)[1]
 
     def _store(self, expert: int) -> Stored:
         plan = self._plan

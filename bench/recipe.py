@@ -101,7 +101,9 @@ class Recipe:
                 raise RefusedError(f"step {index + 1}, {step.method.name}, runs the model: give it `recalibrate: true`")
             here = calibrator
             if anew:
-                path = write_checkpoint(checkpoint, plan, store, {"recipe": self.title}, Stats(moments))
+                path = write_checkpoint(
+                    checkpoint, plan, store, {"recipe": self.title}, Stats(moments), calibrator.device
+                )
                 here = calibrator.on(Checkpoint.open(path), step.method.measured)
             stats = here.stats_for(step.method) if anew else source.restricted(plan)
             if anew and (twice := sorted(set(moments) & step.method.moments)):

@@ -26,10 +26,12 @@ class Recipes:
     Args:
         checkpoint: the source.
         moments: statistics of the source, those that the plan names.
+        device: torch device on which experts are computed.
     """
 
-    def __init__(self, checkpoint: Checkpoint, moments: Stats | None) -> None:
+    def __init__(self, checkpoint: Checkpoint, moments: Stats | None, device: str = "cpu") -> None:
         """Compute nothing yet."""
+        self._device = torch.device(device)
         self._checkpoint = checkpoint
         self._moments = moments
         self._merged: tuple[tuple[int, Merge], ExpertMatrices] | None = None
@@ -55,7 +57,7 @@ class Recipes:
 
     def bytes_of(self, transfer: Transfer) -> memoryview:
         """Return ``tensor(transfer)`` as bytes."""
-        flat: Any = self.tensor(transfer).contiguous().reshape(-1).view(torch.uint8).numpy()
+        flat: Any = self.tensor(transfer).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         return memoryview(flat)
 
     def _layer(self, layer: int, plan: LayerPlan) -> LayerMaker:
@@ -67,7 +69,8 @@ class Recipes:
             dtypes = [TORCH_DTYPES[entry.dtype] for entry in entries[0]]
 
             def norm() -> Tensor:
-                return self._checkpoint.read(next(inventory.layers[layer].with_role("norm.mlp")))
+                entry = next(inventory.layers[layer].with_role("norm.mlp"))
+                return self._checkpoint.read(entry).to(self._device)
 
             self._maker = layer, LayerMaker(plan, layer, inventory, self._reader(layer), self._moments, dtypes, norm)
         return self._maker[1]
@@ -90,7 +93,7 @@ class Recipes:
     def _reader(self, layer: int) -> Read:
         """Return what reads an expert of a layer of the source."""
         entries = expert_entries(self._checkpoint.inventory, layer)
-        return lambda expert: ExpertMatrices(*(self._checkpoint.read(entry) for entry in entries[expert]))
+        return lambda expert: ExpertMatrices(*(self._checkpoint.read(e).to(self._device) for e in entries[expert]))
 
 
 def scaled(values: Tensor, role: str, scale_D: Tensor) -> Tensor:

@@ -239,7 +239,9 @@ class Run:
         )
         self.report(subject, "apply")
         with subject.clock.stage("apply"):
-            subject.path = write_checkpoint(self.checkpoint, subject.plan, self.store, provenance, stats)
+            subject.path = write_checkpoint(
+                self.checkpoint, subject.plan, self.store, provenance, stats, self.calibrator.device
+            )
             subject.content = Checkpoint.open(subject.path).content
         if subject.plan.moments:
             subject.cold = cold_experts(subject.plan, self.checkpoint.inventory, stats)

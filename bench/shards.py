@@ -22,8 +22,11 @@ def write_shards(
     shard_bytes: int,
     progress: Callable[[int, int], None] | None = None,
     moments: Stats | None = None,
+    device: str = "cpu",
 ) -> None:
     """Write all ``items`` to ``folder`` in Hugging Face naming, with an index when there is more than one file.
+
+    What is computed is computed on ``device``.
 
     Raises:
         OSError: the disk refuses.
@@ -33,7 +36,7 @@ def write_shards(
     width = len(shards)
     names = [SINGLE] if width == 1 else [f"model-{i:05d}-of-{width:05d}.safetensors" for i in range(1, width + 1)]
     done = 0
-    recipes = Recipes(checkpoint, moments)
+    recipes = Recipes(checkpoint, moments, device)
     for name, shard in zip(names, shards, strict=True):
         for size in _write(checkpoint, recipes, shard, folder / name):
             done += size

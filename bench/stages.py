@@ -13,6 +13,7 @@ from bench.apply import apply
 from bench.checkpoint import Checkpoint
 from bench.config import CalibrationConfig, EvaluationConfig, TimingConfig
 from bench.corpus import Corpus, parse
+from bench.device import resolved_device
 from bench.evaluate import Evaluation, evaluate
 from bench.moments import moments_digest
 from bench.record import CostInfo, RatioInfo, RecoveryInfo, Timing
@@ -56,6 +57,14 @@ class Calibrator:
         self._checkpoint, self._config, self._store, self._needs = checkpoint, config, store, needs
         self._corpus: Corpus | None = None
         self._probe: Probe | None = None
+        self._device: str | None = None
+
+    @property
+    def device(self) -> str:
+        """The torch device of all that is computed."""
+        if self._device is None:
+            self._device = resolved_device(self._config.device)
+        return self._device
 
     def on(self, checkpoint: Checkpoint, needs: frozenset[str]) -> Calibrator:
         """Return a calibrator of another checkpoint with the same settings."""
@@ -81,11 +90,19 @@ class Calibrator:
         corpus = self.corpus_for(method)
         cache = self._store.cache / "stats"
         if corpus is None:
-            return calibrate(self._checkpoint, None, method.measured, cache=cache, progress=progress)
+            return calibrate(
+                self._checkpoint, None, method.measured, cache=cache, device=self.device, progress=progress
+            )
         sampled = self._config.sampled_tokens
         if self._config.propagation == "one_shot":
             return calibrate(
-                self._checkpoint, corpus, self._needs, cache=cache, sampled_tokens=sampled, progress=progress
+                self._checkpoint,
+                corpus,
+                self._needs,
+                cache=cache,
+                device=self.device,
+                sampled_tokens=sampled,
+                progress=progress,
             )
         if not isinstance(method, LayerwiseMethod):
             raise RefusedError(
@@ -104,6 +121,7 @@ class Calibrator:
             propagation="sequential",
             decide=decide,
             cache=cache,
+            device=self.device,
             sampled_tokens=sampled,
             progress=progress,
         )
@@ -122,7 +140,11 @@ class Calibrator:
             corpus = self.corpus_for(method)
             assert corpus is not None
             self._probe = ModelProbe(
-                self._checkpoint, corpus, tokens=self._config.sampled_tokens, cache=self._store.cache / "probe"
+                self._checkpoint,
+                corpus,
+                tokens=self._config.sampled_tokens,
+                cache=self._store.cache / "probe",
+                device=self.device,
             )
         return self._probe
 
@@ -140,13 +162,18 @@ def ratio_info(plan: Plan, inventory: Inventory) -> RatioInfo:
 
 
 def write_checkpoint(
-    checkpoint: Checkpoint, plan: Plan, store: Store, provenance: dict[str, Any], stats: Stats | None = None
+    checkpoint: Checkpoint,
+    plan: Plan,
+    store: Store,
+    provenance: dict[str, Any],
+    stats: Stats | None = None,
+    device: str = "cpu",
 ) -> Path:
     """Write (or find) the compressed checkpoint of ``plan``, under a name made of content, plan and written statistics."""
     name = f"{checkpoint.content[:12]}-{plan.digest[:12]}"
     if (written := moments_digest(plan, checkpoint.inventory, stats)) is not None:
         name += f"-{written[:12]}"
-    return apply(checkpoint, plan, store.checkpoints / name, provenance, moments=stats)
+    return apply(checkpoint, plan, store.checkpoints / name, provenance, moments=stats, device=device)
 
 
 def realisation(plan: Plan | None) -> str:
@@ -204,10 +231,7 @@ def evaluate_checkpoint(
 
     from bench.load import load_model, load_tokenizer
 
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(path, dtype=getattr(torch, config.dtype)).to(device)
+    model = load_model(path, dtype=getattr(torch, config.dtype)).to(resolved_device(config.device))
     return evaluate(
         model,
         load_tokenizer(path),

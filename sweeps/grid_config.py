@@ -44,6 +44,7 @@ class GridCalibration(Strict):
     sequences: int = Field(default=128, ge=1, description="windows")
     length: int = Field(default=2048, ge=2, description="tokens in a window")
     propagation: Literal["one_shot", "sequential"] = Field(default="one_shot", description="hidden states measured on")
+    device: str = Field(default="auto", description="torch device; auto takes the GPU where there is one")
 
 
 class GridConfig(Strict):

@@ -88,6 +88,7 @@ def open_resident(config: SweepConfig, store: Path) -> Resident:
     from bench.calibrate import calibrate
     from bench.checkpoint import Checkpoint
     from bench.corpus import parse
+    from bench.device import resolved_device
     from bench.load import load_model, load_tokenizer
 
     checkpoint = Checkpoint.open(config.model, config.revision)
@@ -104,7 +105,7 @@ def open_resident(config: SweepConfig, store: Path) -> Resident:
     corpus = None
     if of_tokens or wants_slice:
         corpus = parse(settings.corpus, checkpoint, settings.sequences, settings.length, settings.seed)
-    device = _device(config.device)
+    device = resolved_device(config.device)
     cache_folder = Store(store).cache
     stats = calibrate(
         checkpoint,
@@ -186,9 +187,3 @@ def _no_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from bench.apply import PLAN_FILE
 from bench.checkpoint import Checkpoint
 from bench.corpus import Corpus
+from bench.device import resolved_device
 from bench.load import load_model
 from bench.recovery.loop import History, Progress, train
 from bench.recovery.objectives import ExpertDistillation, LanguageModelling, Objective, RouterDistillation
@@ -145,9 +146,7 @@ def _trained(
     progress: Progress | None,
 ) -> tuple[History, int, PreTrainedModel, tuple[str, ...]]:
     """Return what the training did, how many weights it moved, the model, and the names of the parameters that differ."""
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolved_device(settings.device)
     dtype = getattr(torch, settings.dtype)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
