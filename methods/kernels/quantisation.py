@@ -63,7 +63,8 @@ def scales(largest: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
 
     *Differs*: AWQ's own code divides by 2^(bits - 1) - 1, which never uses the lowest code and makes steps 7 % wider at 4 bits.
     """
-    rounded = (largest / ((2**bits - 1) / 2)).to(dtype)
+    # By a tensor, since a GPU multiplies by the reciprocal of a number, and the largest weight lies on the tie of two codes.
+    rounded = (largest / torch.full_like(largest, (2**bits - 1) / 2)).to(dtype)
     # A group of zeros: any scale serves, and this one is what the library of the format writes.
     scale: Tensor = torch.where(rounded == 0, torch.finfo(dtype).eps, rounded)
     return scale
