@@ -173,7 +173,9 @@ class CompressedExperts(nn.Module):
     def forward(self, hidden_TD: Tensor, index_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Return the weighted sum of the experts' outputs, shape (T, D); indices from the number of experts on add nothing."""
         if self.grouped is not None:
-            return self.grouped(hidden_TD, index_TK, weights_TK, None if self.form.base is None else self._shared)
+            shared = None if self.form.base is None else self._shared
+            grouped_TD: Tensor = self.grouped(hidden_TD, index_TK, weights_TK, shared)
+            return grouped_TD
         pairs = Assignment.of(index_TK, weights_TK, self.num_experts)
         counts = [pairs.count(expert) for expert in range(self.num_experts)]
         hit = [expert for expert, count in enumerate(counts) if count]
@@ -231,10 +233,11 @@ class CompressedExperts(nn.Module):
         return FUNCTIONS[self.form.bases[2]](mixed_RX)
 
     def _shared(self, role: str, x_TX: Tensor) -> Tensor:
-        """Return the product of ``x_TX`` with the base that all experts share."""
+        """Return the product of ``x_TX`` with the base that all experts share; more inputs than those of the base are zeros."""
         name = self._shares[role]
-        columns = getattr(self, f"{name}_{COLUMNS}", None)
-        return F.linear(x_TX if columns is None else x_TX[:, columns], getattr(self, name))
+        base, columns = getattr(self, name), getattr(self, f"{name}_{COLUMNS}", None)
+        own_TC = x_TX.narrow(1, 0, base.shape[1]) if columns is None else x_TX.index_select(1, columns)
+        return F.linear(own_TC, base)
 
     def _channel_axis(self, matrix: str, part: str) -> int | None:
         """Return the axis of a stored tensor along which an expert's channels lie; None where it has none, or not yet."""

@@ -98,7 +98,8 @@ class GroupedExperts(nn.Module):
             hidden_TD: inputs.
             index_TK: experts of each token.
             weights_TK: their weights.
-            shared: the product of a role's inputs, (T, X), with the base that all experts share; None: there is none.
+            shared: the product of a role's inputs, (T, X), with the base that all experts share; channels that are filled up
+                come with the zeros. None: there is no base.
         """
         if not index_TK.numel():
             return torch.zeros_like(hidden_TD)
@@ -106,18 +107,14 @@ class GroupedExperts(nn.Module):
         numbers_E = torch.arange(self.num_experts, dtype=expert_P.dtype, device=expert_P.device)
         ends_E = torch.searchsorted(expert_P, numbers_E, right=True, out_int32=True)
         token_P = torch.div(order_P, index_TK.shape[1], rounding_mode="floor")
-        inputs_PX = _product(hidden_TD[token_P], self.gate_up, ends_E).split(self._split, dim=1)
+        inputs_PX = _product(hidden_TD.index_select(0, token_P), self.gate_up, ends_E).split(self._split, dim=1)
         gate_PF, up_PF = (
             x_PX if left is None else _product(x_PX, left, ends_E)
             for x_PX, left in zip(inputs_PX, (self.gate_left, self.up_left), strict=True)
         )
-        width = gate_PF.shape[1]
         if shared is not None:
-            gate_TF, up_TF = shared(GATE, hidden_TD), shared(UP, hidden_TD)
-            width = gate_TF.shape[1]
-            filling = (0, gate_PF.shape[1] - width)
-            gate_PF = gate_PF + F.pad(gate_TF, filling)[token_P]
-            up_PF = up_PF + F.pad(up_TF, filling)[token_P]
+            gate_PF = gate_PF + _widened(shared(GATE, hidden_TD), gate_PF.shape[1]).index_select(0, token_P)
+            up_PF = up_PF + _widened(shared(UP, hidden_TD), up_PF.shape[1]).index_select(0, token_P)
         channels_PF = self.act_fn(gate_PF) * up_PF
         outputs_PD = _product(channels_PF, self.down, ends_E)
         if self.down_left is not None:
@@ -125,20 +122,25 @@ class GroupedExperts(nn.Module):
         out_TD = self._sum(outputs_PD, order_P, index_TK, weights_TK)
         if shared is None:
             return out_TD.to(hidden_TD.dtype)
-        sum_TF = self._sum(channels_PF[:, :width], order_P, index_TK, weights_TK)
+        sum_TF = self._sum(channels_PF, order_P, index_TK, weights_TK)
         return (out_TD + shared(DOWN, sum_TF.to(hidden_TD.dtype))).to(hidden_TD.dtype)
 
     def _sum(self, rows_PX: Tensor, order_P: Tensor, index_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Return the weighted sum of each token's rows, (T, X), in the order of its experts."""
         rows_TKX = rows_PX.new_empty(rows_PX.shape).index_copy_(0, order_P, rows_PX).view(*index_TK.shape, -1)
         # Rows behind those of the last expert are whatever the memory held, NaN as well, which no weight of 0 takes away.
-        known_TK1 = (index_TK < self.num_experts).unsqueeze(-1)
-        return (torch.where(known_TK1, rows_TKX, 0.0) * weights_TK.unsqueeze(-1)).sum(dim=1)
+        rows_TKX.masked_fill_((index_TK >= self.num_experts).unsqueeze(-1), 0.0)
+        return (rows_TKX * weights_TK.unsqueeze(-1)).sum(dim=1)
 
 
 def _product(x_PN: Tensor, stack_EMN: Tensor, ends_E: Tensor) -> Tensor:
     """Return the product of each row with the matrix of its expert, (P, M); rows from ``ends_E[-1]`` on are undefined."""
     return _grouped_mm(x_PN, stack_EMN.transpose(1, 2), offs=ends_E)
+
+
+def _widened(x_TX: Tensor, columns: int) -> Tensor:
+    """Return ``x_TX`` with zeros behind."""
+    return F.pad(x_TX, (0, columns - x_TX.shape[1]))
 
 
 def _size(matrices: Sequence[Tensor]) -> tuple[int, int]:
@@ -155,8 +157,8 @@ def _stack(*blocks: list[Tensor]) -> nn.Parameter:
     stack_EMN = blocks[0][0].new_zeros(len(blocks[0]), sum(rows for rows, _ in sizes), sizes[0][1])
     start = 0
     for matrices, (rows, _) in zip(blocks, sizes, strict=True):
-        for expert in reversed(range(len(matrices))):
+        for place_MN in reversed(stack_EMN.narrow(1, start, rows).unbind()):
             matrix_MN = matrices.pop()
-            stack_EMN[expert, start : start + matrix_MN.shape[0], : matrix_MN.shape[1]] = matrix_MN
+            place_MN.narrow(0, 0, matrix_MN.shape[0]).narrow(1, 0, matrix_MN.shape[1]).copy_(matrix_MN)
         start += rows
     return nn.Parameter(stack_EMN, requires_grad=False)
