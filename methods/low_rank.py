@@ -40,9 +40,10 @@ class Factoring(Method):
     share one budget, with depth knots each layer has its own. What is stored is short of the budget by less than one
     rank of one matrix (of one in each layer, with knots); see ``methods.kernels.ranks``.
 
-    Rules for the ranks: ``uniform`` stores the same share of every matrix. ``importance`` gives the matrices of expert j of layer
-    i, which has M_i experts, r_ij = floor((I_ij + eps)^alpha / sum_j (I_ij + eps)^alpha * R_a * M_i); R_a meets the budget.
-    ``spectrum`` keeps the most energy: the largest sigma^2 per parameter in all layers.
+    Rules for the ranks: ``uniform`` stores the same share of every matrix; what is left over, less than a rank of each, goes to
+    the first layers, and where tokens are counted anyway to the experts with most of them. ``importance`` gives the matrices of
+    expert j of layer i, which has M_i experts, r_ij = floor((I_ij + eps)^alpha / sum_j (I_ij + eps)^alpha * R_a * M_i); R_a meets
+    the budget. ``spectrum`` keeps the most energy: the largest sigma^2 per parameter in all layers.
     """
 
     stages: ClassVar[frozenset[str]] = frozenset({"rank"})
@@ -59,7 +60,7 @@ class Factoring(Method):
     def needs(self) -> frozenset[str]:
         """What the rule for the ranks reads."""
         if self.ranks == "uniform":
-            return frozenset()
+            return frozenset({"routed_tokens"}) if self.kernel == "whitened" else frozenset()
         if self.ranks == "spectrum":
             return frozenset({self.spectra})
         return frozenset({"removal_loss" if self.importance == "removal_loss" else "gate_norm_moment"})
@@ -90,6 +91,8 @@ class Factoring(Method):
         self, layers: Sequence[int], stats: Stats, shapes: Sequence[Integers], budget: float
     ) -> list[Integers]:
         """Return the ranks of gate, up and down of each expert of ``layers``, (E, 3) each, within ``budget`` parameters."""
+        if self.ranks == "uniform" and self.kernel == "whitened":
+            return _busiest_first([stats.layer("routed_tokens", layer) for layer in layers], shapes, budget)
         if self.ranks == "uniform":
             return uniform_ranks(shapes, budget)
         if self.ranks == "spectrum":
@@ -105,6 +108,13 @@ class Factoring(Method):
             return LayerPlan()
         ranks = tuple((int(gate), int(up), int(down)) for gate, up, down in ranks_E3)
         return LayerPlan(rank=LowRank(kernel=self.kernel, ranks=ranks))
+
+
+def _busiest_first(tokens: Sequence[Array], shapes: Sequence[Integers], budget: float) -> list[Integers]:
+    """Return equal ranks, with what is left over for the experts of most tokens, whatever their numbers."""
+    orders = [np.argsort(-tokens_E, kind="stable") for tokens_E in tokens]
+    ranks = uniform_ranks([group[order] for group, order in zip(shapes, orders, strict=True)], budget)
+    return [ranks_E3[np.argsort(order)] for ranks_E3, order in zip(ranks, orders, strict=True)]
 
 
 class SVD(Factoring):
@@ -130,13 +140,13 @@ class SVD(Factoring):
 
 
 class WhitenedSVD(Factoring):
-    """Truncation that makes the error of each matrix's outputs smallest on the tokens of its expert, with ranks by energy.
+    """Truncation that makes the error of each matrix's outputs smallest on the tokens of its expert, with equal ranks.
 
     *Source*: SVD-LLM, arXiv 2403.07378, truncation-aware data whitening; inside experts, arXiv 2502.17298.
 
-    *Differs*: one threshold on the squared singular values of W S per parameter serves all experts and layers, instead of one
-    ratio; the published methods keep ratios uniform. The energy is a mean over each expert's own tokens, so it does not
-    grow with how often the expert is chosen. Inputs are those of the uncompressed model in all layers.
+    *Differs*: inputs are those of the uncompressed model in all layers. Ranks by ``spectrum`` are ours: one threshold on the
+    squared singular values of W S per parameter serves all experts and layers, instead of one ratio. Their energy is a mean
+    over each expert's own tokens, so it does not grow with how often the expert is chosen.
     """
 
     name: ClassVar[str] = "whitened_svd"
@@ -146,5 +156,5 @@ class WhitenedSVD(Factoring):
     spectra: ClassVar[str] = "whitened_spectrum"
 
     ranks: Literal["uniform", "importance", "spectrum"] = Field(
-        default="spectrum", description="how ranks share the budget: equal, by importance of experts, by energy"
+        default="uniform", description="how ranks share the budget: equal, by importance of experts, by energy"
     )

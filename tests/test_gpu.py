@@ -29,9 +29,9 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 FAMILIES = ("mixtral", "deepseek_v3")
 SUMS = 1e-3
 """Largest difference, relative to the largest value, that the order of sums in float32 explains in a model of three layers."""
-CHOICES = 3e-2
-"""The same where a code, a zero or a channel can fall on either side of a tie."""
-CHOOSING = {"sparsity", "bits"}
+CHOICES = 5e-2
+"""The same of the squared distance from the source, where a code or a zero can fall on either side of a tie, which changes the
+others of its row, or where many steps end in another minimum."""
 
 
 @cache
@@ -100,11 +100,10 @@ def test_a_method_compresses_on_the_gpu_as_on_the_processor(name: str, family: s
     plan, stats = _plan(name, family, "cpu"), _stats(family, "cpu")
     here = apply(source, plan, tmp_path / "cpu", moments=stats)
     there = apply(source, plan, tmp_path / "cuda", moments=stats, device="cuda")
-    if "bases" in plan.stages:  # thousands of steps end elsewhere, and as near to the weights
-        assert _distance(there, source) == pytest.approx(_distance(here, source), rel=0.1)
+    if all(layer.sparsity is None and layer.bits is None and layer.bases is None for layer in plan.layers):
+        assert _difference(_logits(there, "cpu"), _logits(here, "cpu")) <= SUMS
     else:
-        bound = SUMS if CHOOSING.isdisjoint(plan.stages) else CHOICES
-        assert _difference(_logits(there, "cpu"), _logits(here, "cpu")) <= bound
+        assert _distance(there, source) == pytest.approx(_distance(here, source), rel=CHOICES)
     assert _difference(_logits(here, "cuda"), _logits(here, "cpu")) <= SUMS
     decided = _plan(name, family, "cuda")
     assert cost(decided, source.inventory).bytes == pytest.approx(cost(plan, source.inventory).bytes, rel=0.02)

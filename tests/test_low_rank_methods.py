@@ -141,7 +141,7 @@ def test_spectrum_gives_rank_to_the_matrix_with_energy() -> None:
     spectrum[5, 1] *= 1e3
     spectrum[6] *= 1e-3
     stats = Stats({"whitened_spectrum": (spectrum,) * 5})
-    ranks = ranks_of(decided(WhitenedSVD(keep=0.3), stats), 2)
+    ranks = ranks_of(decided(WhitenedSVD(keep=0.3, ranks="spectrum"), stats), 2)
     ordinary = ranks[0, 0]
     assert ranks[5, 1] > ordinary + 5 and (ranks[6] < ordinary - 5).all() and ranks[5, 0] in (ordinary, ordinary - 1)
 
@@ -163,7 +163,9 @@ def relabelled(name: str, order: list[int]) -> Stats:
     return Stats({name: tuple(value[order] for value in OLMOE.stats.values[name] if value is not None)})
 
 
-@pytest.mark.parametrize(("method", "need"), [(SVD(), "removal_loss"), (WhitenedSVD(), "whitened_spectrum")])
+@pytest.mark.parametrize(
+    ("method", "need"), [(SVD(), "removal_loss"), (WhitenedSVD(ranks="spectrum"), "whitened_spectrum")]
+)
 def test_relabelled_experts_have_relabelled_ranks(method: Method, need: str) -> None:
     order = np.random.default_rng(0).permutation(16).tolist()
     before, after = decided(method), decided(method, relabelled(need, order))
