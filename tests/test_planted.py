@@ -101,7 +101,8 @@ PROMISES = {
     "camera_p": Promise(shrinks=("idle", "null")),
     "heapr": Promise(shrinks=("idle", "null")),
     "svd": Promise(shrinks=("idle",)),  # by removal losses, see above
-    "whitened_svd": Promise(shrinks=("null",)),  # an idle expert has no outputs, so its weights count
+    # An idle expert has no outputs, so its weights count.
+    "whitened_svd": Promise(shrinks=("null",), knobs={"ranks": "spectrum"}),
     "d2_moe": Promise(blind="gives all experts of a layer one rank"),
     "mobe": Promise(blind="gives all experts of a layer the same bases"),
     "rtn": Promise(blind="keeps all experts"),
