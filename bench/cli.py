@@ -140,7 +140,9 @@ def run(
     length: int | None = None,
     seed: Annotated[int | None, typer.Option(help="seed of the calibration windows")] = None,
     propagation: str | None = None,
-    tasks: Annotated[str | None, typer.Option(help="lm-eval tasks, separated by commas")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="lm-eval tasks, separated by commas; pocket: all of its language")
+    ] = None,
     include_path: Annotated[Path | None, typer.Option(help="folder of local task files")] = None,
     limit: int | None = None,
     num_fewshot: int | None = None,

@@ -15,6 +15,9 @@ from methods.errors import ConfigError
 from methods.method import Method
 from methods.registry import method
 
+POCKET = "pocket"
+"""Name of a task list: all tasks of the pocket language."""
+
 
 class MethodConfig(Strict):
     """One method with its knobs."""
@@ -75,7 +78,7 @@ class CalibrationConfig(Strict):
 class EvaluationConfig(Strict):
     """What is scored, and how."""
 
-    tasks: tuple[str, ...] = Field(default=(), description="lm-eval task names; none scores nothing")
+    tasks: tuple[str, ...] = Field(default=(), description="lm-eval task names, or pocket; none scores nothing")
     include_path: Path | None = Field(default=None, description="folder of local task files")
     limit: int | None = Field(default=None, ge=1, description="first items of each task; None takes all")
     batch_size: int | None = Field(default=None, ge=1, description="sequences in a batch; None fills batches by tokens")
@@ -84,6 +87,18 @@ class EvaluationConfig(Strict):
     seed: int = Field(default=0, ge=0, description="seed of few-shot draws and bootstrap")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="compute type")
     device: str = Field(default="auto", description="torch device; auto takes the GPU where there is one")
+
+    def expanded(self, store: Path) -> EvaluationConfig:
+        """Return the settings with the task list ``pocket`` replaced by its tasks, which are written into the folder ``store``.
+
+        A folder of local tasks of the user's own may hold a task of that name, so nothing is replaced where there is one.
+        """
+        if POCKET not in self.tasks or self.include_path is not None:
+            return self
+        from bench.pocket import TASKS, write_tasks
+
+        tasks = tuple(task for name in self.tasks for task in (TASKS if name == POCKET else (name,)))
+        return self.model_copy(update={"tasks": tasks, "include_path": write_tasks(store / "tasks")})
 
 
 class TimingConfig(Strict):

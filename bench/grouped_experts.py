@@ -1,6 +1,7 @@
 """The routed experts of a layer by grouped matrix products, which take the matrices of all experts at once.
 
-Nothing waits for the device and no shape depends on the routing, so the pass can be recorded in a CUDA graph.
+No shape depends on the routing, and where the device has kernels for them nothing waits for it, so the pass can be recorded in
+a CUDA graph.
 
 Letters: T tokens, E experts, K experts per token, P (token, expert) pairs sorted by expert, D hidden size, F channels, R rank,
 M and N rows and columns of a matrix, X inputs of one. F, R, M and N are the layer's largest, rounded up.
@@ -42,6 +43,15 @@ def without_host(weight: Tensor) -> bool:
     if not weight.is_cuda or weight.dtype != torch.bfloat16 or torch.version.cuda is None:
         return False
     return torch.cuda.get_device_capability(weight.device)[0] in (9, 10)
+
+
+def preferred(weight: Tensor) -> bool:
+    """Return whether experts with weights like this one are faster by grouped products than by a loop of the host.
+
+    On a CPU PyTorch loops as well, but with less work between the products: faster from a few tokens on, slower for one
+    (``bench.perf.experts``).
+    """
+    return without_host(weight) or (weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16))
 
 
 def misfit(parts: Parts) -> str | None:

@@ -50,7 +50,8 @@ def run_with_table(configs: Sequence[RunConfig], store: Path, track: str | None)
     with Tracker(mode, folder=store) as tracker, live, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         for config in configs:
-            run = Run(config, where, tracker, board.report)
+            scored = config.model_copy(update={"evaluation": config.evaluation.expanded(where.root)})
+            run = Run(scored, where, tracker, board.report)
             board.add(run.checkpoint.name, run.subjects)
             records += run.execute()
     wanted = {record.id for record in records}

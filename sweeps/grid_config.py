@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from bench.config import (
+    POCKET,
     CalibrationConfig,
     EvaluationConfig,
     MethodConfig,
@@ -23,9 +24,6 @@ from bench.recovery.settings import RecoverySettings
 from bench.strict import Strict, load_settings, read_settings
 from methods.method import Method, Share
 from methods.stats import CATALOGUE
-
-POCKET = "pocket"
-"""Name of a task list: all tasks of the pocket language, written into the store."""
 
 
 def _method(value: Any) -> Any:
@@ -138,7 +136,7 @@ def jobs(config: GridConfig, store: Path) -> list[Job]:
     A method that reads no text is run with the first corpus only, and once unless it has a ``seed`` of its own; a
     ``seed`` that is not stated is the grid's.
     """
-    evaluation = _evaluation(config.evaluation, store)
+    evaluation = config.evaluation.expanded(store)
     settings = {"evaluation": evaluation, "timing": config.timing, "group": config.group}
     found = [Job(RunConfig(model=model, **settings), base=True) for model in config.models]
     calibration = config.calibration
@@ -171,12 +169,3 @@ def _seeded(method: MethodConfig, seed: int, first_corpus: bool, first_seed: boo
 def reads_text(method: Method) -> bool:
     """Return whether what ``method`` makes depends on a calibration text."""
     return method.probing or any(CATALOGUE[name].cost != "weights" for name in method.measured)
-
-
-def _evaluation(config: EvaluationConfig, store: Path) -> EvaluationConfig:
-    if POCKET not in config.tasks or config.include_path is not None:
-        return config
-    from bench.pocket import TASKS, write_tasks
-
-    tasks = tuple(task for name in config.tasks for task in (TASKS if name == POCKET else (name,)))
-    return config.model_copy(update={"tasks": tasks, "include_path": write_tasks(store / "tasks")})

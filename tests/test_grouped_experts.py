@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from bench import grouped_experts
 from bench.compressed_experts import ALL, CompressedExperts, Shard
-from bench.grouped_experts import without_host
+from bench.grouped_experts import preferred, without_host
 from methods.forms import COLUMNS, formed, part_of
 from methods.inventory import ExpertForm, LayerInventory, TensorEntry
 
@@ -287,3 +287,8 @@ def test_only_some_devices_have_grouped_products(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     with FakeTensorMode():
         assert without_host(nn.Parameter(torch.empty(1, dtype=dtype, device="cuda"))) is expected
+
+
+def test_a_cpu_multiplies_groups_in_the_types_that_it_has_kernels_for() -> None:
+    assert preferred(torch.empty(1)) and preferred(torch.empty(1, dtype=torch.bfloat16))
+    assert not preferred(torch.empty(1, dtype=torch.float64)) and not preferred(torch.empty(1, dtype=torch.float16))

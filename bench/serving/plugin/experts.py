@@ -16,7 +16,7 @@ from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEM
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 
 from bench.compressed_experts import CompressedExperts, Shard
-from bench.grouped_experts import without_host
+from bench.grouped_experts import preferred
 from methods.errors import RefusedError
 from methods.inventory import LayerInventory
 
@@ -71,8 +71,8 @@ class FormedMethod(FusedMoEMethodBase):  # type: ignore[misc]  # vLLM has no typ
         """Return None: nothing is quantised."""
 
     def process_weights_after_loading(self, layer: FormedExperts) -> None:
-        """Finish what could not be done before the weights were there, with grouped products where the device has them."""
-        layer.formed.finish(grouped=all(map(without_host, layer.formed.parameters())))
+        """Finish what could not be done before the weights were there, with grouped products where they are the faster way."""
+        layer.formed.finish(grouped=all(map(preferred, layer.formed.parameters())))
 
     def apply(
         self, layer: FormedExperts, x: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor, **_: Any
