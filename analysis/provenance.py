@@ -19,6 +19,10 @@ class Block:
     rows: tuple[tuple[str, ...], ...]
 
 
+_READINGS = frozenset({"gpu", "idle_bytes", "kv_blocks", "load_seconds", "parameter_bytes"})
+"""What a timing's protocol holds of one process, beside the settings that all have in common."""
+
+
 def provenance(records: Sequence[Record]) -> list[Block]:
     """Return the facts of all records, each distinct combination once with its number of runs."""
     measured = [record for record in records if record.scores]
@@ -62,6 +66,7 @@ def provenance(records: Sequence[Record]) -> list[Block]:
                 for r in records
                 if r.timing and r.timing.reason is None
                 for name, value in r.timing.protocol.items()
+                if name not in _READINGS
             ),
         ),
         _block("Environment", ("what", "value"), (line for r in records for line in _environment(r))),
