@@ -182,8 +182,11 @@ def _scale(axes: Any, sizes: Sequence[float]) -> bool:
 
 
 def _labels(runs: Sequence[Row], at: Mapping[str, Point]) -> list[tuple[str, float, float, str]]:
-    """Return the labels of runs on the front and of recipes: title, with the words among its knobs where these differ."""
-    named = [row for row in runs if row["pareto"] is True or family_of(row) == "recipe"]
+    """Return the labels of runs on the front and of recipes: title, with the words among its knobs where these differ.
+
+    An arrow leads from a recipe to what training made of it, which needs no label of its own.
+    """
+    named = [row for row in runs if row["pareto"] is True or (family_of(row) == "recipe" and not row["recovery"])]
     named.sort(key=lambda row: (row["pareto"] is not True, row["keep_bytes"], -row["average"], row["id"]))
     return [(short(_name(row, runs), 40), *at[row["id"]], FAMILIES[family_of(row)].colour) for row in named]
 
