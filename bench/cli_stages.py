@@ -76,8 +76,8 @@ def plan(
 
     configured = configured_method(method, knobs)
     checkpoint = open_checkpoint(model)
-    settings = {"corpus": corpus, "sequences": sequences, "length": length, "seed": seed, "propagation": propagation}
-    settings["device"] = device
+    text = {"corpus": corpus, "sequences": sequences, "length": length, "seed": seed}
+    settings = {**text, "propagation": propagation, "device": device}
     config = validated(settings, CalibrationConfig, "calibration")
     calibrator = Calibrator(checkpoint, config, Store(store), configured.measured)
     with bar("calibrate") as progress:

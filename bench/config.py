@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
@@ -48,8 +48,24 @@ class RecipeConfig(Strict):
     recovery: RecoverySettings | None = Field(default=None, description="training of the result; None: that of the run")
 
 
-class CalibrationConfig(Strict):
+class Extended(Strict):
+    """Settings with fields that came later: they are left out where they have their default, so that ids of earlier runs stay."""
+
+    later: ClassVar[tuple[str, ...]]
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = handler(self)
+        for name in self.later:
+            if document.get(name) == type(self).model_fields[name].default:
+                document.pop(name, None)
+        return document
+
+
+class CalibrationConfig(Extended):
     """What statistics are measured on."""
+
+    later: ClassVar[tuple[str, ...]] = ("device",)
 
     corpus: str = Field(
         default="pocket", description="text file, datasets:NAME, pocket[:domain], or a file of token ids"
@@ -65,14 +81,6 @@ class CalibrationConfig(Strict):
         default="auto",
         description="torch device of the statistics and of what is computed from them; auto takes the GPU where there is one",
     )
-
-    @model_serializer(mode="wrap")
-    def _without_later_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the device out where it is not given: it came later, and ids of earlier runs stay as they were."""
-        document: dict[str, Any] = handler(self)
-        if document.get("device") == "auto":
-            document.pop("device")
-        return document
 
 
 class EvaluationConfig(Strict):
@@ -101,8 +109,10 @@ class EvaluationConfig(Strict):
         return self.model_copy(update={"tasks": tasks, "include_path": write_tasks(store / "tasks")})
 
 
-class TimingConfig(Strict):
+class TimingConfig(Extended):
     """How speed is measured under vLLM (see ``bench.timing.TimingProtocol``)."""
+
+    later: ClassVar[tuple[str, ...]] = ("kv_cache_bytes",)
 
     enabled: bool = True
     repeats: int = Field(default=5, ge=5, description="alternations of base and compressed model")
@@ -128,14 +138,6 @@ class TimingConfig(Strict):
         if not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes):
             raise ValueError(f"batch sizes are at least 1, each given once, found {batch}")
         return batch
-
-    @model_serializer(mode="wrap")
-    def _without_later_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what is not given and came later, so that it does not change the ids of earlier runs."""
-        document: dict[str, Any] = handler(self)
-        if document.get("kv_cache_bytes") is None:
-            document.pop("kv_cache_bytes", None)
-        return document
 
 
 class RunConfig(Strict):

@@ -38,7 +38,7 @@ def environment() -> Environment:
         commit=commit,
         dirty=None if status is None else bool(status),
         versions=_versions(),
-        device=torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor(),
+        device=torch.cuda.get_device_name(0) if torch.cuda.is_available() else processor(),
         threads=torch.get_num_threads(),
     )
 
@@ -53,7 +53,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor and the number of its cores that this machine sees."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,14 +58,11 @@ class Calibrator:
         self._checkpoint, self._config, self._store, self._needs = checkpoint, config, store, needs
         self._corpus: Corpus | None = None
         self._probe: Probe | None = None
-        self._device: str | None = None
 
-    @property
+    @cached_property
     def device(self) -> str:
         """The torch device of all that is computed."""
-        if self._device is None:
-            self._device = resolved_device(self._config.device)
-        return self._device
+        return resolved_device(self._config.device)
 
     def on(self, checkpoint: Checkpoint, needs: frozenset[str]) -> Calibrator:
         """Return a calibrator of another checkpoint with the same settings."""

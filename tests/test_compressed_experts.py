@@ -10,9 +10,10 @@ from torch import Tensor
 from bench.compressed_experts import ALL, CompressedExperts, Shard
 from bench.packing import packed
 from bench.whole import PART_NAMES, whole_expert
-from methods.forms import COLUMNS, PACKED, SCALE, SHAPE, formed, part_of
-from methods.inventory import ExpertForm, LayerInventory, TensorEntry
+from methods.forms import COLUMNS, PACKED, SCALE, SHAPE, part_of
+from methods.inventory import ExpertForm, LayerInventory
 from methods.kernels.quantisation import round_to_nearest
+from tests.formed_layer import formed_layer
 
 E, D, WIDTH, T, K = 5, 16, 24, 11, 3
 
@@ -35,13 +36,7 @@ Stored = dict[int | None, dict[str, Tensor]]
 
 
 def layer_of(form: ExpertForm) -> LayerInventory:
-    shapes = {"gate": (WIDTH, D), "up": (WIDTH, D), "down": (D, WIDTH)}
-    whole = [
-        TensorEntry(f"layers.{{layer}}.experts.{{expert}}.{name}.weight", f"expert.{name}", shape, "F32", 0, e)
-        for e in range(E)
-        for name, shape in shapes.items()
-    ]
-    return LayerInventory("moe", E, K, formed(whole, form), form=form)
+    return formed_layer(form, E, D, WIDTH, K)
 
 
 def random_tensors(layer: LayerInventory, seed: int = 0) -> Stored:

@@ -19,8 +19,9 @@ from torch.utils._pytree import tree_leaves
 from bench import grouped_experts
 from bench.compressed_experts import ALL, CompressedExperts, Shard
 from bench.grouped_experts import preferred, without_host
-from methods.forms import COLUMNS, formed, part_of
-from methods.inventory import ExpertForm, LayerInventory, TensorEntry
+from methods.forms import COLUMNS, part_of
+from methods.inventory import ExpertForm, LayerInventory
+from tests.formed_layer import formed_layer
 
 E, D, WIDTH, T, K = 5, 32, 48, 11, 3
 
@@ -57,13 +58,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 def layer_of(form: ExpertForm, hidden: int = D) -> LayerInventory:
     width = form.base[2] if form.base is not None and form.base[2] > 9 else WIDTH
-    shapes = {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
-    whole = [
-        TensorEntry(f"layers.{{layer}}.experts.{{expert}}.{name}.weight", f"expert.{name}", shape, "F32", 0, e)
-        for e in range(E)
-        for name, shape in shapes.items()
-    ]
-    return LayerInventory("moe", E, K, formed(whole, form), form=form)
+    return formed_layer(form, E, hidden, width, K)
 
 
 def looped(form: ExpertForm, dtype: torch.dtype, shard: Shard = ALL) -> CompressedExperts:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
 import platform
 import statistics
 import sys
@@ -30,7 +28,9 @@ from rich.table import Table
 from torch import Tensor
 
 from bench.compressed_experts import CompressedExperts
+from bench.environment import processor
 from bench.grouped_experts import without_host
+from bench.store import write_json
 from methods.forms import formed
 from methods.inventory import ExpertForm, LayerInventory, TensorEntry
 
@@ -323,17 +323,8 @@ def table(name: str, rows: Sequence[Row], about: Mapping[str, str]) -> Table:
 
 def environment(device: torch.device) -> dict[str, str]:
     """Return the device and versions."""
-    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    cpu = names[0] if names else platform.processor()
-    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu}, one thread"
+    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()}, one thread"
     return {"device": what, "python": platform.python_version(), "torch": torch.__version__}
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
 
 
 def main() -> None:
@@ -370,11 +361,7 @@ def main() -> None:
             found += rows
             del held
     if arguments.json:
-        partial = arguments.json.with_name(f".{arguments.json.name}.partial")
-        partial.write_text(
-            json.dumps({"environment": about, "measurements": [asdict(row) for row in found]}, indent=1) + "\n"
-        )
-        os.replace(partial, arguments.json)
+        write_json(arguments.json, {"environment": about, "measurements": [asdict(row) for row in found]})
 
 
 if __name__ == "__main__":
