@@ -17,7 +17,7 @@ from functools import cached_property
 from analysis.comparison import Comparison, seeds_of
 from analysis.inference import Difference, SeedMean, difference_over_seeds, over_seeds
 from analysis.protocol import key
-from bench.record import CostInfo, Interval, RatioInfo, Record, RecoveryInfo, Score, Timing
+from bench.records.record import CostInfo, Interval, RatioInfo, Record, RecoveryInfo, Score, Timing
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from analysis.comparison import Comparison
 from analysis.protocol import PUBLISHED_AVERAGES
-from bench.record import CostInfo, Interval, Record, Timing
+from bench.records.record import CostInfo, Interval, Record, Timing
 
 Kind = Literal["string", "float64", "Int64", "boolean"]
 

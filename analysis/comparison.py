@@ -16,7 +16,7 @@ from functools import cached_property
 
 from analysis.inference import Difference, SeedMean, average_difference, difference, holm, mean_with_error
 from analysis.protocol import Key, headline, is_accuracy, is_perplexity, key
-from bench.record import Record, Score
+from bench.records.record import Record, Score
 
 
 @dataclass(frozen=True)

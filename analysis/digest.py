@@ -11,7 +11,7 @@ from analysis.protocol import ACCURACIES
 from analysis.provenance import Block, provenance
 from analysis.summary import failures, lead, messages, notes
 from analysis.table import board_names, boards, markdown, markdown_cell, run_name, task_error, task_text
-from bench.record import Record
+from bench.records.record import Record
 
 
 def digest(

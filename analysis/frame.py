@@ -11,7 +11,7 @@ from analysis.columns import COLUMNS, variants
 from analysis.comparison import Comparison, compare
 from analysis.protocol import key
 from analysis.ranking import FLOOR, rank
-from bench.record import Record, Score
+from bench.records.record import Record, Score
 
 
 def frame(records: Iterable[Record], floor: float = FLOOR) -> pd.DataFrame:

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.record import Record, read_record
-from methods.errors import RecordError
+from bench.records.record import Record, read_record
+from methods.framework.errors import RecordError
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from analysis.provenance import Block, provenance
 from analysis.published import beside, cells
 from analysis.summary import board_titles, cards, failures, lead, messages, notes
 from analysis.table import Row, best, rows_of, task_error, task_text, text_of
-from bench.record import RatioInfo, Record
+from bench.records.record import RatioInfo, Record
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _BEST = ("average", "retention", "perplexity_retention", "prefill_ratio", "decode_ratio")

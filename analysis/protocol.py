@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.record import Score
+from bench.records.record import Score
 
 ACCURACIES = ("acc_norm", "acc", "exact_match", "f1", "pass@1", "pass_at_1", "mc2", "mcc")
 """Metrics between 0 and 1 that enter averages, the preferred first: length-normalised accuracy where a task has it."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.record import Record, RecoveryInfo
+from bench.records.record import Record, RecoveryInfo
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Numbers that papers and repositories print, as they print them, for showing beside ours and never for mixing in.
 
 Each file of ``analysis/published`` is one table. Every row says its ``source`` and the ``unit`` of its scores;
-``ratio_of`` says what its ``ratio`` (percent removed) counts (a field of ``bench.record.RatioInfo``) where
+``ratio_of`` says what its ``ratio`` (percent removed) counts (a field of ``bench.records.record.RatioInfo``) where
 the source tells.
 Metrics, shots and harness differ between sources, so tables of different sources do not compare.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from methods.errors import UnknownNameError
+from methods.framework.errors import UnknownNameError
 
 _FOLDER = Path(__file__).parent / "published"
 _FIRST = ("source", "model", "method", "ratio", "ratio_of", "unit", "setting", "item")

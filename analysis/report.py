@@ -19,7 +19,7 @@ from analysis.speed import speed_frame
 from analysis.summary import messages
 from analysis.table import csv, latex
 from analysis.training import training_frame
-from methods.errors import ConfigError, RecordError
+from methods.framework.errors import ConfigError, RecordError
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from analysis.columns import knobs_text, variants
 from analysis.comparison import Comparison, compare
 from analysis.formatting import NONE, fixed, interval, known
 from analysis.table import DENSE, Row, rows_of, run_name, text_of
-from bench.record import BatchTiming, CostInfo, Interval, Record, Timing
+from bench.records.record import BatchTiming, CostInfo, Interval, Record, Timing
 
 SPEED_COLUMNS: dict[str, str] = {
     "id": "string",

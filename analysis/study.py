@@ -36,7 +36,7 @@ from analysis.study_text import (
     winner,
 )
 from analysis.table import markdown_cell
-from methods.errors import RecordError
+from methods.framework.errors import RecordError
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from functools import cached_property
 from analysis.averaging import average_seeds
 from analysis.comparison import Comparison, compare
 from analysis.study_cells import AVERAGE, Cell, cell, leaders
-from bench.record import Record
+from bench.records.record import Record
 
 GENERATIVE = ("exact_match", "f1", "pass@1", "pass_at_1")
 """Metrics of generated text; their tasks stand behind the others."""

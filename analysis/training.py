@@ -16,7 +16,7 @@ from analysis.formatting import interval, percent, significant
 from analysis.inference import Difference, average_difference, difference, difference_over_seeds
 from analysis.protocol import key
 from analysis.table import Row, rows_of, run_name
-from bench.record import Record
+from bench.records.record import Record
 
 TRAINING_COLUMNS: dict[str, str] = {
     "id": "string",

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.cli_parts import DEFAULT_STORE, Model, StoreOption, console, open_checkpoint
-from bench.cli_stages import stages
-from bench.guard import check_packages
-from methods.errors import MoebenchError
+from bench.commands.guard import check_packages
+from bench.commands.parts import DEFAULT_STORE, Model, StoreOption, console, open_checkpoint
+from bench.commands.stage_commands import stages
+from methods.framework.errors import MoebenchError
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -60,7 +60,7 @@ def inspect(model: Model, revision: str | None = None) -> None:
 
     from rich.table import Table
 
-    from methods.cost import cost_of
+    from methods.framework.cost import cost_of
 
     checkpoint = open_checkpoint(model, revision)
     inventory = checkpoint.inventory
@@ -99,8 +99,8 @@ def time(
     out: Annotated[Path | None, typer.Option(help="JSON file for all numbers")] = None,
 ) -> None:
     """Time checkpoints under vLLM against a base, in alternation."""
-    from bench.time_command import time_models
-    from bench.timing_table import memory_table, offline_table, online_table, write_timings
+    from bench.commands.time_command import time_models
+    from bench.timing.table import memory_table, offline_table, online_table, write_timings
 
     settings = {"repeats": repeats, "rounds": rounds, "prompt": prompt, "generate": generate, "dtype": dtype}
     rows = time_models(
@@ -160,9 +160,9 @@ def run(
     track: Annotated[str | None, typer.Option(help="W&B: offline, online or disabled")] = None,
 ) -> None:
     """Compress one model by several methods; evaluate, time, record and track each."""
-    from bench.config import RunConfig, expand, parse_method
-    from bench.live import run_with_table
-    from bench.strict import read_settings, validated
+    from bench.commands.live import run_with_table
+    from bench.settings.run_settings import RunConfig, expand, parse_method
+    from bench.settings.strict import read_settings, validated
 
     document = read_settings(config) if config else {}
     flat = {"model": model, "revision": revision, "group": group, "target": target}
@@ -219,7 +219,7 @@ def recover(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Train a compressed checkpoint on text; goes on where it stopped."""
-    from bench.recover_command import recover_from_command_line
+    from bench.commands.recover_command import recover_from_command_line
 
     given: dict[str, Any] = {
         "kind": kind,
@@ -239,7 +239,7 @@ def demo(
     track: Annotated[str | None, typer.Option(help="W&B: offline, online or disabled")] = None,
 ) -> None:
     """Compare pruning and dropping methods on the three embedded models, from checkpoint to leaderboard."""
-    from bench.demo import run_demo
+    from bench.commands.demo import run_demo
 
     run_demo(store, track)
 
@@ -264,7 +264,7 @@ def grid(
     track: Annotated[str | None, typer.Option(help="W&B: offline, online or disabled")] = None,
 ) -> None:
     """Run every model by every method, share, corpus and seed; goes on where it stopped."""
-    from bench.strict import validated
+    from bench.settings.strict import validated
     from sweeps.grid_config import GridConfig, load_grid
     from sweeps.grid_terminal import show_grid
 

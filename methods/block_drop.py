@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from methods.allocation import removed_count, top
-from methods.inventory import Inventory
-from methods.method import Method
-from methods.plan import LayerPlan
-from methods.stats import Stats
+from methods.framework.allocation import removed_count, top
+from methods.framework.inventory import Inventory
+from methods.framework.method import Method
+from methods.framework.plan import LayerPlan
+from methods.framework.stats import Stats
 
 
 class BlockDrop(Method):

@@ -11,12 +11,12 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from methods.allocation import depth_shares, largest_remainder
-from methods.errors import RefusedError
-from methods.inventory import EXPERT_ROLES, Inventory
-from methods.method import LayerwiseMethod, Method
-from methods.plan import LayerPlan
-from methods.stats import Array, Stats
+from methods.framework.allocation import depth_shares, largest_remainder
+from methods.framework.errors import RefusedError
+from methods.framework.inventory import EXPERT_ROLES, Inventory
+from methods.framework.method import LayerwiseMethod, Method
+from methods.framework.plan import LayerPlan
+from methods.framework.stats import Array, Stats
 
 Channels = tuple[int, ...]
 

@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from methods.allocation import expert_counts, top
-from methods.inventory import Inventory
-from methods.method import LayerwiseMethod
-from methods.plan import LayerPlan
-from methods.stats import GATE_POWERS, NORM_POWERS, Array, Stats
+from methods.framework.allocation import expert_counts, top
+from methods.framework.inventory import Inventory
+from methods.framework.method import LayerwiseMethod
+from methods.framework.plan import LayerPlan
+from methods.framework.stats import GATE_POWERS, NORM_POWERS, Array, Stats
 
 
 class Criterion(LayerwiseMethod):

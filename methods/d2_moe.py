@@ -7,15 +7,15 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from methods.allocation import depth_shares, largest_remainder
-from methods.errors import RefusedError
-from methods.inside import LowRank, SharedBase
-from methods.inside_fit import matrix_shapes
-from methods.inventory import Inventory, LayerInventory
+from methods.framework.allocation import depth_shares, largest_remainder
+from methods.framework.errors import RefusedError
+from methods.framework.inside import LowRank, SharedBase
+from methods.framework.inside_fit import matrix_shapes
+from methods.framework.inventory import Inventory, LayerInventory
+from methods.framework.method import Method
+from methods.framework.plan import LayerPlan
+from methods.framework.stats import Array, Stats
 from methods.low_rank import all_stays
-from methods.method import Method
-from methods.plan import LayerPlan
-from methods.stats import Array, Stats
 
 
 class D2MoE(Method):

@@ -11,13 +11,13 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from methods.allocation import largest_remainder, top
-from methods.errors import RefusedError
-from methods.inventory import Inventory
-from methods.method import ProbingMethod
-from methods.plan import LayerPlan
-from methods.probe import Probe
-from methods.stats import Array, Stats
+from methods.framework.allocation import largest_remainder, top
+from methods.framework.errors import RefusedError
+from methods.framework.inventory import Inventory
+from methods.framework.method import ProbingMethod
+from methods.framework.plan import LayerPlan
+from methods.framework.probe import Probe
+from methods.framework.stats import Array, Stats
 
 
 class DiEP(ProbingMethod):

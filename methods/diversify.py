@@ -6,7 +6,7 @@ from functools import partial
 from typing import ClassVar, Literal
 
 from methods.criterion import REAP, Frequency
-from methods.grouping import (
+from methods.framework.grouping import (
     Groups,
     by_matrix,
     centrality,
@@ -18,13 +18,13 @@ from methods.grouping import (
     uniform_weights,
     usage_weights,
 )
-from methods.inventory import Inventory
+from methods.framework.inventory import Inventory
+from methods.framework.method import LayerwiseMethod
+from methods.framework.plan import LayerPlan, RouterRule
+from methods.framework.stats import Array, Stats
 from methods.kernels.clustering import agglomerate
 from methods.kernels.learned_weights import fitted_weights, token_gates
 from methods.kernels.partition import partition
-from methods.method import LayerwiseMethod
-from methods.plan import LayerPlan, RouterRule
-from methods.stats import Array, Stats
 
 
 class _Diversify(LayerwiseMethod):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from methods.allocation import expert_counts, top
-from methods.inventory import Inventory
-from methods.method import LayerwiseMethod
-from methods.plan import LayerPlan
-from methods.stats import Stats
+from methods.framework.allocation import expert_counts, top
+from methods.framework.inventory import Inventory
+from methods.framework.method import LayerwiseMethod
+from methods.framework.plan import LayerPlan
+from methods.framework.stats import Stats
 
 
 class EasyEP(LayerwiseMethod):

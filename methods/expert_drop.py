@@ -7,12 +7,12 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from methods.allocation import expert_counts, largest_remainder, top
-from methods.errors import RefusedError
-from methods.inventory import Inventory
-from methods.method import Method
-from methods.plan import LayerPlan
-from methods.stats import GATE_POWERS, Array, Stats
+from methods.framework.allocation import expert_counts, largest_remainder, top
+from methods.framework.errors import RefusedError
+from methods.framework.inventory import Inventory
+from methods.framework.method import Method
+from methods.framework.plan import LayerPlan
+from methods.framework.stats import GATE_POWERS, Array, Stats
 
 
 class ExpertDrop(Method):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import ClassVar, Literal
 
-from methods.grouping import by_matrix, centres, grouped, merge_plan, uniform_weights, usage_weights
-from methods.inventory import Inventory
+from methods.framework.grouping import by_matrix, centres, grouped, merge_plan, uniform_weights, usage_weights
+from methods.framework.inventory import Inventory
+from methods.framework.method import LayerwiseMethod
+from methods.framework.plan import LayerPlan, RouterRule
+from methods.framework.stats import Array, Stats
 from methods.kernels.clustering import agglomerate, euclidean, gram_distance
-from methods.method import LayerwiseMethod
-from methods.plan import LayerPlan, RouterRule
-from methods.stats import Array, Stats
 
 _FEATURES = {"output": "dense_output_mean", "weights": "weight_cka", "router": "router_row_gram"}
 

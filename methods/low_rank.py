@@ -11,16 +11,16 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from methods.allocation import depth_shares
-from methods.errors import RefusedError
-from methods.inside import LowRank
-from methods.inside_fit import matrix_shapes
-from methods.inventory import Inventory, LayerInventory
+from methods.framework.allocation import depth_shares
+from methods.framework.errors import RefusedError
+from methods.framework.inside import LowRank
+from methods.framework.inside_fit import matrix_shapes
+from methods.framework.inventory import Inventory, LayerInventory
+from methods.framework.method import Method
+from methods.framework.plan import LayerPlan
+from methods.framework.stats import Array, Stats
 from methods.kernels.ranks import Integers, importance_ranks, spectrum_ranks, uniform_ranks
-from methods.method import Method
 from methods.moe_i2 import MoEI2
-from methods.plan import LayerPlan
-from methods.stats import Array, Stats
 
 
 def all_stays(keep: float | tuple[float, ...]) -> bool:

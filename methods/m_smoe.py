@@ -9,13 +9,13 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from methods.allocation import expert_counts, overall_count, top, top_overall
-from methods.grouping import merge_plan, usage_weights
-from methods.inventory import Inventory
+from methods.framework.allocation import expert_counts, overall_count, top, top_overall
+from methods.framework.grouping import merge_plan, usage_weights
+from methods.framework.inventory import Inventory
+from methods.framework.method import Method
+from methods.framework.plan import LayerPlan
+from methods.framework.stats import Array, Stats
 from methods.kernels.cosine import cosine
-from methods.method import Method
-from methods.plan import LayerPlan
-from methods.stats import Array, Stats
 
 
 class MSMoE(Method):

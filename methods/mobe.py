@@ -8,14 +8,14 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from methods.allocation import depth_shares, largest_remainder
-from methods.errors import RefusedError
-from methods.inside import Bases
-from methods.inside_fit import matrix_shapes
-from methods.inventory import Inventory, LayerInventory
-from methods.method import Method
-from methods.plan import LayerPlan
-from methods.stats import Stats
+from methods.framework.allocation import depth_shares, largest_remainder
+from methods.framework.errors import RefusedError
+from methods.framework.inside import Bases
+from methods.framework.inside_fit import matrix_shapes
+from methods.framework.inventory import Inventory, LayerInventory
+from methods.framework.method import Method
+from methods.framework.plan import LayerPlan
+from methods.framework.stats import Stats
 
 USUAL = 4
 """Experts to a base where the number of bases does not follow from ``keep``: a quarter, as in the paper's larger models."""

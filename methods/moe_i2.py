@@ -7,18 +7,18 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from methods.allocation import expert_counts
-from methods.inventory import Inventory
+from methods.framework.allocation import expert_counts
+from methods.framework.inventory import Inventory
+from methods.framework.method import ProbingMethod
+from methods.framework.plan import LayerPlan
+from methods.framework.probe import Probe
+from methods.framework.removal_allocation import removal_counts
+from methods.framework.stats import GATE_POWERS, NORM_POWERS, Array, Stats
 from methods.kernels.gate_change import Indices
 from methods.kernels.genetic import Breeding, breed
 from methods.kernels.reception_field import reception_field
 from methods.kernels.subset_search import Found, best_subsets, eliminate, subset_count
-from methods.method import ProbingMethod
 from methods.naee import Batches, kept, sampled_loss
-from methods.plan import LayerPlan
-from methods.probe import Probe
-from methods.removal_allocation import removal_counts
-from methods.stats import GATE_POWERS, NORM_POWERS, Array, Stats
 
 EXHAUSTIVE = 5000
 """Sets of one layer that are all tried, however few a genetic search would try."""
@@ -30,7 +30,7 @@ class MoEI2(ProbingMethod):
 
     1. Importance I_ij of expert j in layer i is the change of the layer's output without it; I_i = sum_j I_ij.
     2. Layer i loses a share of all that go in proportion to 1 / I_i, by largest remainder, no more than its router can
-       spare (``methods.removal_allocation``).
+       spare (``methods.framework.removal_allocation``).
     3. Layer-wise genetic search keeps the ``candidates`` sets with the least change of the layer's output; every set is tried
        where there are no more of them than the search would evaluate.
     4. Block-wise KT-Reception Field: in each block of ``field`` MoE layers, the combination with the least error at

@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from methods.allocation import expert_counts, overall_count, top, top_overall
-from methods.inventory import Inventory
-from methods.method import Method
-from methods.plan import LayerPlan
-from methods.stats import GATE_POWERS, Array, Stats
+from methods.framework.allocation import expert_counts, overall_count, top, top_overall
+from methods.framework.inventory import Inventory
+from methods.framework.method import Method
+from methods.framework.plan import LayerPlan
+from methods.framework.stats import GATE_POWERS, Array, Stats
 
 
 class MoNE(Method):

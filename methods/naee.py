@@ -6,15 +6,15 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from methods.allocation import expert_counts
-from methods.errors import RefusedError
-from methods.inventory import Inventory
+from methods.framework.allocation import expert_counts
+from methods.framework.errors import RefusedError
+from methods.framework.inventory import Inventory
+from methods.framework.method import Keep, LayerwiseMethod, ProbingMethod
+from methods.framework.plan import LayerPlan
+from methods.framework.probe import Probe
+from methods.framework.stats import Stats
 from methods.kernels.subset_loss import SubsetLoss
 from methods.kernels.subset_search import best_subsets, eliminate, exchange, subset_count
-from methods.method import Keep, LayerwiseMethod, ProbingMethod
-from methods.plan import LayerPlan
-from methods.probe import Probe
-from methods.stats import Stats
 
 MOST_CANDIDATES = 20_000
 """Sets of one layer that are tried out; half of 16 experts makes 12,870."""

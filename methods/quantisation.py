@@ -12,12 +12,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from methods.allocation import depth_shares
-from methods.inside import QUANTISATION_MOMENTS, Quantisation
-from methods.inventory import EXPERT_ROLES, Inventory
-from methods.method import Keep, LayerwiseMethod
-from methods.plan import LayerPlan
-from methods.stats import Stats
+from methods.framework.allocation import depth_shares
+from methods.framework.inside import QUANTISATION_MOMENTS, Quantisation
+from methods.framework.inventory import EXPERT_ROLES, Inventory
+from methods.framework.method import Keep, LayerwiseMethod
+from methods.framework.plan import LayerPlan
+from methods.framework.stats import Stats
 
 BITS: Mapping[float, Literal[4, 8] | None] = {0.25: 4, 0.5: 8, 1.0: None}
 """Bits of a weight for each share of 16 bits; None leaves it as it is."""

@@ -7,11 +7,11 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from methods.allocation import expert_counts, top
-from methods.inventory import Inventory
-from methods.method import LayerwiseMethod
-from methods.plan import LayerPlan
-from methods.stats import Stats
+from methods.framework.allocation import expert_counts, top
+from methods.framework.inventory import Inventory
+from methods.framework.method import LayerwiseMethod
+from methods.framework.plan import LayerPlan
+from methods.framework.stats import Stats
 
 
 class Random(LayerwiseMethod):

@@ -8,15 +8,15 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from methods.allocation import expert_counts, top
 from methods.criterion import Criterion
-from methods.errors import RefusedError
-from methods.grouping import merge_plan, symmetric, usage_weights
-from methods.inventory import Inventory
+from methods.framework.allocation import expert_counts, top
+from methods.framework.errors import RefusedError
+from methods.framework.grouping import merge_plan, symmetric, usage_weights
+from methods.framework.inventory import Inventory
+from methods.framework.method import LayerwiseMethod
+from methods.framework.plan import LayerPlan
+from methods.framework.stats import Array, Stats
 from methods.kernels.cosine import cosine
-from methods.method import LayerwiseMethod
-from methods.plan import LayerPlan
-from methods.stats import Array, Stats
 
 
 class REAM(LayerwiseMethod):

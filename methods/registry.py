@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
-from methods.errors import ConfigError, UnknownNameError
-from methods.method import Method
+from methods.framework.errors import ConfigError, UnknownNameError
+from methods.framework.method import Method
 
 ENTRY_POINT_GROUP = "moebench.methods"
 

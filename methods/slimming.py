@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from methods.allocation import depth_shares
-from methods.errors import RefusedError
-from methods.inside import SPARSITY_MOMENTS, Sparsity
-from methods.inventory import EXPERT_ROLES, Inventory
-from methods.method import LayerwiseMethod
-from methods.plan import LayerPlan
-from methods.stats import Stats
+from methods.framework.allocation import depth_shares
+from methods.framework.errors import RefusedError
+from methods.framework.inside import SPARSITY_MOMENTS, Sparsity
+from methods.framework.inventory import EXPERT_ROLES, Inventory
+from methods.framework.method import LayerwiseMethod
+from methods.framework.plan import LayerPlan
+from methods.framework.stats import Stats
 
 
 class Slimming(LayerwiseMethod):

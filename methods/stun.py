@@ -8,12 +8,12 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from methods.grouping import by_matrix, centrality, grouped, keep_one, symmetric
-from methods.inventory import Inventory
+from methods.framework.grouping import by_matrix, centrality, grouped, keep_one, symmetric
+from methods.framework.inventory import Inventory
+from methods.framework.method import LayerwiseMethod
+from methods.framework.plan import LayerPlan
+from methods.framework.stats import Array, Stats
 from methods.kernels.clustering import agglomerate, gram_distance
-from methods.method import LayerwiseMethod
-from methods.plan import LayerPlan
-from methods.stats import Array, Stats
 
 
 class STUN(LayerwiseMethod):

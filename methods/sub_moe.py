@@ -7,13 +7,21 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from methods.grouping import by_matrix, centres, grouped, merge_plan, symmetric, uniform_weights, usage_weights
-from methods.inside_fit import has_whole_matrices
-from methods.inventory import Inventory
+from methods.framework.grouping import (
+    by_matrix,
+    centres,
+    grouped,
+    merge_plan,
+    symmetric,
+    uniform_weights,
+    usage_weights,
+)
+from methods.framework.inside_fit import has_whole_matrices
+from methods.framework.inventory import Inventory
+from methods.framework.method import LayerwiseMethod
+from methods.framework.plan import LayerPlan, RouterRule
+from methods.framework.stats import Stats
 from methods.kernels.clustering import agglomerate, spherical_kmeans
-from methods.method import LayerwiseMethod
-from methods.plan import LayerPlan, RouterRule
-from methods.stats import Stats
 
 
 class SubMoE(LayerwiseMethod):

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sized
 from dataclasses import asdict
 from typing import Any
 
-from methods.cost import cost
-from methods.errors import RefusedError
-from methods.inventory import Inventory
-from methods.method import Method
-from methods.plan import Plan
-from methods.probe import Probe
-from methods.stats import Stats
-from sweeps.config import Budget
+from methods.framework.cost import cost
+from methods.framework.errors import RefusedError
+from methods.framework.inventory import Inventory
+from methods.framework.method import Method
+from methods.framework.plan import Plan
+from methods.framework.probe import Probe
+from methods.framework.stats import Stats
+from sweeps.sweep_config import Budget
 
 _HALVINGS = 24
 """Bisection steps: shares are found to 2^-24, finer than one expert of any model."""

@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from methods.errors import MoebenchError
+from methods.framework.errors import MoebenchError
 from sweeps.grid_config import GridConfig, Job, jobs
 
 Told = Callable[["Progress"], None]
@@ -218,7 +218,7 @@ def run_jobs(pipe: Connection, store: Path, track: str | None, threads: int) -> 
     import torch
     import transformers
 
-    from bench.track import Tracker
+    from bench.records.mirror import Tracker
 
     torch.set_num_threads(threads)
     transformers.logging.disable_progress_bar()
@@ -238,8 +238,8 @@ def run_jobs(pipe: Connection, store: Path, track: str | None, threads: int) -> 
 
 def execute(job: Job, store: Path, tracker: Any, pipe: Connection) -> list[Outcome]:
     """Execute one job and return how its runs ended; ``pipe`` is told of each run that begins."""
-    from bench.run import Run, Subject
-    from bench.store import Store
+    from bench.running.run import Run, Subject
+    from bench.store.store import Store
 
     seen: set[int] = set()
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from bench.config import (
+from bench.settings.recovery import RecoverySettings
+from bench.settings.run_settings import (
     POCKET,
     CalibrationConfig,
     EvaluationConfig,
@@ -20,10 +21,9 @@ from bench.config import (
     expand,
     parse_method,
 )
-from bench.recovery.settings import RecoverySettings
-from bench.strict import Strict, load_settings, read_settings
-from methods.method import Method, Share
-from methods.stats import CATALOGUE
+from bench.settings.strict import Strict, load_settings, read_settings
+from methods.framework.method import Method, Share
+from methods.framework.stats import CATALOGUE
 
 
 def _method(value: Any) -> Any:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from methods.errors import ConfigError, RecordError
-from sweeps.config import SweepConfig
+from methods.framework.errors import ConfigError, RecordError
+from sweeps.sweep_config import SweepConfig
 
 if TYPE_CHECKING:
     from optuna import Study

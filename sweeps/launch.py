@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.store import write_json
-from methods.errors import ConfigError, EvaluationError, MoebenchError
-from sweeps.config import SweepConfig, load_sweep
+from bench.store.store import write_json
+from methods.framework.errors import ConfigError, EvaluationError, MoebenchError
 from sweeps.study import Progress, sweep_folder
+from sweeps.sweep_config import SweepConfig, load_sweep
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -178,9 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--store", type=Path, required=True, help="folder of the store")
     parser.add_argument("--worker", type=int, default=0, help="number of this worker; workers draw different trials")
     options = parser.parse_args(arguments)
-    from sweeps.guard import check_objectives
     from sweeps.journal import open_study
     from sweeps.study import outcome, work
+    from sweeps.task_guard import check_objectives
 
     signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from methods.errors import EvaluationError
-from methods.plan import Plan
-from sweeps.config import DivergenceObjective, LossObjective, SizeObjective, SweepConfig, TaskObjective
+from methods.framework.errors import EvaluationError
+from methods.framework.plan import Plan
+from sweeps.sweep_config import DivergenceObjective, LossObjective, SizeObjective, SweepConfig, TaskObjective
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.store import write_json
-from methods.errors import RecordError
+from bench.store.store import write_json
+from methods.framework.errors import RecordError
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -33,7 +33,7 @@ class TrialRow:
         knobs: the method's settings as planned, after the projection onto the budget.
         plan: digest of the plan.
         scores: value of each objective by label.
-        sizes: cost by name (see ``methods.cost.Cost``).
+        sizes: cost by name (see ``methods.framework.cost.Cost``).
         seconds: CPU seconds of measuring; 0 where the scores of an equal plan were taken.
         same_as: number of the earlier trial with the same plan.
     """

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.store import Store
-from methods.errors import ConfigError, MoebenchError
-from methods.inventory import Inventory
-from methods.probe import Probe
+from bench.store.store import Store
+from methods.framework.errors import ConfigError, MoebenchError
+from methods.framework.inventory import Inventory
+from methods.framework.probe import Probe
+from methods.framework.stats import CATALOGUE, Stats
 from methods.registry import method_class
-from methods.stats import CATALOGUE, Stats
-from sweeps.config import DivergenceObjective, LossObjective, SweepConfig, TaskObjective, Windows
-from sweeps.space import corners
+from sweeps.search_space import corners
+from sweeps.sweep_config import DivergenceObjective, LossObjective, SweepConfig, TaskObjective, Windows
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from bench.checkpoint import Checkpoint
-    from bench.record import Score
+    from bench.checkpoint.checkpoint import Checkpoint
+    from bench.records.record import Score
     from sweeps.objective import Candidate
 
 _COMBINATIONS = 4096
@@ -60,7 +60,7 @@ class Resident:
 
     def scores(self, task: str, limit: int | None, config: SweepConfig, candidate: Candidate) -> Sequence[Score]:
         """Return lm-eval's scores of the candidate on ``task``."""
-        from bench.evaluate import evaluate
+        from bench.evaluation.evaluate import evaluate
 
         digest = f"{self.identity['model']}+{candidate.plan.digest}+in-memory"
         include_path = None if config.include_path is None else Path(config.include_path)
@@ -85,17 +85,17 @@ def open_resident(config: SweepConfig, store: Path) -> Resident:
     """
     from functools import cache
 
-    from bench.calibrate import calibrate
-    from bench.checkpoint import Checkpoint
-    from bench.corpus import parse
-    from bench.device import resolved_device
-    from bench.load import load_model, load_tokenizer
+    from bench.calibration.calibrate import calibrate
+    from bench.checkpoint.checkpoint import Checkpoint
+    from bench.models.device import resolved_device
+    from bench.models.load import load_model, load_tokenizer
+    from bench.text.corpus import parse
 
     checkpoint = Checkpoint.open(config.model, config.revision)
     if reason := method_class(config.method).configured(config.fixed).refuse(checkpoint.inventory):
         raise ConfigError(f"method {config.method} does not apply to {config.model}: {reason}")
     if tasks := [objective.task for objective in config.objectives if isinstance(objective, TaskObjective)]:
-        from bench.evaluate import check_tasks
+        from bench.evaluation.evaluate import check_tasks
 
         check_tasks(tasks, None if config.include_path is None else Path(config.include_path))
     needs = union_of_needs(config)
@@ -146,8 +146,8 @@ def open_resident(config: SweepConfig, store: Path) -> Resident:
 
 def _probe(checkpoint: Checkpoint, config: SweepConfig, cache_folder: Path, device: str) -> Probe:
     """Return a probe on the calibration windows."""
-    from bench.corpus import parse
-    from bench.probe import ModelProbe
+    from bench.probing.model_probe import ModelProbe
+    from bench.text.corpus import parse
 
     settings = config.calibration
     corpus = parse(settings.corpus, checkpoint, settings.sequences, settings.length, settings.seed)

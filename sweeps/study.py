@@ -8,15 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.store import Store, write_json
-from methods.errors import ConfigError, EvaluationError, MoebenchError, PlanError, RefusedError
+from bench.store.store import Store, write_json
+from methods.framework.errors import ConfigError, EvaluationError, MoebenchError, PlanError, RefusedError
 from methods.registry import method_class
 from sweeps.budget import Planner
-from sweeps.config import SweepConfig
-from sweeps.guard import check_objectives
 from sweeps.journal import JOURNAL, bind, give_back, open_study, reap, sign
 from sweeps.outcome import SweepResult, TrialRow, front, write_outcome
-from sweeps.space import assemble, distributions
+from sweeps.search_space import assemble, distributions
+from sweeps.sweep_config import SweepConfig
+from sweeps.task_guard import check_objectives
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -181,7 +181,7 @@ class _Bench:
         return [scores[label] for label in self.config.labels]
 
     def _scores(self, plan: Any) -> dict[str, float]:
-        from bench.realise import realised
+        from bench.applying.in_memory import realised
         from sweeps.objective import Candidate
 
         with realised(self.resident.model, self.resident.inventory, plan, self.resident.stats) as model:

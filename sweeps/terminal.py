@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sweeps.config import SweepConfig
 from sweeps.outcome import SweepResult, TrialRow
 from sweeps.study import run_sweep
+from sweeps.sweep_config import SweepConfig
 
 
 def show_sweep(config: SweepConfig, store: Path, console: Console) -> SweepResult:

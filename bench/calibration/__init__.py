@@ -1,1 +1,1 @@
-"""Parts of the calibration pass; ``bench.calibrate`` puts them together."""
+"""Parts of the calibration pass; ``bench.calibration.calibrate`` puts them together."""

@@ -21,32 +21,32 @@ from typing import Any
 
 import numpy as np
 
-from bench.calibration.disk_array import DiskArrays, recalled
-from bench.store import digest_of
-from methods.errors import StatsError
-from methods.stats import CATALOGUE, Array, Stats
+from bench.calibration.sums.disk_array import DiskArrays, recalled
+from bench.store.store import digest_of
+from methods.framework.errors import StatsError
+from methods.framework.stats import CATALOGUE, Array, Stats
 
 SCHEMA = 2
 _ABANDONED = 7 * 24 * 3600
 """Seconds after which the unfinished file of a process that was killed is removed."""
 
 
-_READING = ("calibrate.py", "compressed_experts.py", "filled.py", "load.py", "packing.py", "whole.py")
-"""Files of ``bench`` that run the pass, or read experts in whatever form they are stored."""
+_READING = ("checkpoint", "experts", "families", "models", "text")
+"""Rooms of ``bench`` that read checkpoints and corpora, and experts in whatever form they are stored."""
 
 
 @cache
 def code_digest() -> str:
     """Return the digest of the source files that decide what a statistic's value is."""
+    import methods.framework.stats
     import methods.kernels
-    import methods.stats
 
     here = Path(__file__).parent
     files = [
-        *here.glob("*.py"),
+        *here.rglob("*.py"),
         *Path(methods.kernels.__file__).parent.glob("*.py"),
-        Path(methods.stats.__file__),
-        *(here.parent / name for name in _READING),
+        Path(methods.framework.stats.__file__),
+        *(path for room in _READING for path in (here.parent / room).glob("*.py")),
     ]
     return _source_digest(files)
 

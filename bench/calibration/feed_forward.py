@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.calibration.expert_pass import ExpertPass
-from bench.calibration.layer_experts import LayerExperts
-from bench.calibration.layer_router import LayerRouter
+from bench.calibration.layers.expert_pass import ExpertPass
+from bench.calibration.layers.layer_experts import LayerExperts
+from bench.calibration.layers.layer_router import LayerRouter
+from bench.calibration.layers.weights import MlpWeights, WeightReader
 from bench.calibration.measured_experts import MeasuredExperts, add_weighted
-from bench.calibration.sums import LayerSums
-from bench.calibration.weights import MlpWeights, WeightReader
-from methods.inventory import LayerInventory, Router, TensorEntry
+from bench.calibration.sums.layer_sums import LayerSums
+from methods.framework.inventory import LayerInventory, Router, TensorEntry
+from methods.framework.plan import LayerPlan
+from methods.framework.stats import Array
 from methods.kernels.experts import Activation, gated_mlp
-from methods.plan import LayerPlan
-from methods.stats import Array
 
 Entries = Mapping[str, TensorEntry]
 

@@ -14,17 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.calibration.gradient_sums import GradientSums
-from bench.calibration.sums import check_finite
-from methods.errors import CheckpointError
-from methods.stats import CATALOGUE, Array
+from bench.calibration.sums.gradient_sums import GradientSums
+from bench.calibration.sums.layer_sums import check_finite
+from methods.framework.errors import CheckpointError
+from methods.framework.stats import CATALOGUE, Array
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from bench.calibrate import Progress
-    from bench.checkpoint import Checkpoint
-    from bench.corpus import Corpus
+    from bench.calibration.calibrate import Progress
+    from bench.checkpoint.checkpoint import Checkpoint
+    from bench.text.corpus import Corpus
 
 
 class Passed(NamedTuple):
@@ -52,7 +52,7 @@ class ResidentModel:
         Raises:
             CheckpointError: transformers has no class for it, or one whose experts are no module of their own.
         """
-        from bench.load import load_model
+        from bench.models.load import load_model
 
         # Eager experts: their backward pass exists on every device, and in float64.
         self._model = load_model(checkpoint.path, dtype=dtype, experts_implementation="eager").to(device)

@@ -11,11 +11,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from bench.calibration.expert_pass import ExpertPass, Outputs
-from bench.calibration.layer_router import LayerRouter
-from bench.calibration.removal import changes_by_routing_again, needs_all_experts, next_expert, removals
-from bench.calibration.sums import LayerSums
-from bench.calibration.weights import WeightReader
+from bench.calibration.layers.expert_pass import ExpertPass, Outputs
+from bench.calibration.layers.layer_router import LayerRouter
+from bench.calibration.layers.weights import WeightReader
+from bench.calibration.sums.layer_sums import LayerSums
+from bench.calibration.sums.removal import changes_by_routing_again, needs_all_experts, next_expert, removals
 
 _CHANGE_BYTES = 16 << 20
 """Bound on vectors of change that are in memory at once."""

@@ -13,24 +13,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.calibration.disk_array import DiskArrays, disk_bytes
 from bench.calibration.feed_forward import FeedForward
-from bench.calibration.hidden import Block, Boundaries, HiddenStates, blocks
-from bench.calibration.layer_experts import LayerExperts
-from bench.calibration.sample import Sample
-from bench.calibration.sampled_sums import Sampling
-from bench.calibration.skeleton import Attention, Skeleton
-from bench.calibration.sums import LayerSums, check_finite
-from bench.calibration.weight_statistics import weight_statistics
-from bench.calibration.weights import WeightReader
-from methods.inventory import LayerInventory
-from methods.plan import LayerPlan
-from methods.stats import CATALOGUE, Array, Stats
+from bench.calibration.layers.hidden import Block, Boundaries, HiddenStates, blocks
+from bench.calibration.layers.layer_experts import LayerExperts
+from bench.calibration.layers.sample import Sample
+from bench.calibration.layers.skeleton import Attention, Skeleton
+from bench.calibration.layers.weights import WeightReader
+from bench.calibration.sums.disk_array import DiskArrays, disk_bytes
+from bench.calibration.sums.layer_sums import LayerSums, check_finite
+from bench.calibration.sums.sampled_sums import Sampling
+from bench.calibration.sums.weight_statistics import weight_statistics
+from methods.framework.inventory import LayerInventory
+from methods.framework.plan import LayerPlan
+from methods.framework.stats import CATALOGUE, Array, Stats
 
 if TYPE_CHECKING:
-    from bench.calibrate import Decide, Progress
-    from bench.checkpoint import Checkpoint
-    from bench.corpus import Corpus
+    from bench.calibration.calibrate import Decide, Progress
+    from bench.checkpoint.checkpoint import Checkpoint
+    from bench.text.corpus import Corpus
 
 Values = dict[str, tuple[Array | None, ...]]
 
@@ -67,7 +67,7 @@ class StreamedPass:
             arrays: takes statistics that are too big for memory; None keeps them in files that have no name.
             known: statistics of weights and gradients, for the rule that decides in sequential propagation.
 
-        The others are those of ``bench.calibrate.calibrate``.
+        The others are those of ``bench.calibration.calibrate.calibrate``.
         """
         self._checkpoint, self._inventory, self._needs = checkpoint, checkpoint.inventory, frozenset(needs)
         self._known = dict(known or {})

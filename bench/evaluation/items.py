@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.store import write_json
-from methods.errors import EvaluationError
+from bench.store.store import write_json
+from methods.framework.errors import EvaluationError
 
 Statistic = Literal["mean", "perplexity", "bits"]
 

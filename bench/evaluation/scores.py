@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.evaluation.items import Items, Statistic, standard_error
-from bench.record import Score
-from bench.store import digest_of
+from bench.records.record import Score
+from bench.store.store import digest_of
 
 
 def _statistic(aggregation: Any) -> tuple[Statistic, bool] | None:

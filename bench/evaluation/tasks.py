@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.evaluation.quiet import quiet_lm_eval
-from methods.errors import EvaluationError, UnknownNameError
+from methods.framework.errors import EvaluationError, UnknownNameError
 
 # Where the data lie on this machine, and how examples are chosen: the chosen examples and items are in the digest.
 _PLACES = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "fewshot_config", "metadata")

@@ -7,10 +7,10 @@ from functools import cache
 
 import numpy as np
 
-from bench.family import family_of
-from bench.tiny import FAMILIES, tiny_config
-from methods.inventory import Inventory
-from methods.stats import CATALOGUE, Array, Stats, StatSpec
+from bench.families.family import family_of
+from bench.models.tiny import FAMILIES, tiny_config
+from methods.framework.inventory import Inventory
+from methods.framework.stats import CATALOGUE, Array, Stats, StatSpec
 
 SAMPLED_TOKENS = 48
 """Tokens of the synthetic statistics that are kept token by token."""

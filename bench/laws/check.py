@@ -8,8 +8,8 @@ from typing import Literal
 
 from bench.laws import decisions, realised
 from bench.laws.cases import Case, cases
-from methods.errors import MoebenchError, RefusedError
-from methods.method import Method
+from methods.framework.errors import MoebenchError, RefusedError
+from methods.framework.method import Method
 from methods.registry import method_class
 
 Law = Callable[[type[Method], Case], None]

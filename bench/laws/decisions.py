@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from bench.laws.cases import Case, cases, synthetic_stats
 from bench.laws.cases import case as cases_by_family
-from methods.compose import compose
-from methods.cost import cost, cost_of, zeros
-from methods.errors import PlanError, RefusedError, StatsError
-from methods.inventory import EXPERT_ROLES, Inventory
-from methods.method import Method
-from methods.plan import LayerPlan, Plan
+from methods.framework.compose import compose
+from methods.framework.cost import cost, cost_of, zeros
+from methods.framework.errors import PlanError, RefusedError, StatsError
+from methods.framework.inventory import EXPERT_ROLES, Inventory
+from methods.framework.knob_space import draw
+from methods.framework.method import Method
+from methods.framework.plan import LayerPlan, Plan
+from methods.framework.stats import CATALOGUE, Stats, by_expert
+from methods.framework.transfer import result
 from methods.registry import method_class, names
-from methods.space import draw
-from methods.stats import CATALOGUE, Stats, by_expert
-from methods.transfer import result
 
 KEEPS = (0.25, 0.5, 0.75, 1.0)
 
@@ -43,7 +43,7 @@ def decide(method: Method, case: Case, inventory: Inventory | None = None, stats
     stats = case.stats if stats is None else stats
     probe = None
     if method.probing:
-        from bench.laws.probe import SyntheticProbe
+        from bench.laws.synthetic_probe import SyntheticProbe
 
         probed = (
             stats if "token_gram" in stats.values else case.stats

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import torch
 
-from bench.apply import apply
-from bench.calibrate import calibrate
-from bench.checkpoint import Checkpoint
-from bench.corpus import Corpus
+from bench.applying.apply import apply
+from bench.applying.in_memory import realised
+from bench.calibration.calibrate import calibrate
+from bench.checkpoint.checkpoint import Checkpoint
 from bench.laws.cases import Case
-from bench.load import load_model
-from bench.realise import realised
-from bench.tiny import tiny_checkpoint, tiny_tokens
-from methods.cost import cost
-from methods.method import Method
-from methods.plan import Plan
-from methods.probe import Probe
-from methods.stats import CATALOGUE, Stats
+from bench.models.load import load_model
+from bench.models.tiny import tiny_checkpoint, tiny_tokens
+from bench.text.corpus import Corpus
+from methods.framework.cost import cost
+from methods.framework.method import Method
+from methods.framework.plan import Plan
+from methods.framework.probe import Probe
+from methods.framework.stats import CATALOGUE, Stats
 
 TOLERANCE = 1e-5
 """Largest difference of float32 logits that counts as equal: sums in another order, nothing else."""
@@ -44,7 +44,7 @@ def _corpus() -> Corpus:
 @cache
 def _probe(family: str) -> Probe:
     """Return a probe that runs the tiny model of ``family``; it keeps its answers, as all laws ask the same."""
-    from bench.probe import ModelProbe
+    from bench.probing.model_probe import ModelProbe
 
     return ModelProbe(_source(family)[1], _corpus())
 

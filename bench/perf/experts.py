@@ -27,12 +27,12 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from bench.compressed_experts import CompressedExperts
-from bench.environment import processor
-from bench.grouped_experts import without_host
-from bench.store import write_json
-from methods.forms import formed
-from methods.inventory import ExpertForm, LayerInventory, TensorEntry
+from bench.experts.grouped import without_host
+from bench.experts.stored_module import CompressedExperts
+from bench.records.environment import processor
+from bench.store.store import write_json
+from methods.framework.forms import formed
+from methods.framework.inventory import ExpertForm, LayerInventory, TensorEntry
 
 SPREAD = 0.3
 """By which the smallest and the largest of spread ranks or widths differ from their mean, as a share of it."""

@@ -33,10 +33,10 @@ def memory(folder: Path) -> dict[str, float]:
     """Measure the statistic on the whole model, then recall it; memory in units of 10^6 bytes."""
     import numpy as np
 
-    from bench.calibrate import calibrate
-    from bench.checkpoint import Checkpoint
-    from bench.corpus import Corpus
+    from bench.calibration.calibrate import calibrate
+    from bench.checkpoint.checkpoint import Checkpoint
     from bench.perf.model import SIZES
+    from bench.text.corpus import Corpus
 
     checkpoint = Checkpoint.open(folder)
     generator = np.random.default_rng(0)
@@ -74,14 +74,14 @@ def dense(folder: Path, pairs: int) -> dict[str, float]:
     import torch
     import torch.nn.functional as F
 
-    from bench.calibration.disk_array import DiskArrays
     from bench.calibration.feed_forward import FeedForward
-    from bench.calibration.hidden import Batch, Block
-    from bench.calibration.sample import Sample
-    from bench.calibration.sampled_sums import Sampling
-    from bench.calibration.sums import LayerSums
-    from bench.calibration.weights import WeightReader
-    from bench.checkpoint import Checkpoint
+    from bench.calibration.layers.hidden import Batch, Block
+    from bench.calibration.layers.sample import Sample
+    from bench.calibration.layers.weights import WeightReader
+    from bench.calibration.sums.disk_array import DiskArrays
+    from bench.calibration.sums.layer_sums import LayerSums
+    from bench.calibration.sums.sampled_sums import Sampling
+    from bench.checkpoint.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(folder)
     inventory, device = checkpoint.inventory, torch.device("cpu")

@@ -20,13 +20,13 @@ from transformers import AutoModelForCausalLM
 from transformers.models.qwen3_moe import modeling_qwen3_moe  # noqa: F401 - imported early, as said above
 
 import bench.calibration.streaming  # noqa: F401 - imported early, as said above
-from bench.apply import apply
-from bench.calibrate import calibrate
-from bench.checkpoint import Checkpoint
-from bench.corpus import Corpus
+from bench.applying.apply import apply
+from bench.calibration.calibrate import calibrate
+from bench.checkpoint.checkpoint import Checkpoint
 from bench.perf.model import SIZES, build_m64
+from bench.text.corpus import Corpus
 from methods.criterion import REAP
-from methods.stats import GATE_POWERS, NORM_POWERS
+from methods.framework.stats import GATE_POWERS, NORM_POWERS
 
 LENGTH = 512
 NEEDS = frozenset({"gate_norm_moment"})

@@ -23,11 +23,11 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 from transformers.models.mixtral import modeling_mixtral  # noqa: F401 - imported early, as said above
 
 import bench.calibration.streaming  # noqa: F401 - imported early, as said above
-from bench.apply import apply
-from bench.calibrate import calibrate
-from bench.checkpoint import Checkpoint
-from bench.corpus import Corpus
-from methods.inventory import Router
+from bench.applying.apply import apply
+from bench.calibration.calibrate import calibrate
+from bench.checkpoint.checkpoint import Checkpoint
+from bench.text.corpus import Corpus
+from methods.framework.inventory import Router
 from methods.kernels.genetic import Breeding, breed
 from methods.kernels.subset_loss import SubsetLoss
 from methods.kernels.subset_search import eliminate, exchange

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.pocket.language import DOMAIN_WEIGHTS, DOMAINS, Split, windows
-from bench.pocket.tasks import TASKS, write_tasks
+from bench.pocket.task_files import TASKS, write_tasks
 
 __all__ = ["DOMAINS", "POCKET_MODELS", "TASKS", "corpus", "pocket_path", "write_tasks"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bench.pocket.routing import routers, without
+from bench.pocket.balance import routers, without
 from bench.pocket.score import domain_accuracy
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.75)

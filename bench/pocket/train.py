@@ -20,12 +20,12 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bench.pocket import POCKET_MODELS, pocket_path
-from bench.pocket.configs import pocket_config
+from bench.pocket.architectures import pocket_config
+from bench.pocket.balance import balance_loss, recorded
 from bench.pocket.language import DOMAIN_WEIGHTS, marked_windows
 from bench.pocket.language.lexicon import BOUNDARY, PAD, vocabulary
 from bench.pocket.optimiser import Muon
-from bench.pocket.routing import balance_loss, recorded
-from bench.pocket.store import store
+from bench.pocket.written import store
 
 BINDING: dict[str, float] = {"stories": 0.5, "programs": 0.5}
 CHECKPOINT = "checkpoint.pt"

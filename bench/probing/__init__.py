@@ -1,1 +1,1 @@
-"""Parts of the probe; ``bench.probe`` puts them together."""
+"""Parts of the probe; ``bench.probing.model_probe`` puts them together."""

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.store import digest_of
-from methods.errors import StatsError
-from methods.stats import Array
+from bench.store.store import digest_of
+from methods.framework.errors import StatsError
+from methods.framework.stats import Array
 
 Answer = dict[str, Array]
 MEMORY_BYTES = 256 << 20

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.errors import CheckpointError
-from methods.stats import Array
+from methods.framework.errors import CheckpointError
+from methods.framework.stats import Array
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from bench.checkpoint import Checkpoint
+    from bench.checkpoint.checkpoint import Checkpoint
 
 Group = Sequence[Sequence[int]]
 """Windows of one length."""
@@ -37,7 +37,7 @@ class MaskedModel:
         Raises:
             CheckpointError: transformers has no class for it, or one whose experts take other arguments.
         """
-        from bench.load import load_model
+        from bench.models.load import load_model
 
         # Eager experts: their backward pass exists on every device, and in float64.
         self._model = load_model(checkpoint.path, dtype=dtype, experts_implementation="eager").to(device)

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from methods.errors import ConfigError
-from methods.inventory import Inventory
-from methods.plan import LayerPlan, Plan
-from methods.probe import Decided
-from methods.stats import Array
+from methods.framework.errors import ConfigError
+from methods.framework.inventory import Inventory
+from methods.framework.plan import LayerPlan, Plan
+from methods.framework.probe import Decided
+from methods.framework.stats import Array
 
 Prefix = tuple[tuple[int, str], ...]
 """(layer, canonical JSON of its plan) of every layer that a plan changes, in order."""

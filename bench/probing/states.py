@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.calibration.hidden import ScratchRows
-from bench.probing.layers import Attended, Layers
+from bench.calibration.layers.hidden import ScratchRows
+from bench.probing.decoder_layers import Attended, Layers
 from bench.probing.questions import Prefix, prefix_of
-from methods.plan import LayerPlan
+from methods.framework.plan import LayerPlan
 
 
 class States:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.corpus import Corpus
-from methods.errors import ConfigError
+from bench.text.corpus import Corpus
+from methods.framework.errors import ConfigError
 
 
 def chosen(corpus: Corpus, tokens: int) -> Corpus:

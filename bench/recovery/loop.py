@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from bench.recovery.objectives import Objective
-from bench.recovery.settings import RATES, RecoverySettings
 from bench.recovery.text import Windows
-from bench.staging import sync
-from methods.errors import CheckpointError, ConfigError
+from bench.settings.recovery import RATES, RecoverySettings
+from bench.store.staging import sync
+from methods.framework.errors import CheckpointError, ConfigError
 
 CLIP = 1.0
 """Largest norm of the gradient of a step; a longer one is scaled down to it."""

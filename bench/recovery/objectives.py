@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from bench.recovery.pairs import LayerPair
-from methods.errors import RefusedError
+from methods.framework.errors import RefusedError
 
 Objective = Callable[[Tensor], Tensor]
 """Takes token ids of shape (B, T) and returns the loss, from which gradients flow."""

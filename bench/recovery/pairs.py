@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.checkpoint import Checkpoint
+from bench.checkpoint.checkpoint import Checkpoint
 from bench.recovery.placed import experts_module
-from methods.errors import RefusedError
-from methods.inventory import LayerInventory
-from methods.plan import Plan
+from methods.framework.errors import RefusedError
+from methods.framework.inventory import LayerInventory
+from methods.framework.plan import Plan
 
 
 @dataclass(frozen=True, eq=False)

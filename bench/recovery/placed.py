@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
-from bench.checkpoint import Checkpoint
-from bench.filled import places
-from methods.inventory import TensorEntry
+from bench.checkpoint.checkpoint import Checkpoint
+from bench.models.filled import places
+from methods.framework.inventory import TensorEntry
 
 
 def experts_module(checkpoint: Checkpoint, layer: int) -> str:

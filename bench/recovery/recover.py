@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from bench.apply import PLAN_FILE
-from bench.checkpoint import Checkpoint
-from bench.corpus import Corpus
-from bench.device import resolved_device
-from bench.load import load_model
+from bench.applying.apply import PLAN_FILE
+from bench.checkpoint.checkpoint import Checkpoint
+from bench.models.device import resolved_device
+from bench.models.load import load_model
 from bench.recovery.loop import History, Progress, train
 from bench.recovery.objectives import ExpertDistillation, LanguageModelling, Objective, RouterDistillation
 from bench.recovery.pairs import layer_pairs
-from bench.recovery.settings import RecoverySettings
 from bench.recovery.text import Windows, steps_of, training_text
-from bench.recovery.weights import prepared
+from bench.recovery.trained_weights import prepared
 from bench.recovery.write import read_plan_document, with_recovery, write_recovered
 from bench.recovery.zeros import is_sparse, kept_weights, still_zeros
-from bench.store import Store, digest_of
-from methods.errors import CheckpointError, RefusedError
-from methods.plan import Plan
+from bench.settings.recovery import RecoverySettings
+from bench.store.store import Store, digest_of
+from bench.text.corpus import Corpus
+from methods.framework.errors import CheckpointError, RefusedError
+from methods.framework.plan import Plan
 
 PROCEDURE = 1
 """Raised whenever the same settings would train in another way, so that nothing older is taken for it."""

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.checkpoint import Checkpoint
-from bench.corpus import Corpus, parse
-from bench.recovery.settings import RecoverySettings
-from methods.errors import ConfigError
+from bench.checkpoint.checkpoint import Checkpoint
+from bench.settings.recovery import RecoverySettings
+from bench.text.corpus import Corpus, parse
+from methods.framework.errors import ConfigError
 
 
 def training_text(settings: RecoverySettings, checkpoint: Checkpoint) -> Corpus:

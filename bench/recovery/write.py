@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.apply import PLAN_FILE, SHARD_BYTES
-from bench.checkpoint import Checkpoint
-from bench.load import check_loadable
+from bench.applying.apply import PLAN_FILE, SHARD_BYTES
+from bench.applying.shards import write_shards
+from bench.checkpoint.checkpoint import Checkpoint
+from bench.checkpoint.tensor_files import TORCH_DTYPES, write_all
+from bench.models.load import check_loadable
 from bench.recovery.placed import held
-from bench.shards import write_shards
-from bench.staging import staged_folder
-from bench.storage import TORCH_DTYPES, write_all
-from methods.errors import CheckpointError
-from methods.inventory import TensorEntry
-from methods.plan import Plan
-from methods.transfer import Transfer
+from bench.store.staging import staged_folder
+from methods.framework.errors import CheckpointError
+from methods.framework.inventory import TensorEntry
+from methods.framework.plan import Plan
+from methods.framework.transfer import Transfer
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.checkpoint import Checkpoint
+from bench.checkpoint.checkpoint import Checkpoint
 from bench.recovery.placed import expert_weights
-from methods.plan import Plan
+from methods.framework.plan import Plan
 
 Kept = Mapping[str, Tensor]
 """By parameter name: True where a weight is not zero."""

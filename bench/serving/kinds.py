@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bench.checkpoint import Checkpoint
-from methods.inside import Bases, LowRank, Quantisation, SharedBase, Sparsity
-from methods.inventory import Inventory, LayerInventory
-from methods.plan import LayerPlan, Merge, Plan
-from methods.transfer import result
+from bench.checkpoint.checkpoint import Checkpoint
+from methods.framework.inside import Bases, LowRank, Quantisation, SharedBase, Sparsity
+from methods.framework.inventory import Inventory, LayerInventory
+from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.transfer import result
 
 KINDS = {
     "base": "nothing compressed",

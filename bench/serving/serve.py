@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from bench.serving.engine import needed_options
-from bench.serving.protocol import read_config, unservable
-from bench.source import local_folder
-from methods.errors import TimingError
+from bench.checkpoint.source import local_folder
+from bench.serving.processes.engine import needed_options
+from bench.timing.protocol import read_config, unservable
+from methods.framework.errors import TimingError
 
 REMEDY = "install moebench with the extra 'gpu', or 'cpu' on a machine without GPU"
 _PLUGINS = "VLLM_PLUGINS"
@@ -27,7 +27,7 @@ def serve_command(path: Path, arguments: Sequence[str], cpu: bool, process: Sequ
         path: checkpoint folder.
         arguments: further arguments of ``vllm serve``; they win over ours.
         cpu: whether vLLM runs on the CPU.
-        process: options of ``bench.serving.vllm_cli`` itself, which come before the command.
+        process: options of ``bench.serving.processes.vllm_cli`` itself, which come before the command.
     """
     dtype = next((b for a, b in itertools.pairwise(arguments) if a == "--dtype"), "auto")
     flags: list[str] = []
@@ -35,7 +35,7 @@ def serve_command(path: Path, arguments: Sequence[str], cpu: bool, process: Sequ
         flag = "--" + name.replace("_", "-")
         if flag not in arguments:
             flags += [flag] if value is True else [flag, value if isinstance(value, str) else json.dumps(value)]
-    return [sys.executable, "-m", "bench.serving.vllm_cli", *process, "serve", str(path), *flags, *arguments]
+    return [sys.executable, "-m", "bench.serving.processes.vllm_cli", *process, "serve", str(path), *flags, *arguments]
 
 
 def check_plugin() -> None:

@@ -9,21 +9,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from bench.compressed_config import PREFIX, QUANTISATION_KEY
-from bench.family import Family, family_of
+from bench.families.compressed_config import PREFIX, QUANTISATION_KEY
+from bench.families.family import Family, family_of
 from bench.serving.kinds import KINDS, kinds_of
 from bench.serving.plugin import STOCK
-from methods.errors import PlanError
-from methods.forms import has_own_form
-from methods.inventory import Inventory
-from methods.plan import Plan
-from methods.transfer import result
+from methods.framework.errors import PlanError
+from methods.framework.forms import has_own_form
+from methods.framework.inventory import Inventory
+from methods.framework.plan import Plan
+from methods.framework.transfer import result
 
 Target = Literal["vllm-cpu", "vllm-gpu", "transformers"]
 TARGETS: tuple[Target, ...] = ("vllm-cpu", "vllm-gpu", "transformers")
 
 TABLE = Path(__file__).with_name("capabilities.json")
-"""What ``bench.serving.capability`` found: for each engine, version and target the outcome of every family and kind."""
+"""What ``bench.laws.served`` found: for each engine, version and target the outcome of every family and kind."""
 
 SERVED: Final = "served"
 DENSE: Final = "dense"

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from methods.errors import UnknownNameError
-from methods.stats import Array
+from methods.framework.errors import UnknownNameError
+from methods.framework.stats import Array
 
 LINKAGES = ("average", "complete", "single")
 """Distance between two clusters: mean, largest or smallest distance between a member of one and a member of the other."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from methods.stats import Array
+from methods.framework.stats import Array
 
 
 def cosine(gram: Array) -> Array:

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from methods.errors import RefusedError
-from methods.inventory import Router
-from methods.stats import Array
+from methods.framework.errors import RefusedError
+from methods.framework.inventory import Router
+from methods.framework.stats import Array
 
 Booleans = NDArray[np.bool_]
 Indices = NDArray[np.intp]

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from methods.inventory import Router
+from methods.framework.inventory import Router
+from methods.framework.stats import Array
 from methods.kernels.routing import route
-from methods.stats import Array
 
 RIDGE = 1e-4
 """Added to the diagonal, relative to the mean squared output: members that are alike to that degree share equally."""

@@ -12,8 +12,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from methods.plan import Merge
-from methods.transfer import AveragedRows
+from methods.framework.plan import Merge
+from methods.framework.transfer import AveragedRows
 
 
 class ExpertMatrices(NamedTuple):

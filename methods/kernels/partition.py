@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from methods.errors import RefusedError
+from methods.framework.errors import RefusedError
+from methods.framework.stats import Array
 from methods.kernels.clustering import agglomerate, members_of, spherical_kmeans
-from methods.stats import Array
 
 EXACT_UP_TO = 10
 """Items up to which all set partitions are searched by default."""

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from methods.errors import RefusedError
+from methods.framework.errors import RefusedError
 
 Numbers = NDArray[np.float64]
 Integers = NDArray[np.int64]

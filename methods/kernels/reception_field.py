@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from methods.framework.plan import LayerPlan
+from methods.framework.probe import Probe
 from methods.kernels.subset_search import ranking
-from methods.plan import LayerPlan
-from methods.probe import Probe
 
 
 def reception_field(

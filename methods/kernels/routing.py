@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.errors import RefusedError
-from methods.inventory import Router
+from methods.framework.errors import RefusedError
+from methods.framework.inventory import Router
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.inside import Sparsity
+from methods.framework.inside import Sparsity
 
 BLOCK = 128
 """Inputs whose mask SparseGPT chooses at once."""

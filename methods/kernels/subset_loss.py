@@ -12,7 +12,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from methods.inventory import Router
+from methods.framework.inventory import Router
+from methods.framework.stats import Array
 from methods.kernels.gate_change import (
     Booleans,
     GateChange,
@@ -20,7 +21,6 @@ from methods.kernels.gate_change import (
     RoutedGateChange,
     ordered_by_preference,
 )
-from methods.stats import Array
 
 CANDIDATES_PIECE = 128
 """Candidates that are evaluated together."""

@@ -15,8 +15,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from methods.framework.stats import Array
 from methods.kernels.gate_change import Booleans, Indices
-from methods.stats import Array
 
 Losses = Callable[[Booleans], Array]
 """Losses (C,) of candidate sets (C, E)."""

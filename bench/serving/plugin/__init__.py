@@ -6,7 +6,7 @@ vLLM calls ``register`` in every process (entry point ``vllm.general_plugins``).
 
 from __future__ import annotations
 
-from bench.compressed_config import PREFIX
+from bench.families.compressed_config import PREFIX
 
 STOCK = {
     "MixtralForCausalLM": ("vllm.model_executor.models.mixtral", "MixtralMoE"),
@@ -23,9 +23,9 @@ def register() -> None:
     """Tell vLLM's registry where our classes are; nothing is imported until one of them is asked for."""
     from vllm import ModelRegistry
 
-    from bench.serving.plugin.configs import register_configs
+    from bench.serving.plugin.latent_configs import register_configs
 
     register_configs()
     for name in STOCK:
         if PREFIX + name not in ModelRegistry.models:
-            ModelRegistry.register_model(PREFIX + name, f"bench.serving.plugin.models:{PREFIX}{name}")
+            ModelRegistry.register_model(PREFIX + name, f"bench.serving.plugin.model_classes:{PREFIX}{name}")

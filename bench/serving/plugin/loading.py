@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bench.compressed_experts import CompressedExperts
-from bench.filled import PACKED_PARTS
-from bench.whole import whole_matrix
-from methods.errors import CheckpointError
-from methods.forms import has_own_form, part_of
-from methods.inventory import ExpertForm, Inventory, TensorEntry
+from bench.experts.stored_module import CompressedExperts
+from bench.experts.whole import whole_matrix
+from bench.models.filled import PACKED_PARTS
+from methods.framework.errors import CheckpointError
+from methods.framework.forms import has_own_form, part_of
+from methods.framework.inventory import ExpertForm, Inventory, TensorEntry
 
 Named = tuple[str, Tensor]
 

@@ -1,0 +1,173 @@
+"""Write the compressed checkpoint: one streaming pass over the source's files, finished in one atomic step."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.applying.moments import moments_digest
+from bench.applying.shards import write_shards
+from bench.checkpoint.checkpoint import Checkpoint
+from bench.store.staging import staged_folder
+from methods.framework.errors import CheckpointError, PlanError
+from methods.framework.inventory import Inventory
+from methods.framework.plan import Plan
+from methods.framework.stats import Stats
+from methods.framework.transfer import result, transfers
+
+PLAN_FILE = "plan.json"
+SHARD_BYTES = 5_000_000_000
+_NOT_COPIED = ("config.json", PLAN_FILE)
+_LARGEST_COPIED = 64 << 20
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+
+Progress = Callable[[int, int], None]
+"""Called with bytes written and bytes to write."""
+
+
+def apply(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    out: Path,
+    provenance: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    moments: Stats | None = None,
+    device: str = "cpu",
+) -> Path:
+    """Write what ``plan`` makes of ``checkpoint`` to the folder ``out`` and return it.
+
+    Tensors that stay are copied byte for byte under their classic names; merged and sparse experts, averaged router rows
+    and constants are computed in float32, rounded to the dtype of their source, and stored once each. The folder appears
+    under its name only after it was opened again and compared with the plan, so whatever stands there is complete. If it
+    is there already, made from the same content and moments by the same plan, it is returned as it is.
+
+    Args:
+        checkpoint: the source.
+        plan: what to make of it.
+        out: folder to create; its parent is created too.
+        provenance: added to ``plan.json`` beside the source's name, revision and content.
+        progress: told the bytes done and to do.
+        shard_bytes: files are split so that none holds more tensor bytes, unless one tensor alone does.
+        moments: statistics of the source named in ``plan.moments``; needed for constants and for sparsity by inputs.
+        device: torch device on which experts are computed; sums in another order may round differently there.
+
+    Raises:
+        PlanError: the plan does not fit the checkpoint.
+        StatsError: the plan needs ``moments`` that are missing or of another model; nothing is written.
+        CheckpointError: ``out`` holds something else, the disk is full, or the result does not read back.
+    """
+    inventory = checkpoint.inventory
+    plan = plan.normalised(inventory)
+    expected = result(plan, inventory)
+    config = checkpoint.family.config_for(checkpoint.config, plan, expected)
+    origin = {"name": checkpoint.name, "revision": checkpoint.revision, "content": checkpoint.content}
+    measured = moments_digest(plan, inventory, moments)
+    if _is_done(out, plan, origin, measured):
+        return out
+    needed = sum(entry.nbytes for entry in expected.tensors())
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _check_space(out.parent, needed)
+        with staged_folder(out) as folder:
+            write_shards(checkpoint, list(transfers(plan, inventory)), folder, shard_bytes, progress, moments, device)
+            _copy_small_files(checkpoint.path, folder)
+            _write_json(folder / "config.json", config)
+            _write_json(folder / PLAN_FILE, _plan_document(checkpoint, plan, origin, measured, provenance))
+            _check(folder, expected)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and _is_done(out, plan, origin, measured):
+            return out  # another process finished the same work first
+        raise CheckpointError(_why(error, out, needed)) from error
+    return out
+
+
+def _is_done(out: Path, plan: Plan, origin: Mapping[str, Any], measured: str | None) -> bool:
+    """Return whether ``out`` already holds this very result; an absent or empty folder does not.
+
+    Raises:
+        CheckpointError: it holds something else.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    try:
+        document = json.loads((out / PLAN_FILE).read_bytes())
+        same = Plan.loads(json.dumps(document)).digest == plan.digest
+        same = same and document["provenance"]["source"]["content"] == origin["content"]
+        same = same and document["provenance"].get("moments") == measured
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, PlanError):
+        same = False
+    if not same:
+        raise CheckpointError(f"{out} exists and holds something else; remove it or choose another folder")
+    Checkpoint.open(out).close()
+    return True
+
+
+def _plan_document(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    origin: Mapping[str, Any],
+    measured: str | None,
+    provenance: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return ``plan.json``: the canonical plan, its origin, and the plan that made the source, if one did."""
+    document: dict[str, Any] = json.loads(plan.dumps())
+    history: dict[str, Any] = {**(provenance or {}), "source": dict(origin)}
+    history.pop("moments", None)
+    if measured is not None:
+        history["moments"] = measured
+    earlier = checkpoint.path / PLAN_FILE
+    if earlier.exists():
+        history["before"] = json.loads(earlier.read_bytes())
+    return {**document, "provenance": history}
+
+
+def _copy_small_files(source: Path, folder: Path) -> None:
+    """Copy tokenizer, generation config, licence and the like; never weights or what is written anew."""
+    for path in sorted(source.iterdir()):
+        weights = path.suffix in _WEIGHTS or path.name.endswith(".index.json")
+        if weights or path.name in _NOT_COPIED or path.name.startswith(".") or not path.is_file():
+            continue
+        if path.stat().st_size <= _LARGEST_COPIED:
+            shutil.copyfile(path, folder / path.name)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _check(folder: Path, expected: Inventory) -> None:
+    """Open what was written, and compare it with the plan and with the model that transformers builds from it.
+
+    Raises:
+        CheckpointError: it differs.
+    """
+    from bench.models.load import check_loadable
+
+    written = Checkpoint.open(folder)
+    try:
+        if written.inventory != expected:
+            raise CheckpointError(f"{folder} does not read back as planned; this is a defect, please report it")
+        check_loadable(written)
+    finally:
+        written.close()
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    """Raise OSError (no space) before writing what cannot fit."""
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _why(error: OSError, out: Path, needed: int) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            f"cannot write {out}: {error.strerror}; it takes {needed / 2**30:.2f} GiB. The unfinished part was "
+            "removed; free space or choose another disk and run again"
+        )
+    return f"cannot write {out}: {error.strerror}; the unfinished part was removed"

@@ -1,0 +1,349 @@
+"""Experts that a plan changes inside, as they are stored: channels cut, factored, with a base, sparse, in few bits.
+
+One computed expert is in memory at a time; what a layer's experts share is computed once for the layer. Matrices are computed
+in float32 (float64 from float64).
+
+Letters: E experts that stay, D hidden size, F expert width, M and N rows and columns of a matrix, X inputs of a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bench.applying.moments import ExpertMoments, expert_moments, gram, layer_moment, used_experts
+from bench.experts.lazy import Lazy, lazily
+from bench.experts.packing import packed
+from bench.experts.whole import PART_NAMES, Stored, whole_expert
+from methods.framework.forms import COLUMNS, LEFT, MIX, RIGHT, SHARED_PREFIX
+from methods.framework.inside_fit import form_of, stays
+from methods.framework.inventory import EXPERT_ROLES, ExpertForm, Inventory
+from methods.framework.plan import LayerPlan, Merge
+from methods.framework.stats import Stats
+from methods.kernels.awq import channel_scale, folded_norm, input_scale
+from methods.kernels.gptq import gptq
+from methods.kernels.low_rank import base_columns, factored
+from methods.kernels.merging import ExpertMatrices, align, merged
+from methods.kernels.quantisation import round_to_nearest
+from methods.kernels.shared_bases import FittedBases, fit_bases
+from methods.kernels.shrinkage import ENOUGH, pooled, shrunk
+from methods.kernels.sparsity import InputMoments, sparsified
+
+Read = Callable[[int], ExpertMatrices]
+"""Returns the three matrices of an expert of the source, in any floating type."""
+
+
+class LayerMaker:
+    """Makes the experts of one layer.
+
+    Args:
+        plan: of the layer.
+        index: its decoder layer in the source.
+        inventory: the source.
+        read: reads an expert of that layer.
+        moments: statistics of the source, those named in ``plan.moments`` at least.
+        dtypes: types in which gate, up and down are stored.
+        norm: reads the weight of the norm before the experts, shape (D,); only AWQ asks for it.
+    """
+
+    def __init__(
+        self,
+        plan: LayerPlan,
+        index: int,
+        inventory: Inventory,
+        read: Read,
+        moments: Stats | None,
+        dtypes: Sequence[torch.dtype],
+        norm: Callable[[], Tensor],
+    ) -> None:
+        """Compute nothing yet."""
+        self._plan, self._index, self._inventory = plan, index, inventory
+        self._read, self._moments, self._dtypes, self._norm = read, moments, tuple(dtypes), norm
+        self._layer = inventory.layers[index]
+        self._kept = stays(plan, self._layer)
+        self._merges = {merge.into: merge for merge in plan.merges}
+        self._last: tuple[int, Stored] | None = None
+        self._channel_scales: dict[int, Tensor] = {}
+
+    def stored(self, expert: int) -> Stored:
+        """Return what is stored of ``expert`` (a source index), by role, in the types of the checkpoint.
+
+        Raises:
+            StatsError: ``moments`` are missing, of another model, or not finite.
+        """
+        if self._last is None or self._last[0] != expert:
+            self._last = None  # frees the one before
+            self._last = expert, self._store(expert)
+        return self._last[1]
+
+    def whole(self, expert: int) -> ExpertMatrices:
+        """Return the matrices that what is stored of ``expert`` stands for, in float32 or float64."""
+        stored = self.stored(expert)
+        form = form_of(self._plan, self._layer) or ExpertForm()
+        return whole_expert(stored, self.shared, form)
+
+    @cached_property
+    def shared(self) -> Stored:
+        """What all experts of the layer share, by role, in the types of the checkpoint."""
+        if self._plan.bases is not None:
+            names = [SHARED_PREFIX + role.partition(".")[2] for role in EXPERT_ROLES[:2]]
+            return {n: fit.bases_CRN.to(t) for n, fit, t in zip(names, self._fits, self._dtypes, strict=False)}
+        if self._base is None:
+            return {}
+        found: Stored = {}
+        for (base_MN, columns_C), role, dtype in zip(self._base, EXPERT_ROLES, self._dtypes, strict=True):
+            name = SHARED_PREFIX + role.partition(".")[2]
+            whole = len(columns_C) == base_MN.shape[1]
+            found[name] = (base_MN if whole else base_MN[:, columns_C]).contiguous().to(dtype)
+            if not whole:
+                found[f"{name}.{COLUMNS}"] = columns_C.to(torch.int32)
+        return found
+
+    @cached_property
+    def input_scale_D(self) -> Tensor:
+        """What the columns of gate, up and everything else that reads the layer's norm are multiplied by (AWQ)."""
+        bits = self._plan.bits
+        assert bits is not None
+        norm_D = self._norm()
+        magnitude_D = layer_moment(self._moments, self._inventory, "input_magnitude", self._index).to(norm_D.device)
+        members = bits.members or self._kept
+        tokens = [self._tokens(expert) for expert in members]
+        both, grams = lazily(self._gate_up, members), lazily(self._input_gram, members)
+        best_D = input_scale(both, grams, magnitude_D, bits.bits, bits.group, tokens, self._dtypes[0])
+        return folded_norm(norm_D, best_D)[1]
+
+    def _store(self, expert: int) -> Stored:
+        plan = self._plan
+        if plan.bases is not None:
+            return self._mixed(expert)
+        if plan.rank is not None:
+            return self._factored(expert)
+        made = self._sparse(expert)
+        if plan.bits is not None:
+            return self._quantised(expert, made)
+        return {role: m.to(t) for role, m, t in zip(EXPERT_ROLES, made, self._dtypes, strict=True)}
+
+    def _cut(self, expert: int) -> ExpertMatrices:
+        """Return ``expert`` merged and with its channels, in float32 or float64."""
+        merge = self._merges.get(expert)
+        made = _wide(self._read(expert)) if merge is None else merged(merge, lazily(self._read, merge.members))
+        if self._plan.channels is None:
+            return made
+        kept_F = torch.tensor(self._plan.channels[self._kept.index(expert)], device=made.gate_FD.device)
+        return ExpertMatrices(made.gate_FD[kept_F], made.up_FD[kept_F], made.down_DF[:, kept_F])
+
+    def _measured(self, expert: int, names: frozenset[str]) -> ExpertMoments:
+        """Return moments of the inputs of ``expert``, with its channels; Gram matrices from few tokens are shrunk."""
+        if not names:
+            return ExpertMoments()
+        merge = self._merges.get(expert)
+        made_of = [expert, *(m for m in (merge.members if merge else ()) if m != expert)]
+        orders = {} if merge is None or merge.kernel != "aligned" else self._orders(merge)
+        found = expert_moments(self._moments, self._inventory, self._index, names, made_of, orders)
+        inputs, channels, magnitude_F, tokens = found
+        form = self._layer.form
+        if self._plan.channels is not None or (form is not None and form.widths is not None):
+            if self._plan.channels is not None:
+                kept_F = torch.tensor(self._plan.channels[self._kept.index(expert)])
+            else:  # statistics of narrower experts are filled up with zeros
+                kept_F = torch.arange(form.widths[expert])  # type: ignore[union-attr, index]  # checked above
+            channels = None if channels is None else _sliced(channels, kept_F)
+            magnitude_F = None if magnitude_F is None else magnitude_F[kept_F]
+        if tokens:  # without any all moments are zero, and every kernel goes by the weights alone
+            if inputs is not None and inputs.gram_XX is not None:
+                few = tokens < ENOUGH * len(inputs.gram_XX)
+                inputs = InputMoments(
+                    gram_XX=shrunk(inputs.gram_XX, tokens, self._pooled_DD if few else inputs.gram_XX)
+                )
+            if channels is not None and channels.gram_XX is not None:
+                # Channels of different experts have nothing in common, so few tokens shrink towards uncorrelated ones.
+                own_FF = channels.gram_XX
+                channels = InputMoments(gram_XX=shrunk(own_FF, tokens, torch.diag(own_FF.diagonal())))
+        return ExpertMoments(inputs, channels, magnitude_F, tokens)
+
+    @cached_property
+    def _pooled_DD(self) -> Tensor:
+        """Mean of x x^T over all (token, expert) pairs of the experts that stay or are merged."""
+        used = used_experts(self._plan, self._layer.experts)
+        counts = layer_moment(self._moments, self._inventory, "routed_tokens", self._index)[used].tolist()
+
+        def own(place: int) -> Tensor:
+            return gram(self._moments, self._inventory, "input_gram", self._index, used[place])
+
+        mean_DD = pooled(Lazy(own, len(counts)), counts)
+        assert mean_DD is not None  # an expert with few tokens has some
+        return mean_DD
+
+    def _orders(self, merge: Merge) -> dict[int, Tensor]:
+        """Return the order in which the hidden channels of each member went into the merge, as ``merged`` finds it."""
+        reference = _wide(self._read(merge.into))
+        return {m: align(reference, _wide(self._read(m))) for m in merge.members if m != merge.into}
+
+    def _sparse(self, expert: int) -> ExpertMatrices:
+        rule, made = self._plan.sparsity, self._cut(expert)
+        if rule is None:
+            return made
+        found = self._measured(expert, rule.moments)
+        # One factorisation for gate and up, whose inputs are the same.
+        both = sparsified(torch.cat([made.gate_FD, made.up_FD]), rule, _on(found.inputs, made.gate_FD))
+        gate, up = both.chunk(2)
+        return ExpertMatrices(gate, up, sparsified(made.down_DF, rule, _on(found.channels, made.down_DF)))
+
+    def _factored(self, expert: int) -> Stored:
+        rule = self._plan.rank
+        assert rule is not None
+        made, ranks = self._cut(expert), rule.ranks[self._kept.index(expert)]
+        found = self._measured(expert, rule.moments if rule.kernel == "whitened" else frozenset())
+        sides = (found.inputs, found.inputs, found.channels)
+        bases = self._base or (None, None, None)
+        stored: Stored = {}
+        for role, matrix, rank, side, base, dtype in zip(
+            EXPERT_ROLES, made, ranks, sides, bases, self._dtypes, strict=True
+        ):
+            if not rank:
+                stored[role] = matrix.to(dtype)
+                continue
+            rest = matrix if base is None else matrix - base[0]
+            gram_NN = None if side is None or side.gram_XX is None else side.gram_XX.to(matrix.device)
+            left, right = factored(rest, rank, gram_NN)
+            stored |= {f"{role}.{LEFT}": left.to(dtype), f"{role}.{RIGHT}": right.to(dtype)}
+        return stored
+
+    @cached_property
+    def _base(self) -> tuple[tuple[Tensor, Tensor], ...] | None:
+        """The averages that the factors are added to, rounded as they are stored, and the columns of each that are stored."""
+        rank = self._plan.rank
+        rule = None if rank is None else rank.base
+        if rank is None or rule is None:
+            return None
+        totals: list[Tensor] = []
+        squares: list[Tensor] = []
+        names = frozenset() if rule.columns == 1.0 else rank.moments
+        for member, weight in zip(rule.members, rule.weights, strict=True):
+            made = self._cut(member)
+            found = self._measured(member, names)
+            own = [_square(found.inputs, made.gate_FD), _square(found.channels, made.down_DF)]
+            if not totals:
+                totals, squares = [m * weight for m in made], [s * weight for s in own]
+                continue
+            for total, matrix in zip(totals, made, strict=True):
+                total.add_(matrix, alpha=weight)
+            for square, value in zip(squares, own, strict=True):
+                square.add_(value, alpha=weight)
+        inputs_D, channels_F = squares
+        return tuple(
+            (total.to(dtype).to(total.dtype), base_columns(total, square, rule.stored_columns(total.shape[1])))
+            for total, square, dtype in zip(totals, (inputs_D, inputs_D, channels_F), self._dtypes, strict=True)
+        )
+
+    @cached_property
+    def _fits(self) -> tuple[FittedBases, FittedBases]:
+        """Bases of all gates, and of all ups."""
+        rule = self._plan.bases
+        assert rule is not None
+        fits = []
+        for place in range(2):
+            weights_EMN = torch.stack([self._cut(expert)[place] for expert in self._kept])
+            fit = fit_bases(weights_EMN, rule.count, rule.rank, rule.activation, rule.steps, rule.rate, rule.seed)
+            fits.append(fit)
+        return fits[0], fits[1]
+
+    def _mixed(self, expert: int) -> Stored:
+        place = self._kept.index(expert)
+        stored: Stored = {}
+        for role, fit, dtype in zip(EXPERT_ROLES, self._fits, self._dtypes, strict=False):
+            stored[f"{role}.{LEFT}"] = fit.left_EMR[place].to(dtype)
+            stored[f"{role}.{MIX}"] = fit.mix_EC[place].float()
+        return stored | {EXPERT_ROLES[2]: self._cut(expert).down_DF.to(self._dtypes[2])}
+
+    def _quantised(self, expert: int, made: ExpertMatrices) -> Stored:
+        rule = self._plan.bits
+        assert rule is not None
+        grams: tuple[Tensor | None, Tensor | None] = (None, None)
+        if rule.kernel == "awq":
+            scale_D, scale_F = self.input_scale_D.to(made.gate_FD), self._channel_scale(expert, made)
+            made = ExpertMatrices(
+                made.gate_FD * scale_D, made.up_FD / scale_F[:, None] * scale_D, made.down_DF * scale_F
+            )
+        elif rule.kernel == "gptq":
+            found = self._measured(expert, rule.moments)
+            grams = (_gram(found.inputs, made.gate_FD), _gram(found.channels, made.down_DF))
+        stored: Stored = {}
+        for role, matrix, gram_NN, dtype in zip(
+            EXPERT_ROLES, made, (grams[0], grams[0], grams[1]), self._dtypes, strict=True
+        ):
+            if gram_NN is None:
+                codes = round_to_nearest(matrix, rule.bits, rule.group, dtype)
+            else:
+                zero = matrix == 0 if self._plan.sparsity is not None else None
+                codes = gptq(matrix, rule.bits, rule.group, gram_NN, dtype, zero)
+            values = packed(codes, rule.bits)
+            stored |= {f"{role}.{part}": values[name] for part, name in PART_NAMES.items()}
+        return stored
+
+    def _channel_scale(self, expert: int, made: ExpertMatrices) -> Tensor:
+        """Return AWQ's scale of the inputs of down; searched once, though asked for by the input scale and when written."""
+        if expert not in self._channel_scales:
+            self._channel_scales[expert] = self._search_channel_scale(expert, made)
+        return self._channel_scales[expert]
+
+    def _search_channel_scale(self, expert: int, made: ExpertMatrices) -> Tensor:
+        rule = self._plan.bits
+        assert rule is not None
+        found = self._measured(expert, rule.moments)
+        magnitude_F, gram_FF = found.magnitude_F, _gram(found.channels, made.down_DF)
+        if magnitude_F is None or gram_FF is None or not found.tokens:
+            return torch.ones(made.down_DF.shape[1], dtype=made.down_DF.dtype, device=made.down_DF.device)
+        scale_F = channel_scale(made.down_DF, gram_FF, magnitude_F.to(gram_FF), rule.bits, rule.group, self._dtypes[2])
+        return scale_F.to(made.down_DF)
+
+    def _gate_up(self, expert: int) -> Tensor:
+        """Return gate and up of ``expert`` as AWQ scales them for down, one above the other."""
+        made = self._sparse(expert)
+        return torch.cat([made.gate_FD, made.up_FD / self._channel_scale(expert, made)[:, None]])
+
+    def _input_gram(self, expert: int) -> Tensor:
+        assert self._plan.bits is not None
+        inputs = self._measured(expert, self._plan.bits.moments).inputs
+        assert inputs is not None and inputs.gram_XX is not None
+        return inputs.gram_XX
+
+    def _tokens(self, expert: int) -> float:
+        assert self._plan.bits is not None
+        names = frozenset({"routed_tokens"})
+        return self._measured(expert, names).tokens or 0.0
+
+
+def _wide(expert: ExpertMatrices) -> ExpertMatrices:
+    dtype = torch.float64 if expert.gate_FD.dtype == torch.float64 else torch.float32
+    return ExpertMatrices(*(matrix.to(dtype) for matrix in expert))
+
+
+def _sliced(moments: InputMoments, kept_X: Tensor) -> InputMoments:
+    """Return the moments of some of the inputs."""
+    square_X, gram_XX = moments
+    return InputMoments(
+        None if square_X is None else square_X[kept_X], None if gram_XX is None else gram_XX[kept_X][:, kept_X]
+    )
+
+
+def _on(moments: InputMoments | None, weight: Tensor) -> InputMoments | None:
+    """Return ``moments`` on the device of ``weight``."""
+    if moments is None:
+        return None
+    return InputMoments(*(None if value is None else value.to(weight.device) for value in moments))
+
+
+def _gram(moments: InputMoments | None, weight: Tensor) -> Tensor | None:
+    return None if moments is None or moments.gram_XX is None else moments.gram_XX.to(weight.device)
+
+
+def _square(moments: InputMoments | None, weight_MX: Tensor) -> Tensor:
+    """Return the mean squares of the inputs of a matrix, ones where they were not measured."""
+    if moments is None:
+        return torch.ones(weight_MX.shape[1], dtype=torch.float64, device=weight_MX.device)
+    square_X = moments.square_X if moments.square_X is not None else moments.gram_XX.diagonal()  # type: ignore[union-attr]  # one of the two is there
+    return square_X.double().to(weight_MX.device)

@@ -1,0 +1,273 @@
+"""Statistics whose values go into a checkpoint: constants, and moments of the inputs of experts' matrices.
+
+Letters: C constants, E routed experts, D hidden size, F expert width, X inputs of a matrix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from methods.framework.errors import StatsError
+from methods.framework.inside_fit import stays
+from methods.framework.inventory import Inventory
+from methods.framework.plan import LayerPlan, Plan
+from methods.framework.stats import CATALOGUE, Array, Stats
+from methods.kernels.sparsity import InputMoments
+
+CONSTANT_STATISTIC = "routed_output_mean"
+"""Statistic whose rows stand for the experts that a plan replaces by constants."""
+
+TOKENS = "routed_tokens"
+"""Statistic that counts the tokens of each expert."""
+
+CHANNEL_MAGNITUDE = "channel_magnitude"
+"""Statistic of the mean magnitude of the inputs of down."""
+
+
+def constants(moments: Stats | None, inventory: Inventory, layer: int, experts: Sequence[int]) -> Array:
+    """Return the mean outputs of ``experts`` in decoder layer ``layer`` of ``inventory``, shape (C, D).
+
+    Raises:
+        StatsError: the statistics are missing, of another model, or not finite.
+    """
+    means_ED = _statistic(moments, inventory, CONSTANT_STATISTIC, layer)
+    values_CD = means_ED[list(experts)]
+    _check_finite(values_CD, CONSTANT_STATISTIC, layer)
+    return values_CD
+
+
+class ExpertMoments(NamedTuple):
+    """What was measured of the inputs of one expert's matrices.
+
+    Args:
+        inputs: moments of the inputs of gate and up; None where none were asked for.
+        channels: moments of the inputs of down, likewise.
+        magnitude_F: mean |a|, a the inputs of down; None where it was not asked for.
+        tokens: tokens that were routed to it; None where that was not asked for.
+    """
+
+    inputs: InputMoments | None = None
+    channels: InputMoments | None = None
+    magnitude_F: Tensor | None = None
+    tokens: float | None = None
+
+
+def expert_moments(
+    moments: Stats | None,
+    inventory: Inventory,
+    layer: int,
+    names: Collection[str],
+    members: Sequence[int],
+    orders: Mapping[int, Tensor],
+) -> ExpertMoments:
+    """Return the moments of the inputs of the matrices of the expert made of ``members``.
+
+    Args:
+        moments: statistics of the source.
+        inventory: the source.
+        layer: decoder layer.
+        names: statistics that the kernel reads; none for a kernel without any.
+        members: the expert, or the experts whose average it is, the one in whose place it stands first.
+        orders: for members whose channels are aligned to those of the first, channels in their new order.
+
+    Raises:
+        StatsError: as ``constants``.
+
+    *Differs*: members of an average count by their tokens where ``routed_tokens`` is among ``names``, else alike.
+    """
+    tokens: list[float] | None = None
+    if TOKENS in names:
+        counts_E = _statistic(moments, inventory, TOKENS, layer)
+        tokens = [float(counts_E[member]) for member in members]
+    found: dict[str, Tensor] = {}
+    for name in sorted(set(names) - {TOKENS}):
+        if CATALOGUE[name].dims[0] != "E":
+            continue  # of the whole layer
+        values = _statistic(moments, inventory, name, layer)
+        channels = CATALOGUE[name].dims[-1] == "F"
+        found[name] = torch.from_numpy(_member_mean(values, name, layer, members, orders if channels else {}, tokens))
+    sides: dict[bool, InputMoments] = {}
+    for name, value in found.items():
+        if name != CHANNEL_MAGNITUDE:
+            side = InputMoments(gram_XX=value) if value.ndim == 2 else InputMoments(square_X=value)
+            sides[CATALOGUE[name].dims[-1] == "F"] = side
+    total = None if tokens is None else sum(tokens)
+    return ExpertMoments(sides.get(False), sides.get(True), found.get(CHANNEL_MAGNITUDE), total)
+
+
+def layer_moment(moments: Stats | None, inventory: Inventory, name: str, layer: int) -> Tensor:
+    """Return a statistic of a whole layer, in float64.
+
+    Raises:
+        StatsError: as ``constants``.
+    """
+    values = _statistic(moments, inventory, name, layer)
+    _check_finite(values, name, layer)
+    return torch.from_numpy(np.array(values, dtype=np.float64))
+
+
+def gram(moments: Stats | None, inventory: Inventory, name: str, layer: int, expert: int) -> Tensor:
+    """Return the Gram matrix of one expert's inputs, float32, shape (X, X).
+
+    Raises:
+        StatsError: as ``constants``.
+    """
+    values = np.array(_statistic(moments, inventory, name, layer)[expert])
+    _check_finite(values, name, layer)
+    return torch.from_numpy(values)
+
+
+def _member_mean(
+    values: Array,
+    name: str,
+    layer: int,
+    members: Sequence[int],
+    orders: Mapping[int, Tensor],
+    tokens: Sequence[float] | None,
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float64 | np.float32]]:
+    """Return the mean of the rows of ``members``, weighted by ``tokens`` (None: alike); one row more is in memory."""
+    weights = [1.0] * len(members) if tokens is None or not sum(tokens) else list(tokens)
+    first = np.array(values[members[0]])
+    _check_finite(first, name, layer)
+    if len(members) == 1:
+        return first
+    share = sum(weights)
+    total = first * (weights[0] / share)
+    for member, weight in zip(members[1:], weights[1:], strict=True):
+        row = np.array(values[member])
+        _check_finite(row, name, layer)
+        # Equal rows were measured on the average itself, whose channels are in order.
+        if member in orders and not np.array_equal(row, first):
+            order = orders[member].cpu().numpy()
+            row = row[np.ix_(*[order] * row.ndim)]
+        total += row * (weight / share)
+    return total.astype(first.dtype)
+
+
+def cold_experts(plan: Plan, inventory: Inventory, moments: Stats | None) -> int:
+    """Return how many experts that stay saw no token, though ``plan`` makes them from moments of their inputs.
+
+    They are made from their weights alone. The moments of an expert without tokens are all zero.
+    """
+    count = 0
+    for index, layer in enumerate(plan.layers):
+        names = layer.moments - {CONSTANT_STATISTIC}
+        if not names:
+            continue
+        name = next(name for name in sorted(names) if CATALOGUE[name].dims[0] == "E")
+        if TOKENS in names:
+            name = TOKENS
+        values = _statistic(moments, inventory, name, index)
+        merged = {merge.into: merge.members for merge in layer.merges}
+        for expert in stays(layer, inventory.layers[index]):
+            count += not any(np.any(values[member]) for member in merged.get(expert, (expert,)))
+    return count
+
+
+def check_moments(plan: Plan, inventory: Inventory, moments: Stats | None) -> None:
+    """Check that the statistics named in ``plan.moments`` are at hand, fit the model, and are finite where that is quick.
+
+    Raises:
+        StatsError: as ``constants``. Of Gram matrices only the shape is looked at here.
+    """
+    _check_presence(plan.moments, moments)
+    for _ in _pieces(plan, inventory, moments, grams=False):
+        pass
+
+
+def moments_digest(plan: Plan, inventory: Inventory, moments: Stats | None) -> str | None:
+    """Return the SHA-256 of the measured values that ``plan`` writes into its checkpoint; None where it writes none.
+
+    Values of experts that the plan does not use are left out; of Gram matrices one is in memory at a time.
+
+    Args:
+        plan: in the coordinates of ``inventory``.
+        inventory: the source.
+        moments: statistics of the source.
+
+    Raises:
+        StatsError: as ``constants``.
+    """
+    if not plan.moments:
+        return None
+    _check_presence(plan.moments, moments)
+    digest = hashlib.sha256()
+    for label, values in _pieces(plan, inventory, moments, grams=True):
+        digest.update(label.encode())
+        digest.update(values)
+    return digest.hexdigest()
+
+
+def _pieces(plan: Plan, inventory: Inventory, moments: Stats | None, grams: bool) -> Iterator[tuple[str, memoryview]]:
+    """Yield a label and the bytes of all values that ``plan`` uses, checked, with or without those of Gram matrices."""
+    for index, layer in enumerate(plan.layers):
+        if layer.constants:
+            values_CD = constants(moments, inventory, index, layer.constants)
+            yield f"{index} {layer.constants} {values_CD.shape}", _bytes(values_CD, "<f8")
+        for name in sorted(layer.moments - {CONSTANT_STATISTIC}):
+            values = _statistic(moments, inventory, name, index)
+            is_gram = values.ndim == 3
+            if CATALOGUE[name].dims[0] != "E":
+                _check_finite(values, name, index)
+                yield f"{index} {name} {values.shape}", _bytes(values, "<f8")
+                continue
+            for expert in used_experts(layer, inventory.layers[index].experts):
+                if is_gram and not grams:
+                    continue
+                _check_finite(values[expert], name, index)
+                label = f"{index} {name} {expert} {values.shape[1:]}"
+                yield label, _bytes(values[expert], "<f4" if is_gram else "<f8")
+
+
+def used_experts(plan: LayerPlan, experts: int) -> list[int]:
+    """Return the experts whose moments decide about weights that stay: those that stay, members of merges, of AWQ's scale."""
+    kept = range(experts) if plan.experts is None else plan.experts
+    scaling = plan.bits.members if plan.bits is not None else None
+    return sorted({*kept, *(scaling or ()), *(member for merge in plan.merges for member in merge.members)})
+
+
+def _bytes(values: Array, dtype: str) -> memoryview:
+    return np.ascontiguousarray(values, dtype=dtype).view(np.uint8).data
+
+
+def _check_presence(names: Collection[str], moments: Stats | None) -> None:
+    """Raise StatsError that names every statistic that is missing."""
+    missing = sorted(names if moments is None else set(names) - set(moments.values))
+    if missing:
+        listed = ", ".join(map(repr, missing))
+        found = "none were passed" if moments is None else f"those at hand lack {listed}"
+        raise StatsError(
+            f"what the plan makes of the experts takes values from the statistics: {found}; {_remedy(missing)}"
+        )
+
+
+def _statistic(moments: Stats | None, inventory: Inventory, name: str, layer: int) -> Array:
+    """Return a statistic of one layer, of the right shape."""
+    _check_presence([name], moments)
+    assert moments is not None
+    values = moments.layer(name, layer)
+    width = max(entry.shape[0] for entry in inventory.layers[layer].with_role("expert.gate"))
+    sizes = {"E": inventory.layers[layer].experts, "D": inventory.hidden, "F": width}
+    expected = tuple(sizes[letter] for letter in CATALOGUE[name].dims)
+    if values.shape != expected:
+        raise StatsError(
+            f"{name!r} of layer {layer} has shape {values.shape}, but this model needs {expected}: the statistics are of "
+            f"another model; {_remedy([name])}"
+        )
+    return values
+
+
+def _check_finite(values: Array, name: str, layer: int) -> None:
+    if not np.isfinite(values).all():
+        raise StatsError(f"{name!r} of layer {layer} holds values that are not finite; {_remedy([name])}")
+
+
+def _remedy(names: Sequence[str]) -> str:
+    listed = ", ".join(map(repr, names))
+    return f"measure {listed} on the source with `moebench calibrate`, and pass the result as `moments`"

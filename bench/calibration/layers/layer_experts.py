@@ -1,0 +1,68 @@
+"""The routed experts of one decoder layer as a plan leaves them, one in memory at a time.
+
+Shape letters: D hidden size, F expert width.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from bench.calibration.layers.weights import MlpWeights, WeightReader, expert_entries
+from bench.experts.lazy import lazily
+from methods.framework.errors import RefusedError
+from methods.framework.inventory import LayerInventory
+from methods.framework.plan import LayerPlan
+from methods.kernels.merging import ExpertMatrices, merged
+
+_COMPUTED = {"rank": "factored", "sparsity": "sparse", "bits": "quantised"}
+"""Stages of a plan that compute weights from moments, and how experts are called after them."""
+
+
+class LayerExperts:
+    """Experts that stay, by their new number; a merged one is computed when it is read, and channels are cut then."""
+
+    def __init__(self, weights: WeightReader, layer: LayerInventory, plan: LayerPlan) -> None:
+        """Read nothing yet.
+
+        Raises:
+            RefusedError: the plan changes the experts' weights, which a running layer cannot do without their moments.
+        """
+        if changed := sorted(plan.stages & _COMPUTED.keys()):
+            what = " and ".join(_COMPUTED[stage] for stage in changed)
+            raise RefusedError(
+                f"{what} experts cannot be run while they are measured; write the checkpoint and open it"
+            )
+        self._channels = plan.channels
+        self._weights, self._layer = weights, layer
+        self._kept = range(layer.experts) if plan.experts is None else plan.experts
+        self._merges = {merge.into: merge for merge in plan.merges}
+
+    def __len__(self) -> int:
+        """Return the number of experts."""
+        return len(self._kept)
+
+    def read(self, number: int) -> MlpWeights:
+        """Return an expert; the one that was read before is gone."""
+        network = self._whole(number)
+        if self._channels is None:
+            return network
+        kept_F = torch.tensor(self._channels[number], device=network.down_DF.device)
+        gate_FD, up_FD = network.gate_up_2FD.chunk(2)
+        return MlpWeights(torch.cat([gate_FD[kept_F], up_FD[kept_F]]), network.down_DF[:, kept_F].contiguous())
+
+    def _whole(self, number: int) -> MlpWeights:
+        """Return an expert with all of its channels."""
+        expert = self._kept[number]
+        merge = self._merges.get(expert)
+        if merge is None:
+            return self._weights.read_expert("expert", self._layer, expert)
+        entries = expert_entries(self._layer)
+
+        def member(index: int) -> ExpertMatrices:
+            return ExpertMatrices(*(self._weights.read_new(entry) for entry in entries[index]))
+
+        matrices = merged(merge, lazily(member, merge.members))
+        gate_FD, up_FD, down_DF = (
+            self._weights.as_stored(matrix, entry) for matrix, entry in zip(matrices, entries[expert], strict=True)
+        )
+        return self._weights.hold_mlp("expert", gate_FD, up_FD, down_DF)

@@ -1,0 +1,128 @@
+"""The model without weights: transformers' own layers on the meta device, of which one is given parameters at a time.
+
+Attention (plain, MLA, sliding window), norms, rotary tables and masks are those of transformers, so they need no code per
+family. The feed-forward sub-layer is replaced by a stub that hands its input out; the caller computes it for many
+sequences at once and adds it to the residual stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.framework.errors import CheckpointError
+from methods.framework.inventory import MLP_PREFIXES, LayerInventory, TensorEntry
+
+if TYPE_CHECKING:
+    from bench.calibration.layers.weights import WeightReader
+
+
+class _Handout(nn.Module):
+    """Stands where the feed-forward sub-layer was: keeps its input and adds nothing to the residual stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: Tensor | None = None
+
+    def forward(self, hidden_BSD: Tensor) -> Tensor:
+        self.taken = hidden_BSD
+        return hidden_BSD.new_zeros(())
+
+
+class _Eavesdropper(nn.Module):
+    """Stands where a decoder layer was and keeps the keyword arguments that the model passes to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: dict[str, Any] = {}
+
+    def forward(self, hidden_BSD: Tensor, **kwargs: Any) -> Tensor:
+        self.heard = kwargs
+        return hidden_BSD
+
+
+class Skeleton:
+    """Decoder layers of a checkpoint's architecture, at most one of them with parameters."""
+
+    def __init__(
+        self, config: Mapping[str, Any], layers: tuple[LayerInventory, ...], device: torch.device, dtype: torch.dtype
+    ):
+        """Build the architecture of ``config`` (the content of ``config.json``) without allocating weights."""
+        from transformers import AutoConfig, AutoModel
+        from transformers.activations import ACT2FN
+
+        document = {
+            key: value for key, value in config.items() if key not in ("per_layer_config", "quantization_config")
+        }
+        parsed = AutoConfig.for_model(**document)
+        with torch.device("meta"):
+            model = AutoModel.from_config(parsed, attn_implementation="sdpa", dtype=dtype).eval()
+        self.activation = ACT2FN[parsed.hidden_act]
+        self._layers = list(model.layers)
+        if len(self._layers) != len(layers):
+            raise CheckpointError(
+                f"config.json describes {len(self._layers)} decoder layers, the checkpoint holds {len(layers)}"
+            )
+        self._kinds = [layer.mlp for layer in layers]
+        self._listeners = [_Eavesdropper() for _ in layers]
+        model.layers = nn.ModuleList(self._listeners)
+        model.norm = nn.Identity()
+        # Built again outside of the meta device, because its frequencies are computed, not loaded.
+        model.rotary_emb = type(model.rotary_emb)(config=parsed).to(device)
+        self._model = model
+        self._empty = torch.zeros(1, 1, parsed.hidden_size, device=device, dtype=dtype)
+        self._arguments: dict[int, list[dict[str, Any]]] = {}
+
+    def load(self, index: int, inventory: LayerInventory, weights: WeightReader) -> Attention:
+        """Return decoder layer ``index`` with its attention and norms read from the checkpoint.
+
+        Raises:
+            CheckpointError: the checkpoint's tensors are not those of the architecture.
+        """
+        layer = self._layers[index]
+        stub = _Handout()
+        layer.mlp = stub
+        if self._kinds[index] == "none":
+            layer.post_attention_layernorm = nn.Identity()
+        entries = {
+            _name_in_layer(entry): entry for entry in inventory.tensors if not entry.role.startswith(MLP_PREFIXES)
+        }
+        expected = {name for name, _ in layer.named_parameters()}
+        if expected != set(entries):
+            missing, surplus = sorted(expected - set(entries)), sorted(set(entries) - expected)
+            raise CheckpointError(f"layer {index}: tensors missing {missing}, not of this architecture {surplus}")
+        tensors = {name: weights.read(name, entry) for name, entry in entries.items()}
+        layer.load_state_dict(tensors, strict=False, assign=True)
+        return Attention(self, index, layer, stub)
+
+    def arguments(self, index: int, length: int) -> dict[str, Any]:
+        """Return the rotary tables, positions and mask that the model would pass to layer ``index``."""
+        if length not in self._arguments:
+            if len(self._arguments) >= 4:  # ragged corpora have many lengths, and a sliding mask has length^2 elements
+                self._arguments.pop(next(iter(self._arguments)))
+            self._model(inputs_embeds=self._empty.expand(1, length, -1), use_cache=False)
+            self._arguments[length] = [listener.heard for listener in self._listeners]
+        return self._arguments[length][index]
+
+
+class Attention:
+    """The attention half of one decoder layer, with parameters."""
+
+    def __init__(self, skeleton: Skeleton, index: int, layer: nn.Module, stub: _Handout) -> None:
+        """Keep the parts."""
+        self._skeleton, self._index, self._layer, self._stub = skeleton, index, layer, stub
+
+    def __call__(self, hidden_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the residual stream after attention, and the feed-forward sub-layer's normed input, both (B, S, D)."""
+        residual_BSD = self._layer(hidden_BSD, **self._skeleton.arguments(self._index, hidden_BSD.shape[1]))
+        taken_BSD = self._stub.taken
+        assert taken_BSD is not None
+        self._stub.taken = None
+        return residual_BSD, taken_BSD
+
+
+def _name_in_layer(entry: TensorEntry) -> str:
+    return entry.template.split("{layer}.", 1)[1]

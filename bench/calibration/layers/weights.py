@@ -1,0 +1,130 @@
+"""Weights from the checkpoint into buffers that are allocated once and used again for every layer and expert.
+
+Shape letters: D hidden size, F expert width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bench.checkpoint.tensor_files import TORCH_DTYPES
+from bench.experts.whole import stored_expert
+from methods.framework.inventory import EXPERT_ROLES, LayerInventory, TensorEntry
+
+if TYPE_CHECKING:
+    from bench.checkpoint.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class MlpWeights:
+    """Matrices of one gated feed-forward network, gate above up in one matrix: views of reused buffers."""
+
+    gate_up_2FD: Tensor
+    down_DF: Tensor
+
+    def squared_norms(self) -> list[float]:
+        """Return the squared Frobenius norms of gate, up and down."""
+        return [squared_norm(matrix) for matrix in (*self.gate_up_2FD.chunk(2), self.down_DF)]
+
+
+class WeightReader:
+    """Reads tensors on ``device`` in ``dtype``; each buffer name holds one tensor at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        """Allocate nothing yet."""
+        self._checkpoint, self._device, self._dtype = checkpoint, device, dtype
+        self._buffers: dict[str, Tensor] = {}
+
+    def read(self, buffer: str, entry: TensorEntry) -> Tensor:
+        """Return the tensor of ``entry`` in the buffer called ``buffer``, whose former content is gone."""
+        out = self._view(buffer, entry.shape, self._dtype)
+        self._checkpoint.read_into(entry, out)
+        return out
+
+    def read_exact(self, buffer: str, entry: TensorEntry) -> Tensor:
+        """Do the same in at least float32: routers decide by differences that half precision loses."""
+        out = self._view(buffer, entry.shape, torch.promote_types(self._dtype, torch.float32))
+        self._checkpoint.read_into(entry, out)
+        return out
+
+    def read_new(self, entry: TensorEntry) -> Tensor:
+        """Return the tensor of ``entry`` in memory of its own, in at least float32."""
+        out = torch.empty(entry.shape, dtype=torch.promote_types(self._dtype, torch.float32), device=self._device)
+        self._checkpoint.read_into(entry, out)
+        return out
+
+    def as_stored(self, value: Tensor, entry: TensorEntry) -> Tensor:
+        """Return ``value`` as it is read back once it was written in the type of ``entry``, in at least float32."""
+        stored = value.to(TORCH_DTYPES[entry.dtype])
+        return stored.to(self._device, torch.promote_types(self._dtype, torch.float32))
+
+    def hold_mlp(
+        self, buffer: str, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor, width: int | None = None
+    ) -> MlpWeights:
+        """Return these matrices as a network in ``buffer``, where ``read_mlp`` would put one that is read.
+
+        ``width`` asks for that many channels: those behind the network's own are zeros and add nothing.
+        """
+        own, hidden = gate_FD.shape
+        width = own if width is None else width
+        gate_up_2FD = self._view(f"{buffer}.gate_up", (2 * width, hidden), self._dtype)
+        held_DF = self._view(f"{buffer}.down", (hidden, width), self._dtype)
+        if own < width:
+            gate_up_2FD.zero_()
+            held_DF.zero_()
+        gate_up_2FD[:own], gate_up_2FD[width : width + own], held_DF[:, :own] = gate_FD, up_FD, down_DF
+        return MlpWeights(gate_up_2FD, held_DF)
+
+    def read_expert(self, buffer: str, layer: LayerInventory, expert: int) -> MlpWeights:
+        """Return a routed expert, whatever the form in which it is stored, with as many channels as the widest of ``layer``."""
+        if layer.form is None:
+            parts = (next(e for e in layer.with_role(role) if e.expert == expert) for role in EXPERT_ROLES)
+            return self.read_mlp(buffer, *parts)
+        (index,) = {entry.layer for entry in layer.tensors if entry.expert == expert}
+        assert index is not None
+        whole = stored_expert(self._checkpoint, index, expert)
+        return self.hold_mlp(buffer, *whole, width=expert_width(layer))
+
+    def buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Return a buffer of ``shape`` in at least float32; its content is what it happens to be."""
+        return self._view(name, shape, torch.promote_types(self._dtype, torch.float32))
+
+    def read_mlp(self, buffer: str, gate: TensorEntry, up: TensorEntry, down: TensorEntry) -> MlpWeights:
+        """Return a gated feed-forward network, gate and up in one matrix."""
+        width, hidden = gate.shape
+        gate_up_2FD = self._view(f"{buffer}.gate_up", (2 * width, hidden), self._dtype)
+        self._checkpoint.read_into(gate, gate_up_2FD[:width])
+        self._checkpoint.read_into(up, gate_up_2FD[width:])
+        return MlpWeights(gate_up_2FD, self.read(f"{buffer}.down", down))
+
+    def _view(self, buffer: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        numel = math.prod(shape)
+        flat = self._buffers.get(buffer)
+        if flat is None or flat.numel() < numel:
+            flat = self._buffers[buffer] = torch.empty(numel, dtype=dtype, device=self._device)
+        return flat[:numel].view(shape)
+
+
+def expert_entries(layer: LayerInventory) -> list[tuple[TensorEntry, TensorEntry, TensorEntry]]:
+    """Return (gate, up, down) of every routed expert, by expert index."""
+    parts = [
+        {entry.expert: entry for entry in layer.with_role(f"expert.{matrix}")} for matrix in ("gate", "up", "down")
+    ]
+    return [(parts[0][e], parts[1][e], parts[2][e]) for e in range(layer.experts)]
+
+
+def expert_width(layer: LayerInventory) -> int:
+    """Return the channels of the widest routed expert of ``layer``."""
+    return max(
+        entry.shape[0] for entry in layer.tensors if entry.expert is not None and entry.role.startswith("expert.gate")
+    )
+
+
+def squared_norm(matrix: Tensor) -> float:
+    """Return the squared Frobenius norm, accumulated in float64."""
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2

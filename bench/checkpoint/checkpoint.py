@@ -1,0 +1,235 @@
+"""A checkpoint: a folder of safetensors files and a config, read tensor by tensor and never as a whole."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from bench.checkpoint.content import content_digest
+from bench.checkpoint.source import local_folder
+from bench.checkpoint.tensor_files import TORCH_DTYPES, Files, Span, read_header
+from bench.families.family import Family, family_of
+from methods.framework.errors import CheckpointError
+from methods.framework.inventory import Inventory, TensorEntry
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_TOKENIZER = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "*.model",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """An opened checkpoint.
+
+    Args:
+        path: folder.
+        name: folder name, or hub id.
+        revision: hub commit, where it came from the hub.
+        config: parsed ``config.json``.
+        family: family of the model.
+        inventory: what it contains, with the dtypes that the files hold.
+    """
+
+    path: Path
+    name: str
+    revision: str | None
+    config: Mapping[str, Any]
+    family: Family
+    inventory: Inventory
+    _spans: Mapping[TensorEntry, Span] = field(repr=False)
+    _files: Files = field(default_factory=Files, repr=False)
+
+    @classmethod
+    def open(cls, source: str | Path, revision: str | None = None) -> Self:
+        """Open a local folder or a hub model; reads the config and the files' headers, and compares them.
+
+        Raises:
+            CheckpointError: missing, truncated, inconsistent, quantised or not obtainable; it names the culprit.
+            NotMoEError: not a MoE model, or of an unknown family.
+        """
+        path, commit = local_folder(source, revision)
+        config = read_config(path)
+        family = family_of(config)
+        headers = read_headers(path)
+        spans: dict[TensorEntry, Span] = {}
+        inventory = _located(family.inventory(config), family, headers, spans, path)
+        name = path.resolve().name if commit is None else str(source)
+        return cls(path, name, commit, config, family, inventory, spans)
+
+    @cached_property
+    def content(self) -> str:
+        """Digest of the config and of all safetensors bytes; computed once, streaming."""
+        return content_digest(self.config, {span.file for span in self._spans.values()})
+
+    @property
+    def tokenizer_files(self) -> tuple[Path, ...]:
+        """Files of the tokenizer, sorted by name."""
+        return tuple(
+            p for p in sorted(self.path.iterdir()) if any(fnmatch.fnmatch(p.name, glob) for glob in _TOKENIZER)
+        )
+
+    def span(self, entry: TensorEntry) -> Span:
+        """Return where the bytes of ``entry`` lie.
+
+        Raises:
+            CheckpointError: this checkpoint has no such tensor.
+        """
+        try:
+            return self._spans[entry]
+        except KeyError:
+            raise CheckpointError(
+                f"{self.name} has no tensor {entry.name} of {entry.dtype} {list(entry.shape)}"
+            ) from None
+
+    def read(self, entry: TensorEntry, rows: Sequence[int] | None = None) -> torch.Tensor:
+        """Return a tensor, or the ``rows`` (ascending indices of the first axis) of it, in the dtype of the file."""
+        shape = entry.shape if rows is None else (len(rows), *entry.shape[1:])
+        out = torch.empty(shape, dtype=TORCH_DTYPES[entry.dtype])
+        self.read_into(entry, out, rows)
+        return out
+
+    def read_into(self, entry: TensorEntry, out: torch.Tensor, rows: Sequence[int] | None = None) -> None:
+        """Read a tensor (or its ``rows``) into ``out``: straight into its memory, or with conversion to its dtype.
+
+        Raises:
+            CheckpointError: the shape of ``out`` differs, or the file was cut.
+        """
+        shape = entry.shape if rows is None else (len(rows), *entry.shape[1:])
+        if tuple(out.shape) != shape:
+            raise CheckpointError(f"{entry.name} has shape {list(shape)}; the target has {list(out.shape)}")
+        self._files.load(self.span(entry), rows, out)
+
+    def bytes_of(self, entry: TensorEntry, rows: Sequence[int] | None = None) -> Iterator[memoryview]:
+        """Yield the bytes of a tensor (or of its ``rows``); each chunk is valid until the next is taken."""
+        return self._files.chunks(self.span(entry), rows)
+
+    def copy_to(self, entry: TensorEntry, descriptor: int, rows: Sequence[int] | None = None) -> None:
+        """Append the bytes of a tensor (or of its ``rows``) to an open file; inside the kernel where it can.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        self._files.copy(self.span(entry), rows, descriptor)
+
+    def close(self) -> None:
+        """Close the files; reading opens them again."""
+        self._files.close()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the parsed ``config.json`` of a folder.
+
+    Raises:
+        CheckpointError: missing, or not a JSON object.
+    """
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} has no config.json; name the folder of a Hugging Face checkpoint") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path / 'config.json'} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path / 'config.json'} holds a {type(config).__name__}, not a JSON object")
+    return config
+
+
+def read_headers(path: Path) -> dict[str, Span]:
+    """Return every tensor in the safetensors files of a folder.
+
+    Raises:
+        CheckpointError: no weights, a shard or tensor that the index names is missing, or a damaged file.
+    """
+    index = path / INDEX
+    if not index.exists():
+        if (path / SINGLE).exists():
+            return read_header(path / SINGLE)
+        others = sorted(p.name for p in path.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".gguf", ".safetensors"))
+        found = f"it has {', '.join(others[:5])}" if others else "it has no weights at all"
+        raise CheckpointError(f"{path} has neither {SINGLE} nor {INDEX} ({found}); save the model as safetensors first")
+    try:
+        shard_of: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+        shards = sorted(set(shard_of.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} cannot be read: {error!r}; fetch it again") from error
+    if missing := [name for name in shards if not (path / name).exists()]:
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} of {len(shards)} shards: {', '.join(missing[:5])}; fetch them again"
+        )
+    by_shard = {name: read_header(path / name) for name in shards}
+    if absent := [name for name, shard in shard_of.items() if name not in by_shard[shard]]:
+        raise CheckpointError(f"{path / shard_of[absent[0]]} lacks tensor {absent[0]} that {INDEX} says it holds")
+    return {name: span for spans in by_shard.values() for name, span in spans.items()}
+
+
+def _located(
+    expected: Inventory, family: Family, headers: Mapping[str, Span], spans: dict[TensorEntry, Span], path: Path
+) -> Inventory:
+    """Return ``expected`` with the dtypes of the files, and fill ``spans``; compare names and shapes both ways."""
+    used: set[str] = set()
+    missing: list[str] = []
+
+    def locate(entry: TensorEntry, experts: int) -> TensorEntry:
+        span = _find(entry, experts, family, headers, used)
+        if span is None:
+            missing.append(entry.name)
+            return entry
+        if span.shape != entry.shape:
+            raise CheckpointError(
+                f"{path}: {entry.name} has shape {list(span.shape)}, but the config asks for {list(entry.shape)}"
+            )
+        found = entry if span.dtype == entry.dtype else replace(entry, dtype=span.dtype)
+        spans[found] = span
+        return found
+
+    outer = tuple(locate(entry, 0) for entry in expected.outer)
+    layers = tuple(
+        replace(layer, tensors=tuple(locate(entry, layer.experts) for entry in layer.tensors))
+        for layer in expected.layers
+    )
+    if missing:
+        raise CheckpointError(f"{path} lacks {len(missing)} tensors that its config asks for: {_some(missing)}")
+    globs = family.ignorable(expected.config)
+    extra = [name for name in headers if name not in used and not any(fnmatch.fnmatch(name, g) for g in globs)]
+    if extra:
+        raise CheckpointError(
+            f"{path} holds {len(extra)} tensors that a {family.name} model does not have: {_some(extra)}"
+        )
+    return replace(expected, outer=outer, layers=layers)
+
+
+def _find(entry: TensorEntry, experts: int, family: Family, headers: Mapping[str, Span], used: set[str]) -> Span | None:
+    """Return the bytes of ``entry`` in the classic or in the fused layout, and note which tensors were used."""
+    for name in family.disk_names(entry):
+        if name in headers:
+            used.add(name)
+            return headers[name]
+    slot = family.fused_slot(entry, experts)
+    for name in slot.names if slot is not None else ():
+        if slot is not None and name in headers:
+            used.add(name)
+            whole = headers[name]
+            if whole.shape != slot.shape or entry.expert is None:
+                raise CheckpointError(
+                    f"{name} has shape {list(whole.shape)}, but the config asks for {list(slot.shape)}"
+                )
+            return whole.part(entry.expert, slot.start, entry.shape[0])
+    return None
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

@@ -1,0 +1,55 @@
+"""``moebench recover``: train a compressed checkpoint on text, with a bar that shows the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.recovery.recover import Recovered, recover
+from bench.settings.recovery import RecoverySettings
+from bench.settings.strict import read_settings, validated
+
+
+def recover_from_command_line(
+    path: str, given: Mapping[str, Any], *, config: Path | None, teacher: str | None, store: Path
+) -> Recovered:
+    """Recover a checkpoint and print what it took.
+
+    Args:
+        path: folder, hub id or pocket model.
+        given: fields of ``RecoverySettings``; those that are None come from ``config``, or are left at their defaults.
+        config: YAML file of settings.
+        teacher: the uncompressed checkpoint; None where the kind reads none.
+        store: store that the result goes to.
+    """
+    from bench.commands.parts import console
+
+    document = read_settings(config) if config else {}
+    document |= {name: value for name, value in given.items() if value is not None}
+    settings = validated(document, RecoverySettings, str(config or "options"))
+    with loss_bar(settings.kind) as progress:
+        done = recover(path, settings, teacher=teacher, store_folder=store, progress=progress)
+    console().print(f"wrote {done.path}", soft_wrap=True)
+    console().print(
+        f"{settings.kind}: {done.steps} steps on {done.tokens:,} tokens of {done.corpus}, {done.trained_parameters:,} weights "
+        f"trained, loss {done.losses[0]:.4f} to {done.losses[1]:.4f}, {done.seconds:.0f} CPU seconds",
+        soft_wrap=True,
+    )
+    return done
+
+
+@contextmanager
+def loss_bar(title: str) -> Iterator[Callable[[int, int, float], None]]:
+    """Yield a function that draws the steps done out of all, with the loss of the last one and the time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task(title, total=None)
+
+        def draw(done: int, total: int, loss: float) -> None:
+            progress.update(task, completed=done, total=total, description=f"{title} loss {loss:.4f}")
+
+        yield draw

@@ -1,0 +1,183 @@
+"""The config of a compressed checkpoint, and the per-layer values that a config may state.
+
+Layers that differ are written in transformers' ``per_layer_config``: a mapping from the layer's index to the keys in
+which it departs from the whole model. ``{"num_local_experts": 0}`` marks a MoE sub-layer dropped with its norm.
+
+The count of experts in a config is that of router rows. Where several rows lead to one stored expert, or a row leads to
+a constant vector, the layer states ``"expert_map"``, the place that each row leads to, and ``"constant_experts"``, how
+many of the places are constants; they are the last ones. Where experts are not three whole matrices each, the layer states
+``"expert_form"`` (``bench.families.form_config``); experts in few bits are stated in ``"quantization_config"`` for the
+whole model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from bench.families.expression import evaluate, names
+from bench.families.family_file import FamilyFile
+from bench.families.form_config import FORM_KEY, form_document
+from bench.families.quantization_config import quantization_config
+from methods.framework.errors import CheckpointError, PlanError
+from methods.framework.inventory import EXPERT_ROLES, Inventory, LayerInventory
+from methods.framework.plan import Plan
+
+EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Spellings of the expert count; a source that states several must agree with itself after compression too."""
+
+PREFIX = "Moebench"
+"""Prefix of the architecture of a checkpoint whose layers differ; stock loaders do not know such a name."""
+
+MAP_KEY = "expert_map"
+"""Key of a layer whose router rows do not each lead to an expert of their own."""
+
+CONSTANTS_KEY = "constant_experts"
+"""Key of a layer that stores constant vectors in place of experts: how many."""
+
+QUANTISATION_KEY = "quantization_config"
+"""Key of a model whose weights are stored in few bits, in transformers' and vLLM's own form."""
+
+OWN_KEYS: Mapping[str, Any] = {MAP_KEY: None, CONSTANTS_KEY: 0, FORM_KEY: None}
+"""Keys that no stock config has, with their values for a model in which no layer states them."""
+
+
+def layer_overrides(family: FamilyFile, config: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Return the ``per_layer_config`` of ``config`` by layer index, every spelling of a key filled in.
+
+    Raises:
+        CheckpointError: it names a layer that does not exist, or a key that is neither expert count, top-k, map nor form.
+    """
+    stated = config.get("per_layer_config") or {}
+    spellings = (family.keys.experts, family.keys.top_k)
+    allowed = {*OWN_KEYS, *(key for keys in spellings for key in keys)}
+    found: dict[int, dict[str, Any]] = {}
+    for text, override in stated.items():
+        index = int(text)
+        if not 0 <= index < config[family.keys.layers]:
+            raise CheckpointError(f"per_layer_config names layer {text}; the model has {config[family.keys.layers]}")
+        if unknown := set(override) - allowed:
+            raise CheckpointError(
+                f"per_layer_config of layer {text} states {', '.join(sorted(unknown))}, which cannot be read here; "
+                f"allowed: {', '.join(sorted(allowed))}"
+            )
+        found[index] = {key: override[key] for key in OWN_KEYS if key in override}
+        for keys in spellings:
+            values = [override[key] for key in keys if key in override]
+            if values:
+                found[index].update(dict.fromkeys(keys, values[0]))
+    return found
+
+
+def read_map(mapped: Any, constants: Any, rows: int, layer: int) -> tuple[int, int]:
+    """Return how many experts and constants a layer stores, from what its config states about them.
+
+    Args:
+        mapped: value of ``MAP_KEY``.
+        constants: value of ``CONSTANTS_KEY``.
+        rows: router rows of the layer.
+        layer: its index, for messages.
+
+    Raises:
+        CheckpointError: the map is damaged.
+    """
+
+    def damaged(found: str) -> CheckpointError:
+        return CheckpointError(
+            f"{MAP_KEY} of layer {layer} in config.json is damaged: {found}. It must hold one place for each of the "
+            f"{rows} router rows, and every place from 0 on must occur; fetch or write the checkpoint again"
+        )
+
+    numbers = isinstance(mapped, list | tuple) and all(isinstance(e, int) and not isinstance(e, bool) for e in mapped)
+    if not numbers:
+        raise damaged(f"it is {str(mapped)[:60]}, not a list of integers")
+    if len(mapped) != rows or not rows:
+        raise damaged(f"it has {len(mapped)} entries")
+    if outside := [place for place in mapped if not 0 <= place < rows]:
+        raise damaged(f"entry {outside[0]} is out of range")
+    places = max(mapped) + 1
+    if unused := sorted(set(range(places)) - set(mapped)):
+        raise damaged(f"no row leads to place {unused[0]}, though one leads to place {places - 1}")
+    if not isinstance(constants, int) or isinstance(constants, bool) or not 0 <= constants < places:
+        raise damaged(f"{CONSTANTS_KEY} is {constants!r} with {places} places, at least one of which is an expert")
+    return places - constants, constants
+
+
+def compressed_config(family: FamilyFile, config: Mapping[str, Any], plan: Plan, result: Inventory) -> dict[str, Any]:
+    """Return the config that describes ``result`` (see ``Family.config_for``)."""
+    written = copy.deepcopy(dict(config))
+    for key in ("per_layer_config", QUANTISATION_KEY, *OWN_KEYS):
+        written.pop(key, None)
+    survivors = [index for index, layer in enumerate(plan.layers) if layer.drop != "block"]
+    if len(survivors) < len(plan.layers):
+        _drop_blocks(family, written, survivors, result)
+    moe = [layer for layer in result.layers if layer.mlp == "moe"]
+    if moe:
+        spellings = {*family.keys.experts, *(key for key in EXPERT_KEYS if key in written)}
+        written.update(dict.fromkeys(sorted(spellings), max(layer.rows for layer in moe)))
+        written.update(dict.fromkeys(family.keys.top_k, max(layer.top_k for layer in moe)))
+    overrides = {}
+    for index, layer in enumerate(result.layers):
+        if override := _override(family, written, layer):
+            overrides[str(index)] = override
+    stock = config.get("architectures") or ([family.architecture] if family.architecture else [])
+    stock = [name.removeprefix(PREFIX) for name in stock]
+    if overrides:
+        # Transformers wants a value for the whole model of every key that some layers state and others do not.
+        stated = {key for override in overrides.values() for key in override}
+        written.update({key: value for key, value in OWN_KEYS.items() if key in stated})
+        written["per_layer_config"] = overrides
+        written["architectures"] = [PREFIX + name for name in stock]
+    else:
+        written["architectures"] = stock
+    written.update(family.result)
+    bits = {index: layer.form.bits for index, layer in enumerate(result.layers) if layer.form and layer.form.bits}
+    if bits:
+        tensors = family.tensors
+        experts = [rule.name for rule in tensors.moe if rule.role in EXPERT_ROLES]
+        rules = (*tensors.outer, *tensors.layer, *tensors.dense, *tensors.moe)
+        others = [rule.name for rule in rules if rule.role not in EXPERT_ROLES]
+        written[QUANTISATION_KEY] = quantization_config(experts, others, bits)
+    return written
+
+
+def _override(family: FamilyFile, written: Mapping[str, Any], layer: LayerInventory) -> dict[str, Any]:
+    """Return the keys in which ``layer`` departs from the model's values."""
+    if layer.mlp == "dense":
+        return {}
+    override: dict[str, Any] = {}
+    if layer.rows != written[family.keys.experts[0]]:
+        override.update(dict.fromkeys(family.keys.experts, layer.rows))
+    if layer.mlp == "moe" and layer.top_k != written[family.keys.top_k[0]]:
+        override.update(dict.fromkeys(family.keys.top_k, layer.top_k))
+    if layer.expert_map is not None:
+        override[MAP_KEY] = list(layer.expert_map)
+    if layer.constants:
+        override[CONSTANTS_KEY] = layer.constants
+    if document := form_document(layer.form):
+        override[FORM_KEY] = document
+    return override
+
+
+def _drop_blocks(family: FamilyFile, written: dict[str, Any], survivors: list[int], result: Inventory) -> None:
+    """Renumber what the config states layer by layer."""
+    known = names(family.defaults, written)
+    for requirement in family.block_drop_requires:
+        if not evaluate(requirement.test, known):
+            raise PlanError(f"decoder layers of this model cannot be dropped: {requirement.reason}")
+    for key in family.keys.per_layer_lists:
+        values = written.get(key)
+        if values is not None:
+            written[key] = [values[index] for index in survivors]
+    written[family.keys.layers] = len(survivors)
+    dense = [index for index, layer in enumerate(result.layers) if layer.mlp == "dense"]
+    if family.layers.dense_prefix is not None:
+        if dense != list(range(len(dense))):
+            raise PlanError(
+                f"dense layers {dense} are no longer the first ones, which {family.name} configs cannot state"
+            )
+        written[family.layers.dense_prefix] = len(dense)
+    if family.layers.dense_list is not None:
+        written[family.layers.dense_list] = dense
+        written.update(family.layers.neutral)

@@ -1,0 +1,349 @@
+"""Families of MoE models: what a config alone says about a checkpoint, and which config a compressed one gets.
+
+Each family is a file under ``bench/families`` (schema in ``bench.families.family_file``); there is no code for any one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Any
+
+from bench.families.compressed_config import (
+    CONSTANTS_KEY,
+    MAP_KEY,
+    QUANTISATION_KEY,
+    compressed_config,
+    layer_overrides,
+    read_map,
+)
+from bench.families.expression import evaluate, names
+from bench.families.family_file import FamilyFile, TensorRule, family_files, read_family_file
+from bench.families.form_config import FORM_KEY, read_form
+from bench.families.quantization_config import read_quantization
+from methods.framework.errors import CheckpointError, ConfigError, NotMoEError
+from methods.framework.forms import PACKED, formed, part_of
+from methods.framework.inventory import (
+    CONSTANT_ROLE,
+    EXPERT_ROLES,
+    Attention,
+    ExpertForm,
+    Inventory,
+    LayerInventory,
+    MlpKind,
+    Router,
+    TensorEntry,
+)
+from methods.framework.plan import Plan
+from methods.framework.transfer import constant_template
+
+_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where transformers keeps a tensor: parameter ``name``, and for experts rows ``start:stop`` of ``[expert]``."""
+
+    name: str
+    expert: int | None = None
+    start: int = 0
+    stop: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FusedSlot:
+    """A matrix inside a 3-D tensor on disk: candidate ``names``, the full ``shape`` [E, rows, columns], first row."""
+
+    names: tuple[str, ...]
+    shape: tuple[int, int, int]
+    start: int
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """One family of MoE models, as its file states it."""
+
+    file: FamilyFile
+
+    @property
+    def name(self) -> str:
+        """Key of the family."""
+        return self.file.name
+
+    @property
+    def architecture(self) -> str | None:
+        """Name of the transformers class, None where transformers has none."""
+        return self.file.architecture
+
+    def inventory(self, config: Mapping[str, Any]) -> Inventory:
+        """Return what a checkpoint with this config contains, in the config's dtype, without looking at any file.
+
+        Raises:
+            CheckpointError: the config lacks a key, or holds one that makes no sense.
+        """
+        try:
+            return self._inventory(config)
+        except ConfigError as error:
+            raise CheckpointError(f"this {self.name} config cannot be read: {error}") from error
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Check that a config of this family has routed experts and asks for nothing that the family cannot do.
+
+        Raises:
+            NotMoEError: no routed experts.
+            CheckpointError: a key is missing, or has a value that is refused.
+        """
+        try:
+            symbols = self._names(config)
+        except ConfigError as error:
+            raise CheckpointError(f"this {self.name} config cannot be read: {error}") from error
+        keys = self.file.keys.experts
+        overrides = layer_overrides(self.file, config).values()
+        if not symbols["E"] and not any(override.get(keys[0]) for override in overrides):
+            count = "no" if symbols["E"] is None else symbols["E"]
+            stated = f"{count} experts ({' or '.join(keys)})"
+            raise NotMoEError(f"a {self.name} config with {stated} is not a MoE model. Known families: {_known()}.")
+        for requirement in self.file.requires:
+            if not evaluate(requirement.test, symbols):
+                raise CheckpointError(f"this {self.name} model is refused: {requirement.reason}")
+
+    def config_for(self, config: Mapping[str, Any], plan: Plan, result: Inventory) -> dict[str, Any]:
+        """Return the config of the compressed checkpoint.
+
+        Equal layers give a config that stock transformers and vLLM load. Layers that differ are stated in transformers'
+        own ``per_layer_config``, and the architecture is then ``Moebench<stock>``, so that neither loads it wrongly.
+
+        Args:
+            config: config of the source.
+            plan: what becomes of each of its layers.
+            result: ``methods.framework.transfer.result(plan, inventory)``.
+
+        Raises:
+            PlanError: no config can state this result.
+        """
+        return compressed_config(self.file, config, plan, result)
+
+    def placement(self, entry: TensorEntry) -> Placement:
+        """Return where the transformers model keeps ``entry``; experts are fused into 3-D parameters there."""
+        if entry.role in EXPERT_ROLES and (slot := self.fused_slot(entry, experts=0)):
+            return Placement(slot.names[0], entry.expert, slot.start, slot.start + entry.shape[0])
+        return Placement(self.disk_names(entry)[-1])
+
+    def disk_names(self, entry: TensorEntry) -> tuple[str, ...]:
+        """Return the names that ``entry`` may have on disk as a tensor of its own, the classic one first."""
+        module = self._modules.get(entry.template)
+        return (entry.name,) if module is None else (entry.name, module.format(layer=entry.layer, expert=entry.expert))
+
+    def fused_slot(self, entry: TensorEntry, experts: int) -> FusedSlot | None:
+        """Return where ``entry`` lies in a fused layout of ``experts`` experts; None if it is no expert's matrix."""
+        for rule in self.file.tensors.fused:
+            if entry.role in rule.roles:
+                rows, columns = entry.shape
+                shape = (experts, rows * len(rule.roles), columns)
+                return FusedSlot(
+                    tuple(name.format(layer=entry.layer) for name in rule.names),
+                    shape,
+                    rows * rule.roles.index(entry.role),
+                )
+        return None
+
+    def mlp_modules(self, layer: int) -> tuple[str, str]:
+        """Return the transformers module names of the norm before a layer's MoE block, and of the block itself."""
+        norm = next(rule for rule in self.file.tensors.layer if rule.role == "norm.mlp")
+        router = next(rule for rule in self.file.tensors.moe if rule.role == "router.weight")
+        paths = (norm.module or norm.name).rpartition(".")[0], (router.module or router.name).rsplit(".", 2)[0]
+        return paths[0].format(layer=layer), paths[1].format(layer=layer)
+
+    def module_shapes(self, inventory: Inventory) -> dict[str, tuple[int, ...]]:
+        """Return every parameter and stored buffer that the transformers model of ``inventory`` has, with its shape.
+
+        Those of experts that are stored in another form are left out, since ``bench.experts.stored_module`` holds them; but for
+        few bits alone, where the stock module holds what they stand for.
+        """
+        shapes: dict[str, tuple[int, ...]] = {}
+        experts = [0] * len(inventory.outer) + [n.experts for n in inventory.layers for _ in n.tensors]
+        for entry, count in zip(inventory.tensors(), experts, strict=True):
+            if (form := _form(inventory, entry)) is not None:
+                whole = _whole_of_packed(entry) if form == ExpertForm(bits=form.bits) else None
+                if whole is None:
+                    continue
+                entry = whole
+            slot = self.fused_slot(entry, count)
+            shapes[self.placement(entry).name] = entry.shape if slot is None else slot.shape
+        return shapes
+
+    def ignorable(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return globs of tensors that files may hold and that are not part of the model."""
+        known = self._names(config)
+        rules = (rule for rule in self.file.tensors.ignorable if evaluate(rule.when, known))
+        return tuple(rule.name.replace("{L}", str(known["L"])) for rule in rules)
+
+    @cached_property
+    def _modules(self) -> dict[str, str]:
+        tensors = self.file.tensors
+        rules = (*tensors.outer, *tensors.layer, *tensors.dense, *tensors.moe)
+        modules = {rule.name: rule.module for rule in rules if rule.module is not None}
+        routers = [(rule.name, rule.module) for rule in rules if rule.role == "router.weight" and rule.module]
+        return modules | {_constants_beside(name): _constants_beside(module) for name, module in routers}
+
+    def _inventory(self, config: Mapping[str, Any]) -> Inventory:
+        known = self._names(config)
+        overrides = layer_overrides(self.file, config)
+        dtype = _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch."))
+        if dtype is None:
+            raise ConfigError(f"dtype {config.get('dtype')!r} is unknown; known: {', '.join(_DTYPES)}")
+        count = _integer("L", known)
+        bits = read_quantization(config, count) if config.get(QUANTISATION_KEY) else {}
+        layers = []
+        for index in range(count):
+            here = known if index not in overrides else self._names({**config, **overrides[index]})
+            layers.append(self._layer(index, here, dtype, overrides.get(index, {}), bits.get(index)))
+        router, attention = self.file.router, self.file.attention
+        grouped = evaluate(router.groups, known) or 1
+        return Inventory(
+            family=self.name,
+            hidden=_integer("D", known),
+            vocab=_integer("V", known),
+            attention=Attention(
+                heads=_integer(attention.heads, known),
+                qk_head_dim=_integer(attention.qk_head_dim, known),
+                v_head_dim=_integer(attention.v_head_dim, known),
+            ),
+            router=Router(
+                score=router.score,
+                renormalise=bool(evaluate(router.renormalise, known)),
+                scale=float(evaluate(router.scale, known)),
+                groups=grouped,
+                groups_kept=(evaluate(router.groups_kept, known) or 1) if grouped > 1 else 1,
+                group_score=router.group_score,
+                correction_bias=router.correction_bias,
+                gated_shared=router.gated_shared,
+                eps=router.eps,
+            ),
+            layers=tuple(layers),
+            outer=tuple(_entries(self.file.tensors.outer, known, dtype)),
+            tied_embeddings=bool(known["tie_word_embeddings"]),
+            config=dict(config),
+        )
+
+    def _names(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return defaults, config keys and symbols, each symbol seeing those before it."""
+        known = names(self.file.defaults, config)
+        for symbol, expression in self.file.symbols.items():
+            known[symbol] = evaluate(expression, known)
+        return known
+
+    def _layer(
+        self, index: int, known: dict[str, Any], dtype: str, stated: Mapping[str, Any], bits: tuple[int, int] | None
+    ) -> LayerInventory:
+        """Return layer ``index``; ``stated`` is what the config states about it alone, ``bits`` and group of its experts."""
+        known["layer"] = index
+        tensors = self.file.tensors
+        kind: MlpKind = "dense"
+        rows = top_k = 0
+        if evaluate(self.file.layers.moe, known):
+            rows = _integer("E", known, least=0)
+            top_k = min(_integer("K", known), rows)
+            kind = "moe" if rows else "none"
+        experts, mapped, constants = rows, None, 0
+        if stated.get(MAP_KEY) is not None or stated.get(CONSTANTS_KEY):
+            experts, constants = read_map(stated.get(MAP_KEY), stated.get(CONSTANTS_KEY) or 0, rows, index)
+            mapped = tuple(stated[MAP_KEY])
+        if kind == "none":
+            entries = [e for e in _entries(tensors.layer, known, dtype, index) if e.role != "norm.mlp"]
+        else:
+            rules = (*tensors.layer, *(tensors.moe if kind == "moe" else tensors.dense))
+            entries = list(_entries(rules, known, dtype, index, experts))
+        if constants:
+            place = next(i for i, entry in enumerate(entries) if entry.role == "router.weight")
+            router = entries[place]
+            entries.insert(
+                place + 1,
+                TensorEntry(constant_template(router), CONSTANT_ROLE, (constants, router.shape[1]), dtype, index),
+            )
+        form = read_form(stated.get(FORM_KEY), bits, experts, index) if kind == "moe" else None
+        return LayerInventory(kind, experts, top_k, formed(entries, form), mapped, constants, form)
+
+
+def _form(inventory: Inventory, entry: TensorEntry) -> ExpertForm | None:
+    """Return the form of the experts whose tensor ``entry`` is; None where they are whole, and for other tensors."""
+    if entry.layer is None or not entry.role.startswith("expert."):
+        return None
+    return inventory.layers[entry.layer].form
+
+
+def _whole_of_packed(entry: TensorEntry) -> TensorEntry | None:
+    """Return the matrix that packed integers stand for; None for what describes them."""
+    role, part = part_of(entry)
+    if part != PACKED:
+        return None
+    outputs = entry.shape[0]
+    return replace(entry, role=role, shape=(outputs, (entry.weights or 0) // outputs))
+
+
+def _constants_beside(router: str) -> str:
+    return constant_template(TensorEntry(router, "router.weight", (), ""))
+
+
+def _entries(
+    rules: tuple[TensorRule, ...], known: dict[str, Any], dtype: str, layer: int | None = None, experts: int = 0
+) -> Iterator[TensorEntry]:
+    """Yield the tensors of ``rules`` for one layer; those of one expert stand together, expert by expert."""
+    routed: list[tuple[TensorRule, tuple[int, ...]]] = []
+    for rule in rules:
+        if not evaluate(rule.when, known):
+            continue
+        shape = tuple(_integer(part, known) for part in rule.shape.split(","))
+        if rule.role in EXPERT_ROLES:
+            routed.append((rule, shape))
+        else:
+            yield TensorEntry(rule.name, rule.role, shape, dtype, layer)
+    for expert in range(experts):
+        for rule, shape in routed:
+            yield TensorEntry(rule.name, rule.role, shape, dtype, layer, expert)
+
+
+def _integer(expression: str, known: dict[str, Any], least: int = 1) -> int:
+    """Return the value of ``expression`` as an integer of at least ``least``."""
+    value = evaluate(expression, known)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{expression.strip()} is {value!r} but must be an integer >= {least}; is a key missing?")
+    return value
+
+
+@cache
+def _by_name() -> dict[str, Family]:
+    return {family.name: Family(family) for family in map(read_family_file, family_files())}
+
+
+def families() -> tuple[str, ...]:
+    """Return the names of all families, sorted."""
+    return tuple(sorted(_by_name()))
+
+
+def _known() -> str:
+    return ", ".join(families())
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """Return the family of a model from its ``config.json``.
+
+    Raises:
+        NotMoEError: no routed experts, or a family without a file.
+        CheckpointError: the config contradicts itself or asks for what its family cannot do.
+    """
+    kind = config.get("model_type")
+    family = next((f for f in _by_name().values() if kind in f.file.model_types), None)
+    if family is None:
+        if any(config.get(key) for key in _EXPERT_KEYS):
+            reason = "its routed experts follow no known family; a new family is one file in bench/families"
+        else:
+            reason = "its config states no routed experts, so it is a dense model and there is nothing to compress here"
+        raise NotMoEError(f"model_type {kind!r} is refused: {reason}. Known families: {_known()}.")
+    stated = {key: config[key] for key in family.file.keys.experts if config.get(key) is not None}
+    if len(set(stated.values())) > 1:
+        raise CheckpointError(f"the config contradicts itself on the number of experts: {stated}; make them agree")
+    family.check(config)
+    return family

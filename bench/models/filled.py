@@ -1,0 +1,129 @@
+"""A transformers model filled from the files of a checkpoint whose experts are stored in another form.
+
+Transformers' own loading knows none of these forms, and few bits only with kernels that not every device has. Every tensor has
+its place in the model (``Family.placement``, ``CompressedExperts.stored``), so it is read straight into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from bench.checkpoint.checkpoint import Checkpoint
+from bench.experts.stored_module import CompressedExperts
+from bench.experts.whole import stored_expert
+from methods.framework.errors import CheckpointError
+from methods.framework.forms import COLUMNS, PACKED, SHARED_PREFIX, part_of
+from methods.framework.inventory import EXPERT_ROLES, TensorEntry
+
+PACKED_PARTS = frozenset({"packed", "scale", "shape"})
+
+
+def experts_of(model: nn.Module, checkpoint: Checkpoint, layer: int) -> nn.Module:
+    """Return the experts module of a layer."""
+    _, block = checkpoint.family.mlp_modules(layer)
+    return model.get_submodule(f"{block}.experts")
+
+
+def places(model: nn.Module, checkpoint: Checkpoint) -> Iterator[tuple[TensorEntry, Tensor]]:
+    """Yield each float tensor of ``checkpoint`` with the part of ``model`` that holds it; those in few bits are left out."""
+    named: dict[str, Tensor] = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    for entry in checkpoint.inventory.tensors():
+        layer = None if entry.layer is None else checkpoint.inventory.layers[entry.layer]
+        if layer is not None and layer.form is not None and entry.role.startswith("expert."):
+            _, part = part_of(entry)
+            if part not in PACKED_PARTS:
+                assert entry.layer is not None
+                experts = experts_of(model, checkpoint, entry.layer)
+                assert isinstance(experts, CompressedExperts)
+                yield entry, experts.stored(entry.role, entry.expert)
+            continue
+        place = checkpoint.family.placement(entry)
+        tensor = named[place.name]
+        if place.expert is not None:
+            tensor = tensor[place.expert][place.start : place.stop]
+        yield entry, tensor
+
+
+@torch.no_grad()
+def fill(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    """Read every tensor of ``checkpoint`` into ``model``; matrices in few bits as the values that they stand for.
+
+    Raises:
+        CheckpointError: values that say where others belong make no sense.
+    """
+    for entry, tensor in places(model, checkpoint):
+        values = checkpoint.read(entry)
+        if entry.role.startswith(SHARED_PREFIX) and part_of(entry)[1] == COLUMNS:
+            _check_columns(values, entry, checkpoint)
+        tensor.copy_(values.reshape(tensor.shape))
+    for index, layer in enumerate(checkpoint.inventory.layers):
+        packed = {entry.expert for entry in layer.tensors if part_of_packed(entry)}
+        for expert in sorted(e for e in packed if e is not None):
+            _unpack(model, checkpoint, index, expert)
+
+
+def _check_columns(columns_C: Tensor, entry: TensorEntry, checkpoint: Checkpoint) -> None:
+    """Check that the columns of a base are columns of the matrix, each once."""
+    assert entry.layer is not None
+    gate = next(checkpoint.inventory.layers[entry.layer].with_role(f"{SHARED_PREFIX}gate"))
+    inputs = gate.shape[0] if part_of(entry)[0] == f"{SHARED_PREFIX}down" else checkpoint.inventory.hidden
+    ends = [-1, *columns_C.tolist(), inputs]
+    if any(one >= other for one, other in pairwise(ends)):
+        raise CheckpointError(
+            f"{checkpoint.path}: {entry.name} must hold ascending numbers from 0 to {inputs - 1}, found "
+            f"{str(columns_C.tolist())[:60]}; fetch or write the checkpoint again"
+        )
+
+
+def part_of_packed(entry: TensorEntry) -> bool:
+    """Return whether ``entry`` holds packed integers."""
+    return entry.role.startswith("expert.") and part_of(entry)[1] == PACKED
+
+
+def _unpack(model: nn.Module, checkpoint: Checkpoint, layer: int, expert: int) -> None:
+    """Write the values of an expert in few bits into the model."""
+    whole = stored_expert(checkpoint, layer, expert)
+    experts = experts_of(model, checkpoint, layer)
+    if isinstance(experts, CompressedExperts):
+        for role, matrix in zip(EXPERT_ROLES, whole, strict=True):
+            experts.stored(role, expert).copy_(matrix)
+        return
+    gate_up, down = experts.get_parameter("gate_up_proj"), experts.get_parameter("down_proj")
+    gate_up[expert].copy_(torch.cat([whole.gate_FD, whole.up_FD]))
+    down[expert].copy_(whole.down_DF)
+
+
+def filled_model(
+    model_class: type[PreTrainedModel], checkpoint: Checkpoint, dtype: torch.dtype, **kwargs: Any
+) -> PreTrainedModel:
+    """Return a model of ``model_class`` with the values of ``checkpoint``.
+
+    Args:
+        model_class: stock class, or the one of ``bench.models.load`` whose layers differ.
+        checkpoint: opened.
+        dtype: of the weights in memory.
+        kwargs: passed on to transformers, for instance ``attn_implementation``.
+
+    Raises:
+        CheckpointError: transformers cannot build the model.
+    """
+    from transformers import AutoConfig
+    from transformers.initialization import no_init_weights
+
+    config = AutoConfig.from_pretrained(checkpoint.path)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # the values in memory are not in few bits
+    try:
+        with no_init_weights():
+            model: PreTrainedModel = model_class._from_config(config, dtype=dtype, **kwargs)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{checkpoint.path} does not load as {model_class.__name__}: {error}") from error
+    fill(model, checkpoint)
+    model.tie_weights()
+    return model.eval()

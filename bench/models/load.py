@@ -1,0 +1,196 @@
+"""Models and tokenizers of checkpoints in transformers, also where layers differ from each other.
+
+Equal layers load through the stock class. Transformers reads ``per_layer_config`` but its MoE models cannot be built
+from it, so for such checkpoints a subclass of the stock class rebuilds each layer's MoE block from that layer's own
+config, puts experts behind a map where the config states one, and replaces a dropped block by zeros. Weights then load
+through transformers' own conversion. Experts in another form (factors, fewer channels, few bits) get a module of ours or are
+held as what they stand for, and the model is filled tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from bench.checkpoint.checkpoint import Checkpoint, read_config
+from bench.checkpoint.source import local_folder
+from bench.experts.mapped import mapped_block
+from bench.experts.stored_module import CompressedExperts
+from bench.families.compressed_config import CONSTANTS_KEY, MAP_KEY, PREFIX
+from bench.families.family import Family, family_of
+from bench.models.filled import filled_model
+from methods.framework.errors import CheckpointError
+from methods.framework.forms import has_own_form
+from methods.framework.inventory import LayerInventory
+
+
+class DroppedBlock(nn.Module):
+    """What is left of a dropped MoE sub-layer: it adds nothing to the residual stream."""
+
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return zeros of the shape of ``hidden``."""
+        return torch.zeros_like(hidden)
+
+
+def load_model(path: str | Path, dtype: torch.dtype = torch.float32, **kwargs: Any) -> PreTrainedModel:
+    """Return the model of a checkpoint, ready for evaluation.
+
+    Args:
+        path: folder or hub id.
+        dtype: of the weights in memory.
+        kwargs: passed to ``from_pretrained``, for instance ``attn_implementation``.
+
+    Raises:
+        CheckpointError: transformers has no class for the family, or a weight of the model is not in the files or the
+            reverse (nothing is ever newly initialised).
+    """
+    folder, _ = local_folder(path)
+    config = read_config(folder)
+    family = family_of(config)
+    model_class = _class_for(family, config)
+    checkpoint = Checkpoint.open(folder)  # damaged files are named here, before transformers meets them
+    try:
+        if any(layer.form is not None for layer in checkpoint.inventory.layers):
+            return filled_model(model_class, checkpoint, dtype, **kwargs)
+    finally:
+        checkpoint.close()
+    # Tensors of another shape are listed below; transformers' own refusal would not name them.
+    settings = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True, **kwargs}
+    try:
+        model, info = model_class.from_pretrained(folder, **settings)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{folder} does not load as {model_class.__name__}: {error}") from error
+    ignorable = family.ignorable(config)
+    extra = {name for name in info["unexpected_keys"] if not any(fnmatch.fnmatch(name, glob) for glob in ignorable)}
+    wrong = {"missing": info["missing_keys"], "unexpected": extra, "of another shape": info["mismatched_keys"]}
+    found = [f"{kind}: {', '.join(sorted(map(str, names))[:4])}" for kind, names in wrong.items() if names]
+    if found:
+        raise CheckpointError(f"{folder} does not hold the weights of {model_class.__name__}; {'; '.join(found)}")
+    return cast(PreTrainedModel, model.eval())
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a checkpoint.
+
+    Raises:
+        CheckpointError: it has none that transformers can load.
+    """
+    folder, _ = local_folder(path)
+    try:
+        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder))
+    except Exception as error:  # tokenizer files fail in many ways, with errors of their own libraries
+        reason = str(error).strip().splitlines()
+        raise CheckpointError(
+            f"{folder} has no tokenizer that loads ({reason[0] if reason else type(error).__name__}); copy "
+            "tokenizer.json and tokenizer_config.json of the model into it"
+        ) from error
+
+
+def skeleton(path: str | Path) -> PreTrainedModel:
+    """Return the model of a checkpoint without weights, on the meta device."""
+    folder, _ = local_folder(path)
+    config = read_config(folder)
+    model_class = _class_for(family_of(config), config)
+    with torch.device("meta"):
+        return model_class(AutoConfig.from_pretrained(folder))
+
+
+def check_loadable(checkpoint: Checkpoint) -> None:
+    """Check that the model which transformers builds has exactly the tensors that the checkpoint holds.
+
+    A family that transformers has no class for is not checked.
+
+    Raises:
+        CheckpointError: with the names that differ.
+    """
+    if checkpoint.family.architecture is None:
+        return
+    model = skeleton(checkpoint.path)
+    tied = set(model.all_tied_weights_keys) if checkpoint.inventory.tied_embeddings else set()
+    own = tuple(
+        checkpoint.family.mlp_modules(index)[1] + ".experts."
+        for index, layer in enumerate(checkpoint.inventory.layers)
+        if has_own_form(layer.form)
+    )
+    needed = {
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if name not in tied and not name.startswith(own)
+    }
+    held = checkpoint.family.module_shapes(checkpoint.inventory)
+    if different := sorted(name for name, _ in needed.items() ^ held.items()):
+        names = ", ".join(dict.fromkeys(different[:4]))
+        raise CheckpointError(f"{checkpoint.path}: {type(model).__name__} and the files differ in {names}")
+
+
+def _class_for(family: Family, config: dict[str, Any]) -> type[PreTrainedModel]:
+    """Return the stock class, or ours where layers differ."""
+    import transformers
+
+    stock = getattr(transformers, family.architecture, None) if family.architecture else None
+    if stock is None:
+        raise CheckpointError(
+            f"transformers {transformers.__version__} has no model class for family {family.name}; it can be planned "
+            "and written, but not run here"
+        )
+    return _layered(family, stock) if config.get("per_layer_config") else cast(type[PreTrainedModel], stock)
+
+
+@cache
+def _layered(family: Family, stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """Return a subclass of ``stock`` whose layers follow ``config.per_layer_config``."""
+
+    def build(self: PreTrainedModel, config: PreTrainedConfig) -> None:
+        overrides = config.to_dict().get("per_layer_config") or {}
+        layer_configs = {int(index): config.per_layer_config[int(index)] for index in overrides}
+        layers = family.inventory(config.to_dict()).layers
+        # Stock code reads the counts of the whole model while it builds; per-layer ones hide them.
+        config.per_layer_config = None
+        try:
+            stock.__init__(self, config)
+        finally:
+            config.per_layer_config = overrides
+        for index, layer_config in layer_configs.items():
+            _rebuild(self, family, index, config, layer_config, layers[index])
+
+    return cast(type[PreTrainedModel], type(PREFIX + stock.__name__, (stock,), {"__init__": build}))
+
+
+def _rebuild(
+    model: PreTrainedModel,
+    family: Family,
+    index: int,
+    config: PreTrainedConfig,
+    layer_config: PreTrainedConfig,
+    layer: LayerInventory,
+) -> None:
+    """Replace the MoE block of one layer by one of its own size."""
+    norm, block = family.mlp_modules(index)
+    if getattr(layer_config, family.file.keys.experts[0]) == 0:
+        model.set_submodule(norm, nn.Identity())
+        model.set_submodule(block, DroppedBlock())
+        return
+    stock = type(model.get_submodule(block))
+    rebuilt = stock(layer_config)
+    configs = [layer_config]
+    if has_own_form(layer.form):
+        rebuilt.experts = CompressedExperts(layer, rebuilt.experts.act_fn)
+    if places := getattr(layer_config, MAP_KEY, None):
+        constants = getattr(layer_config, CONSTANTS_KEY, None) or 0
+        experts = rebuilt.experts
+        if not isinstance(experts, CompressedExperts):
+            configs.append(copy.copy(layer_config))
+            setattr(configs[-1], family.file.keys.experts[0], len(set(places)) - constants)
+            experts = type(experts)(configs[-1])
+        mapped_block(rebuilt, experts, places, constants)
+    for module in rebuilt.modules():
+        if any(getattr(module, "config", None) is own for own in configs):
+            module.config = config  # shared by the whole model, so that set_experts_implementation reaches every layer
+    model.set_submodule(block, rebuilt)

@@ -1,0 +1,152 @@
+"""Single decoder layers of a checkpoint, run on all tokens of a probe at once.
+
+Shape letters: T tokens, B sequences of one length, S their length, D hidden size, E routed experts, X = E + 1, N some tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.calibration.feed_forward import FeedForward
+from bench.calibration.layers.hidden import blocks
+from bench.calibration.layers.layer_experts import LayerExperts
+from bench.calibration.layers.layer_router import LayerRouter
+from bench.calibration.layers.skeleton import Attention, Skeleton
+from bench.calibration.layers.weights import WeightReader
+from methods.framework.errors import RefusedError
+from methods.framework.inventory import LayerInventory
+from methods.framework.plan import LayerPlan
+from methods.kernels.experts import gated_mlp
+
+if TYPE_CHECKING:
+    from bench.checkpoint.checkpoint import Checkpoint
+
+_GRAM_TOKENS = 256
+"""Tokens whose outputs are multiplied in float64 at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attended:
+    """The states of all tokens between attention and the feed-forward sub-layer: residual stream and normed input."""
+
+    residual_TD: Tensor
+    input_TD: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.residual_TD.nbytes + self.input_TD.nbytes
+
+
+class Layers:
+    """Runs attention, feed-forward sub-layers and single experts; holds the weights of one attention and one expert."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        windows: Sequence[Sequence[int]],
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        batch_tokens: int,
+        expert_rows: int,
+    ) -> None:
+        """Lay out the windows, sorted by length, one behind the other."""
+        self._checkpoint, self._device, self._dtype, self._rows = checkpoint, device, dtype, expert_rows
+        self.inventory = checkpoint.inventory
+        self._windows = sorted(windows, key=len)
+        self.tokens = sum(map(len, self._windows))
+        (self._block,) = blocks([len(window) for window in self._windows], self.tokens, batch_tokens)
+        self._weights = WeightReader(checkpoint, device, dtype)
+        self._skeleton = Skeleton(self.inventory.config, self.inventory.layers, device, dtype)
+        self._feed_forward = FeedForward(self.inventory.router, self._weights, self._skeleton.activation, expert_rows)
+        self._loaded: tuple[int, Attention] | None = None
+        self.runs = 0
+        """Feed-forward sub-layers run so far, for tests and reports."""
+
+    def embed(self) -> Tensor:
+        """Return the embeddings of all tokens, of which only the rows that occur are read."""
+        (entry,) = (entry for entry in self.inventory.outer if entry.role == "embedding")
+        ids_T = torch.from_numpy(np.concatenate([np.asarray(window, dtype=np.int64) for window in self._windows]))
+        rows, positions_T = ids_T.unique(return_inverse=True)
+        table = self._checkpoint.read(entry, rows=tuple(rows.tolist())).to(self._device, self._dtype)
+        return table[positions_T.to(self._device)]
+
+    def attend(self, layer: int, hidden_TD: Tensor) -> Attended:
+        """Return the states after the attention of ``layer``."""
+        if self._loaded is None or self._loaded[0] != layer:
+            self._loaded = layer, self._skeleton.load(layer, self.inventory.layers[layer], self._weights)
+        attention = self._loaded[1]
+        attended = Attended(torch.empty_like(hidden_TD), torch.empty_like(hidden_TD))
+        for batch in self._block.batches:
+            rows = slice(batch.start, batch.stop)
+            residual_BSD, input_BSD = attention(hidden_TD[rows].view(batch.count, batch.length, -1))
+            attended.residual_TD[rows] = residual_BSD.flatten(0, 1)
+            attended.input_TD[rows] = input_BSD.flatten(0, 1)
+        return attended
+
+    def output(self, layer: int, attended: Attended, plan: LayerPlan) -> Tensor:
+        """Return the states that leave ``layer`` as ``plan`` (which does not drop the block) makes it, (T, D)."""
+        if plan.drop == "moe":
+            return attended.residual_TD
+        self.runs += 1
+        return attended.residual_TD + self._feed_forward(self.inventory.layers[layer], attended.input_TD, None, plan)
+
+    def routed(self, layer: int, input_TD: Tensor, plan: LayerPlan) -> Tensor:
+        """Return the output of the routed experts of ``layer`` alone, (T, D)."""
+        if plan.drop != "none":
+            return torch.zeros_like(input_TD)
+        self.runs += 1
+        return self._feed_forward(_without_shared(self.inventory.layers[layer]), input_TD, None, plan)
+
+    def logits(self, layer: int, input_TD: Tensor) -> Tensor:
+        """Return the router logits of ``layer`` in at least float32, (T, E)."""
+        inventory = self.inventory.layers[layer]
+        router = LayerRouter.read(self._weights, inventory, self.inventory.router, LayerPlan(), None)
+        return torch.cat([router(x_ND).logits_NR for x_ND in input_TD.split(self._rows)])
+
+    def gram(self, layer: int, input_TD: Tensor, target_TD: Tensor, bound: int) -> Tensor:
+        """Return the inner products of all experts' outputs and, last, of the target, (T, X, X) in float64 on the CPU.
+
+        Args:
+            layer: a layer whose router rows are its experts.
+            input_TD: input of its experts.
+            target_TD: what the outputs are compared with.
+            bound: bytes that outputs may take; where all tokens' take more, the experts are read once for each part.
+
+        Raises:
+            RefusedError: router rows share experts.
+        """
+        inventory = self.inventory.layers[layer]
+        if inventory.expert_map is not None:
+            raise RefusedError(f"layer {layer}: router rows share experts already, so there is no output for each row")
+        self.runs += 1
+        experts, width = LayerExperts(self._weights, inventory, LayerPlan()), inventory.experts + 1
+        gram_TXX = torch.empty(len(input_TD), width, width, dtype=torch.float64)
+        part = max(1, bound // (width * self.inventory.hidden * self._dtype.itemsize))
+        for start in range(0, len(input_TD), part):
+            rows = slice(start, min(start + part, len(input_TD)))
+            outputs_NXD = torch.empty(
+                rows.stop - start, width, input_TD.shape[1], device=self._device, dtype=self._dtype
+            )
+            outputs_NXD[:, -1] = target_TD[rows]
+            for expert in range(len(experts)):
+                network = experts.read(expert)
+                parts = zip(input_TD[rows].split(self._rows), outputs_NXD[:, expert].split(self._rows), strict=True)
+                for x_ND, out_ND in parts:
+                    out_ND.copy_(gated_mlp(x_ND, network.gate_up_2FD, network.down_DF, self._skeleton.activation))
+            for some in range(0, len(outputs_NXD), _GRAM_TOKENS):
+                exact_NXD = outputs_NXD[some : some + _GRAM_TOKENS].double()
+                gram_TXX[start + some : start + some + len(exact_NXD)] = exact_NXD @ exact_NXD.mT
+        return gram_TXX
+
+
+def _without_shared(layer: LayerInventory) -> LayerInventory:
+    """Return ``layer`` without its shared experts."""
+    return replace(layer, tensors=tuple(entry for entry in layer.tensors if not entry.role.startswith("shared.")))

@@ -1,0 +1,377 @@
+"""The main job: one model, several methods; every one planned, applied, evaluated, timed, recorded and mirrored.
+
+Quality comes first for all methods, then the timings in one session (the engine is imported once), then the records. Each
+stage is cached by content, so the same command goes on after any interruption.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.applying.moments import cold_experts
+from bench.checkpoint.checkpoint import Checkpoint
+from bench.evaluation.evaluate import Evaluation, check_tasks
+from bench.evaluation.items import save_items
+from bench.evaluation.paired import pair_scores
+from bench.evaluation.tasks import load_tasks
+from bench.records.environment import environment
+from bench.records.mirror import Tracker
+from bench.records.record import (
+    CorpusInfo,
+    ModelInfo,
+    Record,
+    Score,
+    Status,
+    TargetInfo,
+    Timing,
+    read_record,
+    write_record,
+)
+from bench.running.recipe import Recipe
+from bench.running.stages import (
+    Calibrator,
+    Clock,
+    cost_info,
+    evaluate_checkpoint,
+    ratio_info,
+    realisation,
+    recover_checkpoint,
+    recovery_info,
+    time_checkpoint,
+    timing_key,
+    write_checkpoint,
+)
+from bench.settings.recovery import RecoverySettings
+from bench.settings.run_settings import RunConfig
+from bench.store.store import Store, digest_of, write_json
+from bench.timing.offline import TimingSession
+from bench.timing.protocol import TimingProtocol, unservable
+from methods.framework.cost import cost
+from methods.framework.errors import MoebenchError, RefusedError
+from methods.framework.method import Method
+from methods.framework.plan import Plan
+from methods.framework.stats import CATALOGUE
+
+if TYPE_CHECKING:
+    from bench.recovery.recover import Recovered
+
+Report = Callable[["Subject", str], None]
+"""Called with a subject and the stage that it enters, or its status at the end.
+
+Stages are ``calibrate``, ``plan``, ``apply``, ``recover DONE/STEPS``, ``evaluate TASK`` and ``time``.
+"""
+
+
+RECOVERIES = {"lora": "LoRA", "full": "fine-tuning", "router_kd": "Router KD", "expert_kd": "expert distillation"}
+"""Kinds of training, as tables call them."""
+
+
+@dataclass
+class Subject:
+    """One row of the result on its way: the base (``method`` None) or one configured method."""
+
+    method: Method | Recipe | None
+    recovery: RecoverySettings | None = None
+    recovered: Recovered | None = None
+    cold: int | None = None
+    target: TargetInfo | None = None
+    id: str = ""
+    attempt: int = 1
+    plan: Plan | None = None
+    path: Path | None = None
+    content: str = ""
+    corpus: CorpusInfo | None = None
+    evaluation: Evaluation | None = None
+    timing: Timing | None = None
+    status: Status = "complete"
+    reason: str | None = None
+    record: Record | None = None
+    clock: Clock = field(default_factory=Clock)
+
+    @property
+    def title(self) -> str:
+        """Name for tables; the knobs stand beside it."""
+        if self.method is None:
+            return "base"
+        return self.method.title + (f" + {RECOVERIES[self.recovery.kind]}" if self.recovery else "")
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """Every setting of the method, and those of the training after it that are no defaults, as JSON values."""
+        if self.method is None:
+            return {}
+        training = self.recovery.model_dump(mode="json", exclude_defaults=True) if self.recovery else {}
+        return {**self.method.knobs, **{f"recovery.{name}": value for name, value in training.items()}}
+
+
+class Run:
+    """One call of ``moebench run``."""
+
+    def __init__(
+        self, config: RunConfig, store: Store, tracker: Tracker, report: Report = lambda subject, stage: None
+    ) -> None:
+        """Check everything that can be checked before any work: methods, tasks, model.
+
+        Raises:
+            MoebenchError: an unknown method or knob, an unknown task, a model that cannot be read.
+        """
+        self.config, self.store, self.tracker, self.report = config, store, tracker, report
+        methods: list[Method | Recipe] = [one.configured() for one in config.methods]
+        methods += [Recipe.configured(one) for one in config.recipes]
+        recoveries = [config.recovery] * len(config.methods)
+        recoveries += [one.recovery or config.recovery for one in config.recipes]
+        if config.evaluation.tasks:
+            check_tasks(config.evaluation.tasks, config.evaluation.include_path)
+        self.checkpoint = Checkpoint.open(config.model, config.revision)
+        self.base = Subject(None)
+        pairs = zip(methods, recoveries, strict=True)
+        self.subjects = [self.base, *(Subject(method, recovery) for method, recovery in pairs)]
+        needs = frozenset().union(*(m.of_source if isinstance(m, Recipe) else m.measured for m in methods))
+        self.calibrator = Calibrator(self.checkpoint, config.calibration, store, needs)
+
+    def execute(self) -> list[Record]:
+        """Run every subject that has no record yet and return all records, the base's first."""
+        self._identify()
+        todo = [subject for subject in self.subjects if subject.record is None]
+        for subject in self.subjects:
+            if subject.record is not None:
+                self.report(subject, f"{subject.record.status} (earlier)")
+        if todo:
+            self._evaluate(self.base)
+            for subject in todo:
+                self._guarded(subject, self._decide)
+                self._guarded(subject, self._recover)
+                self._guarded(subject, self._evaluate)
+            self._time(todo)
+            for subject in todo:
+                self._record(subject)
+        for subject in self.subjects:
+            assert subject.record is not None
+            self.tracker.track(subject.record, subject.plan.dumps() if subject.plan else None)
+        return [subject.record for subject in self.subjects if subject.record is not None]
+
+    def _identify(self) -> None:
+        """Give each subject the id that everything which determines its result hashes to, and find earlier records."""
+        evaluation = self.config.evaluation
+        tasks: dict[str, str] = {}
+        if evaluation.tasks:
+            leaves, _ = load_tasks(
+                evaluation.tasks,
+                evaluation.include_path,
+                num_fewshot=evaluation.num_fewshot,
+                limit=evaluation.limit,
+                seed=evaluation.seed,
+            )
+            tasks = {name: leaf.digest for name, leaf in leaves.items()}
+        shared = {
+            "schema": 1,
+            "group": self.config.group,
+            "model": self.checkpoint.content,
+            "tasks": tasks,
+            "evaluation": evaluation.model_dump(mode="json", include={"max_length", "dtype", "seed"}),
+            "timing": self.config.timing.model_dump(mode="json"),
+        }
+        if self.config.target is not None:
+            shared["target"] = self.config.target
+        for subject in self.subjects:
+            own: dict[str, object] = {"method": None}
+            if subject.method is not None:
+                self._guarded(subject, self._find_corpus)
+                corpus = subject.corpus.model_dump(mode="json", exclude={"name"}) if subject.corpus else None
+                own = {"method": subject.method.name, "knobs": subject.method.knobs, "corpus": corpus}
+                if subject.method.probing or any(CATALOGUE[n].cost == "sampled" for n in subject.method.measured):
+                    own["sampled_tokens"] = self.config.calibration.sampled_tokens
+                if subject.recovery is not None:
+                    own["recovery"] = subject.recovery.resolved()
+            key = digest_of({**shared, **own})[:16]
+            subject.id = key
+            while (path := self.store.records / f"{subject.id}.json").exists():
+                earlier = read_record(path)
+                if earlier.status in ("complete", "refused"):
+                    subject.record = earlier
+                    subject.plan = self._stored_plan(earlier)
+                    break
+                subject.attempt += 1
+                subject.id = f"{key}-{subject.attempt}"
+
+    def _find_corpus(self, subject: Subject) -> None:
+        assert subject.method is not None
+        corpus = self.calibrator.corpus_for(subject.method)
+        if corpus is not None:
+            subject.corpus = CorpusInfo(
+                name=corpus.name,
+                digest=corpus.digest,
+                tokens=corpus.tokens,
+                sequences=len(corpus.windows),
+                propagation=self.config.calibration.propagation,
+            )
+
+    def _stored_plan(self, record: Record) -> Plan | None:
+        path = self.store.plans / f"{record.plan}.json"
+        return Plan.loads(path.read_text()) if record.plan and path.exists() else None
+
+    def _guarded(self, subject: Subject, stage: Callable[[Subject], None]) -> None:
+        """Run one stage of one subject; its failure ends this subject and no other."""
+        if subject.status != "complete":
+            return
+        try:
+            stage(subject)
+        except RefusedError as refusal:
+            subject.status, subject.reason = "refused", str(refusal)
+        except MoebenchError as failure:
+            subject.status, subject.reason = "failed", str(failure)
+        if subject.status != "complete":
+            self.report(subject, subject.status)
+
+    def _decide(self, subject: Subject) -> None:
+        """Calibrate, plan and write the checkpoint; the base is the source itself."""
+        if subject.method is None:
+            return
+        self.report(subject, "calibrate")
+        with subject.clock.stage("calibrate"):
+            stats = self.calibrator.stats_for(subject.method)
+        self.report(subject, "plan")
+        with subject.clock.stage("plan"):
+            if isinstance(subject.method, Recipe):
+                subject.plan, stats = subject.method.decide(self.calibrator, self.checkpoint, self.store)
+            else:
+                probe = self.calibrator.probe_for(subject.method)
+                subject.plan = subject.method.plan(self.checkpoint.inventory, stats, probe)
+        self._check_target(subject)
+        provenance = {"method": subject.method.name, "knobs": subject.method.knobs}
+        write_json(
+            self.store.plans / f"{subject.plan.digest}.json",
+            {**subject.plan.document(), "provenance": {**provenance, "model": self.checkpoint.name}},
+        )
+        self.report(subject, "apply")
+        with subject.clock.stage("apply"):
+            subject.path = write_checkpoint(
+                self.checkpoint, subject.plan, self.store, provenance, stats, self.calibrator.device
+            )
+            subject.content = Checkpoint.open(subject.path).content
+        if subject.plan.moments:
+            subject.cold = cold_experts(subject.plan, self.checkpoint.inventory, stats)
+
+    def _check_target(self, subject: Subject) -> None:
+        """Note what is known about the engine that is to run the subject's plan.
+
+        Raises:
+            RefusedError: it cannot.
+        """
+        name = self.config.target
+        if name is None:
+            return
+        from bench.serving.target import verdict
+
+        assert subject.plan is not None
+        found = verdict(subject.plan, self.checkpoint.inventory, name)
+        subject.target = TargetInfo(name=name, outcome=found.outcome, reason=found.reason, notes=found.notes)
+        if found.outcome == "refused":
+            raise RefusedError(f"{name} cannot run this plan: {found.reason}")
+
+    def _recover(self, subject: Subject) -> None:
+        """Train the subject's checkpoint, where that is asked for."""
+        if subject.recovery is None:
+            return
+        assert subject.path is not None
+        self.report(subject, "recover")
+        with subject.clock.stage("recover"):
+            subject.recovered = recover_checkpoint(
+                subject.path,
+                subject.recovery,
+                self.checkpoint.path,
+                self.store,
+                lambda done, total, loss: self.report(subject, f"recover {done}/{total} loss {loss:.3f}"),
+            )
+            subject.path = subject.recovered.path
+            subject.content = Checkpoint.open(subject.path).content
+
+    def _evaluate(self, subject: Subject) -> None:
+        """Score the subject's checkpoint."""
+        if subject.evaluation is not None or not self.config.evaluation.tasks:
+            return
+        if subject.method is None:
+            subject.path, subject.content = self.checkpoint.path, self.checkpoint.content
+        assert subject.path is not None
+        self.report(subject, "evaluate")
+        with subject.clock.stage("evaluate"):
+            subject.evaluation = evaluate_checkpoint(
+                subject.path,
+                subject.content,
+                self.config.evaluation,
+                self.store,
+                lambda task, done, total: self.report(subject, f"evaluate {task} {done}/{total}"),
+            )
+
+    def _time(self, todo: Sequence[Subject]) -> None:
+        """Time all compressed models against the base, and give the base the timing of its first pair."""
+        timing = self.config.timing
+        if not timing.enabled:
+            return
+        self.base.path, self.base.content = self.checkpoint.path, self.checkpoint.content
+        subjects = [subject for subject in todo if subject.method is not None and subject.status == "complete"]
+        protocol = TimingProtocol(**timing.model_dump(exclude={"enabled"}))
+        base = self.base
+        assert base.path is not None
+        with TimingSession(protocol, logs=self.store.root / "logs") as session:
+            for subject in subjects:
+                assert subject.path is not None
+                if reason := unservable(subject.path):
+                    subject.timing = Timing(reason=reason)
+                    continue
+                self.report(subject, "time")
+                key = timing_key(base.content, subject.content, timing)
+                with subject.clock.stage("time"):
+                    first, subject.timing = time_checkpoint(session, base.path, subject.path, key, self.store)
+                base.timing = base.timing or first
+            if base in todo and base.timing is None:
+                self.report(base, "time")
+                base.timing = session.alone(base.path)
+
+    def _record(self, subject: Subject) -> None:
+        """Write the record of ``subject`` with its per-item results beside it."""
+        config, checkpoint = self.config, self.checkpoint
+        plan = subject.plan or (Plan.identity(checkpoint.inventory) if subject.method is None else None)
+        after = cost(plan, checkpoint.inventory) if plan else None
+        scores: tuple[Score, ...] = ()
+        own, base = subject.evaluation, self.base.evaluation
+        if own is not None and base is not None:
+            save_items(own.items.values(), self.store.items(subject.id))
+            scores = own.scores if own is base else pair_scores(own.scores, own.items, base.items)
+        method = subject.method
+        seeds = {"calibration": config.calibration.seed, "evaluation": config.evaluation.seed, "timing": 0}
+        subject.record = Record(
+            id=subject.id,
+            group=config.group,
+            status=subject.status,
+            reason=subject.reason,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            model=ModelInfo(
+                name=checkpoint.name,
+                family=checkpoint.inventory.family,
+                revision=checkpoint.revision,
+                content=checkpoint.content,
+            ),
+            corpus=subject.corpus,
+            method=method.name if method else None,
+            title=subject.title,
+            knobs=subject.knobs,
+            plan=plan.digest if plan else None,
+            cost=cost_info(after) if after else None,
+            ratios=ratio_info(plan, checkpoint.inventory) if plan else None,
+            cold_experts=subject.cold,
+            target=subject.target,
+            recovery=recovery_info(subject.recovery, subject.recovered),
+            realisation=realisation(plan) if subject.evaluation else None,
+            scores=scores,
+            timing=subject.timing,
+            seconds=subject.clock.seconds,
+            seeds=seeds,
+            environment=environment(),
+        )
+        write_record(subject.record, self.store.records)
+        self.report(subject, subject.status)

@@ -1,0 +1,66 @@
+"""Strict settings: frozen, every key known, and one clear error that names the closest match."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from methods.framework.errors import ConfigError, UnknownNameError
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """A part of a configuration: frozen, and an unknown key is an error that names the closest known one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        for key in data if isinstance(data, Mapping) else ():
+            if key not in cls.model_fields:
+                raise ValueError(str(UnknownNameError("key", str(key), cls.model_fields)))
+        return data
+
+
+def load_settings(path: Path, kind: type[Settings]) -> Settings:
+    """Read a YAML file into the settings class ``kind``; ConfigError names what is wrong with it."""
+    return validated(read_settings(path), kind, str(path))
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds settings by name.
+
+    Raises:
+        ConfigError: no such file, not YAML, or something else than names with values.
+    """
+    try:
+        document = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} should hold settings by name, found {type(document).__name__}")
+    return document
+
+
+def validated(document: Mapping[str, Any], kind: type[Settings], where: str) -> Settings:
+    """Check ``document`` against ``kind``.
+
+    Raises:
+        ConfigError: names ``where``, the key, what was found and what is allowed.
+    """
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
+        raise ConfigError(f"{where}: {path + ': ' if path else ''}{message}{found}") from error

@@ -1,0 +1,161 @@
+"""Cost of a plan: parameters, active parameters, bytes and FLOPs, from shapes alone.
+
+FLOPs of one forward of T tokens at batch size 1 are 2 T P + 2 T^2 H (d_qk + d_v) for each attention layer, where P are the
+weights that one token multiplies (attention, router, K routed and all shared experts, dense MLP, output head; no
+embedding, no norm) and H d the heads times the head dimension. No causal halving: this is the convention
+of the holistic study's Table 3 (arXiv 2406.02500), which it reproduces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from methods.framework.forms import LEFT, MIX, SHARED_PREFIX
+from methods.framework.inside_fit import stays
+from methods.framework.inventory import CONSTANT_ROLE, EXPERT_ROLES, Inventory, LayerInventory, TensorEntry
+from methods.framework.plan import Plan
+from methods.framework.transfer import result
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a checkpoint costs.
+
+    Args:
+        experts: routed experts of the whole model.
+        channels: hidden channels of all routed experts together.
+        routed_parameters: weights of the routed experts, and of what they share; of packed matrices the weights they stand for.
+        parameters: all weights; a tied output head counts once.
+        active_parameters: ``parameters`` less the routed experts that a token does not use. Where several router rows lead
+            to one expert this is an upper bound: a token may choose the same expert twice, or a constant vector.
+        bytes: tensor bytes on disk, without file headers.
+        flops: multiply-adds times two of one 2048-token forward at batch size 1.
+    """
+
+    experts: int
+    channels: int
+    routed_parameters: int
+    parameters: int
+    active_parameters: int
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ratios:
+    """Fractions removed, one for each meaning of "compression ratio" in the literature; 0 for the source itself.
+
+    Args:
+        count: of routed experts (NAEE, REAP, HC-SMoE, DiEP).
+        expert: of routed-expert parameters (MoE-I2).
+        total: of all parameters (D2-MoE, MoBE).
+        bytes: of checkpoint bytes (holistic study, with quantisation).
+        channels: of the routed experts' hidden channels (HEAPr, CAMERA).
+    """
+
+    count: float
+    expert: float
+    total: float
+    bytes: float
+    channels: float
+
+
+def cost(plan: Plan, inventory: Inventory, tokens: int = 2048) -> Cost:
+    """Return the cost of the checkpoint that ``plan`` makes of ``inventory``."""
+    return cost_of(result(plan, inventory), tokens)
+
+
+def cost_of(inventory: Inventory, tokens: int = 2048) -> Cost:
+    """Return the cost of a checkpoint as it is; ``tokens`` is the length of the forward that FLOPs are counted for."""
+    entries = list(inventory.tensors())
+    parameters = sum(entry.parameters for entry in entries)
+    idle = sum(_own(layer) * max(0, layer.experts - layer.top_k) // layer.experts for layer in _moe(inventory))
+    return Cost(
+        experts=inventory.num_experts,
+        channels=sum(entry.shape[0] for entry in entries if _spans_channels(entry)),
+        routed_parameters=sum(entry.parameters for entry in entries if _is_routed(entry)),
+        parameters=parameters,
+        active_parameters=parameters - idle,
+        bytes=sum(entry.nbytes for entry in entries),
+        flops=flops(inventory, tokens),
+    )
+
+
+def zeros(plan: Plan, inventory: Inventory) -> int:
+    """Return how many weights of the result ``plan`` makes zero; they are stored, so no other cost falls with them."""
+    total = 0
+    for layer_plan, layer in zip(plan.layers, inventory.layers, strict=True):
+        if layer_plan.sparsity is None:
+            continue
+        share, kept = layer_plan.sparsity.share, stays(layer_plan, layer)
+        for entry in layer.with_role(*EXPERT_ROLES):
+            if entry.expert not in kept:
+                continue
+            outputs, inputs = entry.shape
+            if layer_plan.channels is not None:
+                width = len(layer_plan.channels[kept.index(entry.expert)])
+                outputs, inputs = (outputs, width) if entry.role == "expert.down" else (width, inputs)
+            total += outputs * int(inputs * share)
+    return total
+
+
+def flops(inventory: Inventory, tokens: int) -> int:
+    """Return the FLOPs of one forward of ``tokens`` tokens (see the module's formula)."""
+    head = inventory.vocab * inventory.hidden
+    attention = inventory.attention
+    quadratic = 2 * tokens**2 * attention.heads * (attention.qk_head_dim + attention.v_head_dim)
+    linear = head + sum(_active_matrices(layer) for layer in inventory.layers)
+    return 2 * tokens * linear + quadratic * len(inventory.layers)
+
+
+def ratios(before: Cost, after: Cost) -> Ratios:
+    """Return the fractions removed between two costs."""
+
+    def removed(a: int, b: int) -> float:
+        return 1.0 - b / a if a else 0.0
+
+    return Ratios(
+        count=removed(before.experts, after.experts),
+        expert=removed(before.routed_parameters, after.routed_parameters),
+        total=removed(before.parameters, after.parameters),
+        bytes=removed(before.bytes, after.bytes),
+        channels=removed(before.channels, after.channels),
+    )
+
+
+def _moe(inventory: Inventory) -> list[LayerInventory]:
+    return [layer for layer in inventory.layers if layer.mlp == "moe"]
+
+
+def _is_routed(entry: TensorEntry) -> bool:
+    return entry.role.startswith("expert.")
+
+
+def _spans_channels(entry: TensorEntry) -> bool:
+    """Whether the first axis of ``entry`` counts the channels of one expert; true once for each expert."""
+    return entry.role in ("expert.gate", f"expert.gate.{LEFT}", "expert.gate.packed")
+
+
+def _own(layer: LayerInventory) -> int:
+    """Weights that the routed experts of ``layer`` do not share."""
+    return sum(entry.parameters for entry in layer.tensors if _is_routed(entry) and entry.expert is not None)
+
+
+def _active_matrices(layer: LayerInventory) -> int:
+    """Elements of the matrices that one token multiplies in ``layer``.
+
+    A base multiplies each token once: gate and up before, down after the weighted sum over experts. Of shared bases each
+    expert of a token multiplies its own mixture, the size of one; making the mixture depends on no token and is not counted.
+    """
+    fixed = sum(entry.numel for entry in layer.tensors if _is_fixed_matrix(entry))
+    own = sum(
+        e.parameters for e in layer.tensors if _is_routed(e) and e.expert is not None and not e.role.endswith(MIX)
+    )
+    active = own * layer.top_k // layer.experts if layer.experts else 0
+    shared = [entry for entry in layer.tensors if entry.role.startswith(SHARED_PREFIX)]
+    bases = sum(entry.numel // entry.shape[0] * layer.top_k for entry in shared if len(entry.shape) == 3)
+    return fixed + active + bases + sum(entry.numel for entry in shared if len(entry.shape) == 2)
+
+
+def _is_fixed_matrix(entry: TensorEntry) -> bool:
+    return len(entry.shape) == 2 and not _is_routed(entry) and entry.role != CONSTANT_ROLE

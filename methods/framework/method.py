@@ -1,0 +1,166 @@
+"""The contract of a method: a frozen, configured decision rule that reads shapes and statistics and returns a plan."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from methods.framework.errors import ConfigError, RefusedError, UnknownNameError
+from methods.framework.inside_fit import has_whole_matrices
+from methods.framework.inventory import Inventory
+from methods.framework.plan import INSIDE, LayerPlan, Plan
+from methods.framework.probe import Probe
+from methods.framework.stats import Stats
+
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+Keep = Share | Annotated[tuple[Share, ...], Field(min_length=1, max_length=64)]
+"""What remains: one share in (0, 1], or knots that are interpolated linearly over the depth of the MoE layers."""
+
+
+class Method(BaseModel, abc.ABC):
+    """A compression method. Its fields are its knobs; it holds no weights, no files, no clock and no random state.
+
+    Class attributes:
+        name: unique key in the registry.
+        title: name for tables.
+        source: paper and equation.
+        stages: plan stages that it writes (see ``methods.framework.plan.STAGES``).
+        equivariant: whether relabelling the experts relabels the plan (law 7); false only for ``random``.
+        shares: the values of ``keep`` that exist; empty where all between 0 and 1 do.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    source: ClassVar[str]
+    stages: ClassVar[frozenset[str]]
+    equivariant: ClassVar[bool] = True
+    shares: ClassVar[tuple[float, ...]] = ()
+
+    keep: Keep = Field(default=0.5, description="share of the method's unit that remains, in (0, 1]")
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """Every setting as JSON values, without fields that a subclass has fixed to one value."""
+        fixed = {name for name, field in type(self).model_fields.items() if len(get_args(field.annotation)) == 1}
+        return self.model_dump(mode="json", exclude=fixed)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the statistics that ``plan`` may read."""
+        return frozenset()
+
+    @property
+    def moments(self) -> frozenset[str]:
+        """Names of the statistics whose values its plans write into the checkpoint (see ``Plan.moments``)."""
+        return frozenset()
+
+    @property
+    def measured(self) -> frozenset[str]:
+        """Names of all statistics that a run has to measure: those that it reads, and those that it writes."""
+        return self.needs | self.moments
+
+    def refuse(self, inventory: Inventory) -> str | None:
+        """Return the reason why the method does not apply to this model, or None."""
+        if not inventory.moe_layers:
+            return "the model has no MoE layer"
+        if not self.stages.isdisjoint(INSIDE) and any(not has_whole_matrices(layer.form) for layer in inventory.layers):
+            return (
+                "experts of this model are stored in another form already; state the steps in one recipe on the source"
+            )
+        if "experts" in self.stages and any(layer.expert_map is not None for layer in inventory.layers):
+            return "router rows of this model share experts already, so experts cannot be selected or merged again"
+        return None
+
+    def plan(self, inventory: Inventory, stats: Stats, probe: Probe | None = None) -> Plan:
+        """Return the plan.
+
+        Args:
+            inventory: the model.
+            stats: measured statistics, of which no others than ``needs`` are read.
+            probe: the running model; only methods with ``probing`` need it.
+
+        Raises:
+            RefusedError: the method does not apply, or ``keep`` asks for less than the model can be reduced to.
+        """
+        if reason := self.refuse(inventory):
+            raise RefusedError(f"{self.name}: {reason}")
+        return Plan.of(inventory, self._decided(inventory, stats.only(self.needs), probe))
+
+    @property
+    def probing(self) -> bool:
+        """Whether ``plan`` has to run the model on candidates, that is, needs a probe."""
+        return False
+
+    def _decided(self, inventory: Inventory, stats: Stats, probe: Probe | None) -> list[LayerPlan]:
+        return self.decide(inventory, stats)
+
+    @abc.abstractmethod
+    def decide(self, inventory: Inventory, stats: Stats) -> list[LayerPlan]:
+        """Return one entry per decoder layer; ``stats`` holds no more than ``needs``."""
+
+    @classmethod
+    def neutral(cls) -> Self:
+        """Return the setting that changes nothing (law 5)."""
+        return cls(keep=1.0)
+
+    @classmethod
+    def configured(cls, knobs: Mapping[str, Any]) -> Self:
+        """Return the method with these knobs.
+
+        Raises:
+            ConfigError: an unknown knob (with the closest match) or a value out of range.
+        """
+        for knob in knobs:
+            if knob not in cls.model_fields:
+                raise UnknownNameError(f"knob of method {cls.name}", knob, cls.model_fields)
+        try:
+            return cls.model_validate(dict(knobs))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "knobs"
+            raise ConfigError(f"method {cls.name}, {where}: {first['msg']}, found {first['input']!r}") from error
+
+
+class LayerwiseMethod(Method):
+    """A method that decides each MoE layer from that layer's statistics alone, so calibration may be ``sequential``."""
+
+    @abc.abstractmethod
+    def decide_layer(self, inventory: Inventory, stats: Stats, layer: int) -> LayerPlan:
+        """Return what becomes of MoE layer ``layer``; reads statistics of that layer only."""
+
+    def decide(self, inventory: Inventory, stats: Stats) -> list[LayerPlan]:
+        """Decide layer by layer; layers without experts stay as they are."""
+        moe = set(inventory.moe_layers)
+        return [
+            self.decide_layer(inventory, stats, index) if index in moe else LayerPlan()
+            for index in range(len(inventory.layers))
+        ]
+
+
+class ProbingMethod(Method):
+    """A method that runs the model on candidates, through the ``Probe`` that ``bench`` offers."""
+
+    @property
+    def probing(self) -> bool:
+        """True, unless a setting makes the statistics suffice."""
+        return True
+
+    def _decided(self, inventory: Inventory, stats: Stats, probe: Probe | None) -> list[LayerPlan]:
+        if not self.probing:
+            return self.decide(inventory, stats)
+        if probe is None:
+            raise ConfigError(f"{self.name} runs the model on its candidates, but was given no probe of the model")
+        return self.decide_by_probe(inventory, stats, probe)
+
+    def decide(self, inventory: Inventory, stats: Stats) -> list[LayerPlan]:
+        """Refuse: statistics alone do not suffice."""
+        raise ConfigError(f"{self.name} cannot decide without a probe of the model")
+
+    @abc.abstractmethod
+    def decide_by_probe(self, inventory: Inventory, stats: Stats, probe: Probe) -> list[LayerPlan]:
+        """Return one entry per decoder layer."""

@@ -1,0 +1,147 @@
+"""Search spaces: what a knob may be, how a sampler's flat parameters become knobs, and a method's own space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
+
+from annotated_types import Le, Lt
+from pydantic import Discriminator, Field, Tag, model_validator
+
+import methods.framework.knob_space
+from bench.settings.strict import Strict
+from methods.framework.knob_space import draw, space_of
+from methods.framework.method import Method
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+__all__ = ["Choice", "Knots", "Range", "assemble", "corners", "distributions", "draw", "own_space", "space_of"]
+
+KEEP_KNOTS = 3
+"""Depth knots of ``keep`` where a sweep asks for a method's own space."""
+
+
+class Choice(Strict):
+    """One of several values, in no order."""
+
+    choices: tuple[bool | int | float | str | None, ...] = Field(min_length=1, description="values to choose from")
+
+
+class Range(Strict):
+    """A number between two ends, both included."""
+
+    type: Literal["int", "float"] = Field(default="float", description="whole numbers or real ones")
+    low: float = Field(description="smallest value")
+    high: float = Field(description="largest value")
+    log: bool = Field(default=False, description="whether the logarithm is drawn evenly")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs low above 0, found {self.low}")
+        if self.type == "int" and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError(f"type int needs whole ends, found {self.low} and {self.high}")
+        return self
+
+
+class Knots(Strict):
+    """Shares at equally spaced depths, interpolated linearly between (see ``methods.framework.allocation.depth_shares``)."""
+
+    knots: int = Field(ge=1, le=64, description="number of knots; 1 is one share for the whole depth")
+    low: float = Field(gt=0.0, le=1.0, description="smallest share")
+    high: float = Field(gt=0.0, le=1.0, description="largest share")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        return self
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (Choice, Range, Knots)):
+        return type(value).__name__
+    keys = value if isinstance(value, Mapping) else ()
+    return "Choice" if "choices" in keys else "Knots" if "knots" in keys else "Range"
+
+
+Dimension: TypeAlias = Annotated[
+    Annotated[Choice, Tag("Choice")] | Annotated[Range, Tag("Range")] | Annotated[Knots, Tag("Knots")],
+    Discriminator(_kind),
+]
+"""One knob's part of a space, told apart by its keys: ``choices``, ``knots``, or ``low`` and ``high``."""
+
+Space: TypeAlias = Mapping[str, Choice | Range | Knots]
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """Return Optuna's distribution of each flat parameter; knot i of knob ``keep`` is called ``keep.i``.
+
+    They come in the order of their names, since samplers draw one after another and a file's order must not matter.
+    """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    flat: dict[str, BaseDistribution] = {}
+    for name, dimension in sorted(space.items()):
+        match dimension:
+            case Choice():
+                flat[name] = CategoricalDistribution(dimension.choices)
+            case Range(type="int"):
+                flat[name] = IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
+            case Range():
+                flat[name] = FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+            case Knots():
+                for index in range(dimension.knots):
+                    flat[f"{name}.{index}"] = FloatDistribution(dimension.low, dimension.high)
+    return flat
+
+
+def assemble(space: Space, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return knobs from flat parameters; a single knot is a plain share."""
+    knobs: dict[str, Any] = {}
+    for name, dimension in space.items():
+        if isinstance(dimension, Knots):
+            shares = tuple(float(parameters[f"{name}.{index}"]) for index in range(dimension.knots))
+            knobs[name] = shares[0] if dimension.knots == 1 else shares
+        else:
+            knobs[name] = parameters[name]
+    return knobs
+
+
+def corners(dimension: Choice | Range | Knots) -> list[Any]:
+    """Return the values at the ends of a dimension; a knob that accepts them accepts what lies between."""
+    match dimension:
+        case Choice():
+            return list(dimension.choices)
+        case Range(type="int"):
+            return [int(dimension.low), int(dimension.high)]
+        case Range():
+            return [dimension.low, dimension.high]
+        case Knots(knots=1):
+            return [dimension.low, dimension.high]
+        case Knots():
+            return [(dimension.low,) * dimension.knots, (dimension.high,) * dimension.knots]
+
+
+def own_space(method_class: type[Method]) -> dict[str, Choice | Range | Knots]:
+    """Return the part of a method's space (``methods.framework.knob_space``) that is worth searching.
+
+    Left out are knobs with a single value, and numbers without an upper bound: choosing the best of many seeds fits
+    noise.
+    """
+    space: dict[str, Choice | Range | Knots] = {}
+    for name, dimension in methods.framework.knob_space.space_of(method_class).items():
+        bounded = any(isinstance(mark, (Le, Lt)) for mark in method_class.model_fields[name].metadata)
+        match dimension:
+            case methods.framework.knob_space.Choice(values) if len(values) > 1 and None not in values:
+                space[name] = Choice(choices=values)
+            case methods.framework.knob_space.Integer(low, high) if bounded and low < high:
+                space[name] = Range(type="int", low=low, high=high)
+            case methods.framework.knob_space.Real(low, high):
+                space[name] = Range(low=low, high=high)
+            case methods.framework.knob_space.Share(low, high, depth):
+                space[name] = Knots(knots=KEEP_KNOTS if depth else 1, low=low, high=high)
+    return space

@@ -1,0 +1,259 @@
+"""The file of a sweep: strict, typed, and checked against the method before anything is measured."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from bench.settings.run_settings import CalibrationConfig
+from bench.settings.strict import Strict
+from methods.framework.errors import ConfigError, MoebenchError, UnknownNameError
+from methods.registry import method_class, names
+from sweeps.search_space import Choice, Dimension, Knots, Range, corners, distributions, own_space
+
+Quantity: TypeAlias = Literal[
+    "experts", "channels", "routed_parameters", "parameters", "active_parameters", "bytes", "flops"
+]
+"""A size of ``methods.framework.cost.Cost``."""
+
+
+class Windows(Strict):
+    """Held-out text, in the spelling of the calibration."""
+
+    corpus: str = Field(description="text file, datasets:NAME, pocket[:domain], or a file of token ids")
+    sequences: int = Field(default=16, ge=1, description="windows")
+    length: int = Field(default=512, ge=2, description="tokens in a window")
+    seed: int = Field(default=1, ge=0, description="seed of the choice of windows")
+
+
+class Budget(Strict):
+    """A limit on the size of every trial's result."""
+
+    of: Quantity = Field(description="what is limited")
+    keep: float = Field(gt=0.0, le=1.0, description="largest share of the source's that remains")
+    how: Literal["project", "refuse"] = Field(
+        default="project",
+        description="project: shift `keep` of each draw onto the limit, within one unit; refuse: refuse larger draws",
+    )
+
+
+class TaskObjective(Strict):
+    """A score of an lm-eval task."""
+
+    kind: Literal["task"]
+    task: str = Field(description="lm-eval task name")
+    metric: str = Field(default="acc", description="metric without filter")
+    filter: str = Field(default="none", description="lm-eval filter name")
+    maximise: bool = Field(default=True, description="direction")
+    limit: int | None = Field(default=None, ge=1, description="first items only")
+
+
+class LossObjective(Strict):
+    """Loss on held-out windows: mean negative log-likelihood of a token in nats, or its exponential."""
+
+    kind: Literal["nll", "perplexity"]
+    windows: Windows = Field(description="held-out text; refused when it shares windows with the calibration")
+
+
+class DivergenceObjective(Strict):
+    """Mean KL(base || compressed) of the next-token distribution, in nats, on the first calibration sequences."""
+
+    kind: Literal["kl"]
+    sequences: int = Field(default=4, ge=1, description="sequences of the calibration corpus")
+
+
+class SizeObjective(Strict):
+    """A size of the result, as a share of the source's."""
+
+    kind: Literal["size"]
+    of: Quantity = Field(description="what is minimised")
+
+
+Objective: TypeAlias = Annotated[
+    TaskObjective | LossObjective | DivergenceObjective | SizeObjective, Field(discriminator="kind")
+]
+
+
+class Sampler(Strict):
+    """What proposes the next trial."""
+
+    name: Literal["tpe", "nsga2", "cmaes", "random"] = "tpe"
+    seed: int = Field(default=0, ge=0, description="seed; trial n draws from a stream of its own (seed, n)")
+    startup: int = Field(
+        default=10, ge=1, description="tpe, cmaes: random trials before the model of the space is used"
+    )
+    population: int = Field(default=16, ge=2, description="nsga2: size of a generation")
+
+
+class SweepConfig(Strict):
+    """A whole sweep."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the study and of its folder")
+    model: str = Field(description="folder or hub id")
+    revision: str | None = Field(default=None, description="hub revision")
+    method: str = Field(description="registry name")
+    fixed: dict[str, Any] = Field(default_factory=dict, description="knobs that are not searched")
+    space: dict[str, Dimension] = Field(
+        default_factory=dict, description="searched knobs; empty: the method's own space"
+    )
+    budget: Budget | None = Field(default=None, description="limit on the size of the result")
+    objectives: tuple[Objective, ...] = Field(min_length=1, description="one: a best trial; several: a Pareto front")
+    calibration: CalibrationConfig = Field(
+        default=CalibrationConfig(), description="statistics, measured once on the original model for all trials"
+    )
+    sampler: Sampler = Sampler()
+    trials: int = Field(default=50, ge=1, description="complete trials to reach")
+    jobs: int = Field(default=1, ge=1, le=256, description="worker processes, each with a resident model")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the resident model")
+    device: str = Field(default="auto", description="of the resident model: auto, cpu, cuda, cuda:1, ...")
+    batch_size: int = Field(default=8, ge=1, description="sequences evaluated at once")
+    include_path: str | None = Field(default=None, description="folder with the YAML of local lm-eval tasks")
+    report: tuple[str, ...] = Field(default=(), description="tasks that the winners will be reported on")
+    allow_test_objective: bool = Field(default=False, description="accept an objective on tasks that are also reported")
+    stale_after: float = Field(
+        default=86400.0, gt=0, description="seconds until a running trial of another host counts as lost"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_space(cls, data: Any) -> Any:
+        """Replace ``auto`` by the method's own dimension."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("method"), str):
+            return data
+        if data["method"] not in names():
+            raise ValueError(
+                str(UnknownNameError("method", data["method"], names(), "`moebench methods` describes them."))
+            )
+        own = own_space(method_class(data["method"]))
+        space = data.get("space") or {name: "auto" for name in own if name not in (data.get("fixed") or {})}
+        if not isinstance(space, Mapping):
+            return data
+        for name, value in space.items():
+            if value == "auto" and name not in own:
+                raise ValueError(
+                    f"space.{name}: auto has nothing to offer; method {data['method']} has {', '.join(own)}"
+                )
+        return {**data, "space": {name: own[name] if value == "auto" else value for name, value in space.items()}}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.calibration.propagation != "one_shot":
+            raise ValueError(
+                "calibration.propagation: all trials share one set of statistics, those of the original model; "
+                "use one_shot"
+            )
+        if both := sorted(set(self.fixed) & set(self.space)):
+            raise ValueError(f"{', '.join(both)}: a knob is either fixed or in the space, not both")
+        _check_knobs(self.method, self.fixed, self.space)
+        if not distributions(self.space):
+            raise ValueError("space is empty, so there is nothing to search")
+        if self.sampler.name == "cmaes":
+            if len(self.objectives) > 1:
+                raise ValueError("sampler cmaes has a single objective; use nsga2 or tpe for several")
+            if not any(isinstance(dimension, (Range, Knots)) for dimension in self.space.values()):
+                raise ValueError("sampler cmaes needs at least one numeric knob; use tpe for choices")
+        return self
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the objectives, as in ``trials.csv``; distinct."""
+        labels: list[str] = []
+        for objective in self.objectives:
+            match objective:
+                case TaskObjective():
+                    label = f"{objective.task}.{objective.metric}"
+                case SizeObjective():
+                    label = f"{objective.of}_kept"
+                case _:
+                    label = objective.kind
+            labels.append(label if label not in labels else f"{label}_{len(labels)}")
+        return tuple(labels)
+
+    @property
+    def directions(self) -> tuple[Literal["minimize", "maximize"], ...]:
+        """Direction of each objective, in Optuna's words."""
+        return tuple(
+            "maximize" if isinstance(objective, TaskObjective) and objective.maximise else "minimize"
+            for objective in self.objectives
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must stay the same for trials to be comparable: everything but extent and machine."""
+        free = {"trials", "jobs", "device", "batch_size", "stale_after", "report", "allow_test_objective"}
+        return self.model_dump(mode="json", exclude=free)
+
+
+def _check_knobs(method: str, fixed: Mapping[str, Any], space: Mapping[str, Choice | Range | Knots]) -> None:
+    """Check that the method accepts both ends of every dimension, with the fixed knobs."""
+    kind = method_class(method)
+    try:
+        kind.configured(fixed)
+        for name, dimension in space.items():
+            for value in corners(dimension):
+                kind.configured({name: value})
+    except MoebenchError as error:
+        raise ValueError(str(error)) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key written twice, which would silently win over the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping of ``node``."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
+            raise ConfigError(f"line {node.start_mark.line + 1}: key {', '.join(twice)} is written twice")
+        return super().construct_mapping(node, deep=deep)
+
+
+def load_sweep(path: Path) -> SweepConfig:
+    """Read a sweep from a YAML, TOML or JSON file; relative paths in it are looked for beside it first.
+
+    Raises:
+        ConfigError: unreadable, not of its format, an unknown key (with the closest one), or a value not allowed.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"cannot read the sweep {path}: {error.strerror}") from error
+    try:
+        # _Loader is a SafeLoader: it builds plain values only. As YAML, JSON's 1e-05 would be a string.
+        read = {".toml": tomllib.loads, ".json": json.loads}.get(
+            path.suffix, lambda text: yaml.load(text, Loader=_Loader)
+        )
+        data = read(text)
+    except (yaml.YAMLError, tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        kind = path.suffix.removeprefix(".").upper() if path.suffix in (".toml", ".json") else "YAML"
+        raise ConfigError(f"{path} is not {kind}: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}, {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds {type(data).__name__}, not a mapping of keys to values")
+    return parse_sweep(data, str(path), path.parent)
+
+
+def parse_sweep(data: Mapping[str, Any], where: str = "sweep", folder: Path | None = None) -> SweepConfig:
+    """Return the checked configuration of a mapping.
+
+    Raises:
+        ConfigError: with the key and the reason; only the first problem is told.
+    """
+    data = dict(data)
+    for key in ("model", "include_path"):
+        value = data.get(key)
+        if folder is not None and isinstance(value, str) and (folder / value).exists():
+            data[key] = str((folder / value).resolve())
+    try:
+        return SweepConfig.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"] if part not in ("Choice", "Range", "Knots"))
+        message = first["msg"].removeprefix("Value error, ")
+        found = "" if first["type"] in ("value_error", "missing") else f", found {first['input']!r}"
+        raise ConfigError(f"{where}{', ' + key if key else ''}: {message}{found}") from error

@@ -1,0 +1,376 @@
+"""The probe of a real model against transformers with masks; the synthetic one by its own definition."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from bench.applying.apply import apply
+from bench.checkpoint.checkpoint import Checkpoint
+from bench.laws.cases import case
+from bench.laws.synthetic_probe import SyntheticProbe
+from bench.models.load import load_model
+from bench.probing import model_probe as probe_module
+from bench.probing.model_probe import ModelProbe
+from bench.probing.windows import batches, chosen
+from bench.text.corpus import Corpus
+from methods.framework.errors import ConfigError, PlanError, RefusedError, StatsError
+from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.stats import Stats
+from methods.kernels.routing import route
+from tests.support.masking import mask
+from tests.support.tiny import FAMILIES, tiny_checkpoint, tiny_tokens
+
+RAGGED = Corpus.of([w[:n] for w, n in zip(tiny_tokens(5).tolist(), (24, 7, 24, 1, 7), strict=True)], "ragged")
+SQUARE = Corpus.of(tiny_tokens().tolist(), "square")
+HALVES = (LayerPlan(), LayerPlan(experts=(0, 2, 3, 5, 6, 7)), LayerPlan(experts=(1, 2, 4, 7), top_k=1))
+EXACT = {"dtype": "float64"}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def any_checkpoint(request, tmp_path_factory):
+    return Checkpoint.open(tiny_checkpoint(request.param, tmp_path_factory.mktemp(request.param)))
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    return Checkpoint.open(tiny_checkpoint("qwen3_moe", tmp_path_factory.mktemp("qwen3_moe"), num_hidden_layers=4))
+
+
+def plain(checkpoint):
+    return load_model(checkpoint.path, dtype=torch.float64, experts_implementation="eager")
+
+
+def seen(checkpoint, plans, corpus=RAGGED):
+    """Return what one transformers forward shows with ``plans`` masked: per layer, experts' input, output and states."""
+    model = plain(checkpoint)
+    found = {}
+
+    def record(layer, kind):
+        def hook(module, arguments, output):
+            found.setdefault((layer, kind), []).append(output.flatten(0, -2))
+            found.setdefault((layer, kind, "input"), []).append(arguments[0].flatten(0, -2))
+
+        return hook
+
+    for index, layer in enumerate(model.model.layers):
+        layer.register_forward_hook(record(index, "states"))
+        if hasattr(layer.mlp, "experts"):
+            layer.mlp.experts.register_forward_hook(record(index, "routed"))
+    whole = [plans.get(index, LayerPlan()) for index in range(len(checkpoint.inventory.layers))]
+    masked = mask(model, Plan.of(checkpoint.inventory, whole))
+    for window in sorted(corpus.windows, key=len):
+        with torch.no_grad():
+            masked(input_ids=torch.tensor([window]), use_cache=False)
+    return {key: torch.cat(parts) for key, parts in found.items()}
+
+
+def gram_error(view, experts, checkpoint, layer):
+    """Return the root of the Gram loss of keeping ``experts``, token by token and term by term."""
+    top_k = min(checkpoint.inventory.layers[layer].top_k, len(experts))
+    correction = None
+    if checkpoint.inventory.router.correction_bias:
+        (entry,) = checkpoint.inventory.layers[layer].with_role("router.correction")
+        correction = checkpoint.read(entry).double()[list(experts)]
+    routing = route(torch.from_numpy(view.logits_SE[:, list(experts)]), checkpoint.inventory.router, top_k, correction)
+    total = 0.0
+    for token, (chosen_K, weights_K) in enumerate(zip(routing.indices_TK, routing.weights_TK, strict=True)):
+        terms = [(len(view.gram_SXX[token]) - 1, -1.0)]
+        terms += [(experts[int(c)], float(w)) for c, w in zip(chosen_K, weights_K, strict=True)]
+        total += sum(a * b * view.gram_SXX[token, i, j] for (i, a), (j, b) in product(terms, terms))
+    return np.sqrt(max(total, 0.0))
+
+
+def test_layer_error_is_that_of_the_masked_model(any_checkpoint):
+    probe = ModelProbe(any_checkpoint, RAGGED, **EXACT)
+    original = seen(any_checkpoint, {})
+    for decided in ({}, {1: HALVES[1]}):
+        expected = [
+            float((seen(any_checkpoint, {**decided, 2: plan})[2, "routed"] - original[2, "routed"]).norm())
+            for plan in HALVES
+        ]
+        np.testing.assert_allclose(probe.layer_error(2, HALVES, decided), expected, rtol=1e-6, atol=1e-10)
+    assert probe.layer_error(2, [LayerPlan(drop="moe")], {})[0] == pytest.approx(float(original[2, "routed"].norm()))
+
+
+@pytest.mark.parametrize("router", ["slice", "mean", "map"])
+def test_merged_candidates_are_run_as_they_are_written(qwen, tmp_path, router):
+    merge = Merge(into=1, members=(1, 3, 6), weights=(0.5, 0.2, 0.3), kernel="aligned")
+    plan = LayerPlan(experts=(0, 1, 2, 4, 5, 7), merges=(merge,), router=router)
+    whole = Plan.of(qwen.inventory, [LayerPlan(), LayerPlan(), plan, LayerPlan()])
+    written = seen(Checkpoint.open(apply(qwen, whole, tmp_path / router)), {})
+    original = seen(qwen, {})
+    probe = ModelProbe(qwen, RAGGED, **EXACT)
+    change = written[2, "states"] - original[2, "states"]
+    assert probe.block_error([2], [[plan]], {})[0] == pytest.approx(float(change.norm()), rel=1e-6)
+    # There are no shared experts here, so the routed output is all that changes.
+    assert probe.layer_error(2, [plan], {})[0] == pytest.approx(float(change.norm()), rel=1e-6)
+
+
+def test_block_error_is_that_of_every_path_of_the_masked_model(any_checkpoint):
+    probe = ModelProbe(any_checkpoint, RAGGED, **EXACT)
+    options = [HALVES, HALVES[:2]]
+    goal = seen(any_checkpoint, {})[2, "states"]
+    for decided in ({}, {0: HALVES[1] if 0 in any_checkpoint.inventory.moe_layers else LayerPlan()}):
+        expected = [
+            float((seen(any_checkpoint, {**decided, 1: one, 2: two})[2, "states"] - goal).norm())
+            for one, two in product(*options)
+        ]
+        found = probe.block_error([1, 2], options, decided)
+        assert found.shape == (3, 2)
+        np.testing.assert_allclose(found.ravel(), expected, rtol=1e-6, atol=1e-10)
+
+
+def test_block_error_of_dropped_layers(any_checkpoint):
+    probe = ModelProbe(any_checkpoint, RAGGED, **EXACT)
+    original = seen(any_checkpoint, {})
+    errors = probe.block_error([2], [[LayerPlan(drop="block"), LayerPlan(drop="moe")]], {})
+    goal = original[2, "states"]
+    dropped = seen(any_checkpoint, {2: LayerPlan(drop="moe")})[2, "states"]
+    assert errors[0] == pytest.approx(float((original[1, "states"] - goal).norm()), rel=1e-6)
+    assert errors[1] == pytest.approx(float((dropped - goal).norm()), rel=1e-6)
+
+
+@pytest.mark.parametrize("settings", [EXACT, {"dtype": "float32"}], ids=["float64", "float32"])
+def test_layer_view_gives_the_errors_that_running_gives(any_checkpoint, settings):
+    probe = ModelProbe(any_checkpoint, RAGGED, **settings)
+    rng = np.random.default_rng(0)
+    groups = any_checkpoint.inventory.router.groups
+    for decided in ({}, {1: HALVES[1]}):
+        view = probe.layer_view(2, decided)
+        subsets = []
+        for _ in range(4):
+            picked = [group * 8 // groups + rng.permutation(8 // groups)[: 4 // groups] for group in range(groups)]
+            subsets.append(tuple(sorted(int(e) for e in np.concatenate(picked))))
+        run = probe.layer_error(2, [LayerPlan(experts=subset) for subset in subsets], decided)
+        gram = [gram_error(view, subset, any_checkpoint, 2) for subset in subsets]
+        np.testing.assert_allclose(gram, run, rtol=1e-9 if settings == EXACT else 1e-4)
+
+
+def test_layer_view_is_made_of_the_experts_outputs(any_checkpoint):
+    decided = {1: HALVES[1]}
+    view = ModelProbe(any_checkpoint, RAGGED, **EXACT).layer_view(2, decided)
+    experts = plain(any_checkpoint).model.layers[2].mlp.experts
+    input_TD = seen(any_checkpoint, decided)[2, "routed", "input"]
+    with torch.no_grad():
+        outputs = []
+        for gate_up, down in zip(experts.gate_up_proj, experts.down_proj, strict=True):
+            gate, up = (input_TD @ gate_up.T).chunk(2, dim=-1)
+            outputs.append((torch.nn.functional.silu(gate) * up) @ down.T)
+        outputs.append(seen(any_checkpoint, {})[2, "routed"])
+        expected = torch.einsum("itd,jtd->tij", torch.stack(outputs), torch.stack(outputs))
+    assert view.gram_SXX.shape == (RAGGED.tokens, 9, 9) and view.logits_SE.shape == (RAGGED.tokens, 8)
+    np.testing.assert_allclose(view.gram_SXX, expected.numpy(), rtol=1e-6, atol=1e-6 * float(expected.max()))
+
+
+def masks_of(checkpoint, seed=0):
+    rng = np.random.default_rng(seed)
+    return {layer: rng.uniform(0.5, 1.5, 8) for layer in checkpoint.inventory.moe_layers}
+
+
+def test_mask_gradient_is_the_slope_of_the_loss(any_checkpoint):
+    probe = ModelProbe(any_checkpoint, RAGGED, **EXACT)
+    masks = masks_of(any_checkpoint)
+    _, gradient = probe.mask_gradient(masks, 0)
+    assert sorted(gradient) == sorted(masks)
+    largest = max(np.abs(slope).max() for slope in gradient.values())
+    for layer, expert in product(masks, range(0, 8, 3)):
+        ends = []
+        for step in (1e-4, -1e-4):
+            moved = {index: mask_E.copy() for index, mask_E in masks.items()}
+            moved[layer][expert] += step
+            ends.append(probe.mask_gradient(moved, 0)[0])
+        # Transformers' routers round their scores to float32, so the step cannot be much smaller.
+        assert gradient[layer][expert] == pytest.approx((ends[0] - ends[1]) / 2e-4, rel=1e-3, abs=1e-3 * largest)
+
+
+def test_mask_gradient_loss_is_that_of_scaled_experts(any_checkpoint):
+    masks = masks_of(any_checkpoint)
+    found = ModelProbe(any_checkpoint, RAGGED, **EXACT, distill=0.3, mask_batch_tokens=32).mask_gradient(masks, 4)[0]
+    windows = [window for window in RAGGED.windows if len(window) > 1][::2]  # step 4 takes the first of two batches
+    original, scaled = (plain(any_checkpoint) for _ in range(2))
+    entropy = targets = distance = 0.0
+    with torch.no_grad():
+        for layer, mask_E in masks.items():
+            scaled.model.layers[layer].mlp.experts.down_proj *= torch.from_numpy(mask_E)[:, None, None]
+        for window in windows:
+            ids = torch.tensor([window])
+            output = scaled(input_ids=ids, labels=ids, use_cache=False, output_hidden_states=True)
+            entropy += float(output.loss) * (len(window) - 1)
+            targets += len(window) - 1
+            before = original(input_ids=ids, use_cache=False, output_hidden_states=True)
+            distance += float((output.hidden_states[-1] - before.hidden_states[-1]).square().sum())
+    assert found == pytest.approx(entropy / targets + 0.3 * distance**0.5, rel=1e-6)
+
+
+def test_mask_gradient_of_ones_has_no_distance(qwen):
+    ones = {layer: np.ones(8) for layer in qwen.inventory.moe_layers}
+    plain, slopes = ModelProbe(qwen, SQUARE, **EXACT, distill=0.0).mask_gradient(ones, 0)
+    loss, gradient = ModelProbe(qwen, SQUARE, **EXACT).mask_gradient(ones, 0)
+    assert loss == pytest.approx(plain, rel=1e-12)
+    np.testing.assert_allclose(gradient[1], slopes[1], rtol=1e-12)
+    assert any(np.abs(slope).max() > 0 for slope in gradient.values())
+
+
+def test_a_block_takes_as_many_runs_as_its_tree_has_nodes(qwen):
+    probe = ModelProbe(qwen, SQUARE)
+    probe.block_error([3], [[LayerPlan()]], {})  # the original states
+    before = probe.runs
+    probe.block_error([1, 2, 3], [HALVES] * 3, {})
+    assert probe.runs - before == 3 + 9 + 27
+
+
+def test_layer_by_layer_runs_each_layer_once(qwen):
+    probe = ModelProbe(qwen, SQUARE)
+    decided = {}
+    for layer in qwen.inventory.moe_layers:
+        probe.layer_error(layer, [HALVES[1]], decided)
+        decided[layer] = HALVES[1]
+    depth = len(qwen.inventory.layers)
+    # Original states up to the last layer, one target and one candidate in each, one decided run of all but the last.
+    assert probe.runs == (depth - 1) + 2 * depth + (depth - 1)
+
+
+def test_states_forgotten_for_want_of_room_and_a_scratch_file_change_nothing(qwen, tmp_path):
+    roomy = ModelProbe(qwen, RAGGED, **EXACT)
+    cramped = ModelProbe(qwen, RAGGED, hidden_bytes=1, scratch=tmp_path, **EXACT)
+    decided = {0: HALVES[1], 1: HALVES[2]}
+    for probe in (roomy, cramped):
+        probe.layer_view(0, {})
+    np.testing.assert_array_equal(
+        roomy.block_error([2, 3], [HALVES, HALVES], decided), cramped.block_error([2, 3], [HALVES, HALVES], decided)
+    )
+    views = [probe.layer_view(3, decided).gram_SXX for probe in (roomy, cramped)]
+    np.testing.assert_allclose(views[0], views[1], rtol=1e-9, atol=1e-9)
+
+
+def test_equal_questions_run_once(qwen, tmp_path, monkeypatch):
+    def ask(probe):
+        everything = LayerPlan(experts=tuple(range(8)))  # the same as no plan
+        view = probe.layer_view(1, {0: everything})
+        loss, gradient = probe.mask_gradient(masks_of(qwen), 2)
+        return [
+            view.gram_SXX,
+            view.logits_SE,
+            probe.layer_error(1, [HALVES[1], everything, HALVES[1]], {0: HALVES[2]}),
+            probe.block_error([1, 2], [HALVES, HALVES[:1]], {}),
+            np.array(loss),
+            *gradient.values(),
+        ]
+
+    probe = ModelProbe(qwen, SQUARE, cache=tmp_path)
+    first, runs = ask(probe), probe.runs
+    first[2][:] += 0.0  # a caller's copy
+    again = ask(probe)
+    assert probe.runs == runs
+    monkeypatch.setattr(probe_module, "Layers", None)
+    monkeypatch.setattr(probe_module, "MaskedModel", None)
+    recalled = ask(ModelProbe(qwen, SQUARE, cache=tmp_path))
+    for one, two, three in zip(first, again, recalled, strict=True):
+        np.testing.assert_array_equal(one, two)
+        np.testing.assert_array_equal(one, three)
+    with pytest.raises(TypeError):  # other tokens, so nothing is known
+        ask(ModelProbe(qwen, RAGGED, cache=tmp_path))
+
+
+def test_damaged_answers_are_computed_again(qwen, tmp_path):
+    expected = ModelProbe(qwen, SQUARE, cache=tmp_path).layer_error(0, HALVES, {})
+    (file,) = tmp_path.glob("*.json")
+    file.write_text(file.read_text()[:-5])
+    np.testing.assert_array_equal(ModelProbe(qwen, SQUARE, cache=tmp_path).layer_error(0, HALVES, {}), expected)
+
+
+def test_what_is_changed_by_a_caller_is_not_remembered(qwen):
+    probe = ModelProbe(qwen, SQUARE)
+    errors = probe.layer_error(0, HALVES, {})
+    expected = errors.copy()
+    errors[:] = 0.0
+    np.testing.assert_array_equal(probe.layer_error(0, HALVES, {}), expected)
+
+
+def test_windows_are_whole_and_evenly_spaced():
+    corpus = Corpus.of([[n] * 10 for n in range(10)], "ten")
+    assert [window[0] for window in chosen(corpus, 45).windows] == [0, 2, 5, 7]
+    assert chosen(corpus, 1000).digest == corpus.digest
+    with pytest.raises(ConfigError, match="raise the probe's tokens"):
+        chosen(corpus, 9)
+    lengths = [[len(window) for group in batch for window in group] for batch in batches(RAGGED, 32)]
+    assert lengths == [[24, 24], [7, 7]]
+    assert [len(batch) for batch in batches(RAGGED, 1000)] == [2]  # groups of 7 and of 24 tokens
+    assert len(batches(RAGGED, 1)) == 4
+    with pytest.raises(ConfigError, match="no next token"):
+        batches(Corpus.of([[1], [2]]), 2)
+
+
+def test_what_a_probe_refuses(tmp_path_factory, qwen):
+    deepseek = Checkpoint.open(tiny_checkpoint("deepseek_v2", tmp_path_factory.mktemp("deepseek_v2")))
+    with pytest.raises(ConfigError, match="layers with experts: 1, 2"):
+        ModelProbe(deepseek, SQUARE).layer_view(0, {})
+    probe = ModelProbe(qwen, SQUARE)
+    with pytest.raises(ConfigError, match="names layer 2"):
+        probe.layer_error(2, [LayerPlan()], {2: LayerPlan()})
+    for layers in ([], [1, 3], [3, 4]):
+        with pytest.raises(ConfigError, match="consecutive decoder layers among 0 to 3"):
+            probe.block_error(layers, [[LayerPlan()]] * len(layers), {})
+    with pytest.raises(ConfigError, match="non-empty lists of candidates"):
+        probe.block_error([1, 2], [[LayerPlan()], []], {})
+    with pytest.raises(PlanError, match="layer 1: expert 8 does not exist"):
+        probe.layer_error(1, [LayerPlan(experts=(0, 8))], {})
+    with pytest.raises(ConfigError, match=r"mask of layer 1 has shape \(7,\)"):
+        probe.mask_gradient({1: np.ones(7)}, 0)
+    with pytest.raises(ConfigError, match="counted from 0"):
+        probe.mask_gradient({1: np.ones(8)}, -1)
+    with pytest.raises(RefusedError, match="constants"):
+        probe.layer_error(1, [LayerPlan(experts=(0, 1, 2), constants=(3,), router="map")], {})
+    with pytest.raises(RefusedError, match="constants"):
+        probe.layer_view(1, {0: LayerPlan(experts=(0, 1, 2), constants=(3,), router="map")})
+    with pytest.raises(StatsError, match="token id 500"):
+        ModelProbe(qwen, Corpus.of([[1, 500]]))
+    assert probe.runs == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_synthetic_view_and_error_agree(family):
+    one = case(family)
+    probe = SyntheticProbe(one.inventory, one.stats)
+    layer = one.inventory.moe_layers[0]
+    view = probe.layer_view(layer, {})
+    assert np.linalg.eigvalsh(view.gram_SXX).min() > -1e-9
+    # The target is what the original routing adds up to, so its distance to itself is 0.
+    assert probe.layer_error(layer, [LayerPlan()], {})[0] == 0.0
+    everything_gone = probe.layer_error(layer, [LayerPlan(drop="moe")], {})[0]
+    assert everything_gone == pytest.approx(np.sqrt(view.gram_SXX[:, -1, -1].sum()))
+    masks = {index: np.linspace(0.5, 1.5, 16) for index in one.inventory.moe_layers}
+    _, gradient = probe.mask_gradient(masks, 3)
+    moved = {index: mask_E.copy() for index, mask_E in masks.items()}
+    moved[layer][5] += 1e-5
+    low = {index: mask_E.copy() for index, mask_E in masks.items()}
+    low[layer][5] -= 1e-5
+    slope = (probe.mask_gradient(moved, 3)[0] - probe.mask_gradient(low, 3)[0]) / 2e-5
+    assert gradient[layer][5] == pytest.approx(slope, rel=1e-6)
+
+
+def test_synthetic_blocks_merges_and_missing_statistics():
+    one = case("qwen3_moe")
+    probe = SyntheticProbe(one.inventory, one.stats)
+    half = LayerPlan(experts=tuple(range(0, 16, 2)))
+    merged = LayerPlan(
+        experts=tuple(range(15)), merges=(Merge(into=0, members=(0, 15), weights=(0.5, 0.5)),), router="map"
+    )
+    layers = [1, 2]
+    separate = [probe.layer_error(layer, [half, merged], {}) for layer in layers]
+    expected = np.sqrt(separate[0][:, None] ** 2 + separate[1][None, :] ** 2)
+    np.testing.assert_allclose(probe.block_error(layers, [[half, merged]] * 2, {}), expected)
+    whole = Plan.of(one.inventory, [merged] * 5)
+    with pytest.raises(RefusedError, match="merged"):
+        SyntheticProbe(one.inventory, one.stats.restricted(whole)).layer_view(1, {})
+    with pytest.raises(StatsError, match="not at hand"):
+        SyntheticProbe(one.inventory, Stats({})).layer_view(1, {})
+    with pytest.raises(RefusedError, match="of another model"):
+        SyntheticProbe(
+            case("mixtral").inventory,
+            Stats({n: tuple(v[:, :8] for v in one.stats.values[n]) for n in ("token_logits", "token_gram")}),
+        ).layer_view(1, {})

@@ -1,0 +1,184 @@
+"""The main job on a pocket model: rows that finish, refuse and fail; records; resuming; nothing lost when it is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.pocket import write_tasks
+from bench.records.mirror import Tracker
+from bench.records.record import Record, read_records
+from bench.running.run import Run, Subject
+from bench.settings.run_settings import CalibrationConfig, EvaluationConfig, MethodConfig, RunConfig, TimingConfig
+from bench.store.store import Store
+from methods.framework.errors import CheckpointError, EvaluationError, UnknownNameError
+from tests.support.places import ROOT
+
+TASKS = ("pocket_agreement", "pocket_facts")
+
+
+def config(folder: Path, *methods: MethodConfig, **changes: object) -> RunConfig:
+    settings: dict[str, object] = {
+        "model": "pocket-mixtral",
+        "methods": methods,
+        "calibration": CalibrationConfig(corpus="pocket", sequences=8, length=64),
+        "evaluation": EvaluationConfig(tasks=TASKS, include_path=write_tasks(folder / "tasks"), limit=8),
+        "timing": TimingConfig(enabled=False),
+        **changes,
+    }
+    return RunConfig.model_validate(settings)
+
+
+def execute(settings: RunConfig, store: Path) -> tuple[list[Record], list[str]]:
+    stages_seen: list[str] = []
+
+    def report(subject: Subject, stage: str) -> None:
+        stages_seen.append(f"{subject.title}: {stage.split()[0]}")
+
+    with Tracker("disabled", folder=store) as tracker:
+        return Run(settings, Store(store), tracker, report).execute(), stages_seen
+
+
+REAP = MethodConfig(name="reap", knobs={"keep": 0.5})
+IMPOSSIBLE = MethodConfig(name="frequency", knobs={"keep": 0.1})
+
+
+def test_rows_finish_or_refuse_and_are_recorded_once(tmp_path: Path) -> None:
+    settings = config(tmp_path, REAP, IMPOSSIBLE)
+    records, _ = execute(settings, tmp_path)
+    base, reap, refused = records
+    assert (base.method, base.status, base.ratios and base.ratios.count) == (None, "complete", 0.0)
+    assert reap.status == "complete" and reap.ratios is not None and reap.ratios.count == 0.5
+    assert refused.status == "refused" and "smallest keep is 0.25" in (refused.reason or "")
+    assert {score.task for score in reap.scores} == set(TASKS)
+    assert all(score.n == 8 and score.paired is not None for score in reap.scores)
+    assert all(score.paired is None for score in base.scores)
+    assert reap.corpus is not None and reap.corpus.tokens == 8 * 64 and base.corpus is None
+    assert (tmp_path / "items" / reap.id).is_dir() and (tmp_path / "plans" / f"{reap.plan}.json").is_file()
+    again, seen = execute(settings, tmp_path)
+    assert again == records, "the second call reads what the first one wrote"
+    assert seen == ["base: complete", "REAP: complete", "Frequency: refused"], "and does nothing else"
+    assert list(read_records(tmp_path / "records")) == sorted(records, key=lambda record: record.id)
+
+
+def test_two_runs_share_stages(tmp_path: Path) -> None:
+    execute(config(tmp_path, REAP), tmp_path)
+    before = sorted(path.name for path in (tmp_path / "cache" / "stats").iterdir())
+    man = MethodConfig(name="man", knobs={"keep": 0.5})
+    _, seen = execute(config(tmp_path, REAP, man), tmp_path)
+    assert "REAP: complete" in seen and "REAP: evaluate" not in seen and "MAN: evaluate" in seen
+    assert sorted(path.name for path in (tmp_path / "cache" / "stats").iterdir()) == before, "one pass serves both"
+
+
+def test_a_failure_ends_its_row_only_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*_: object) -> Path:
+        raise CheckpointError("the disk is full")
+
+    man = MethodConfig(name="man", knobs={"keep": 0.5})
+    with monkeypatch.context() as broken:
+        broken.setattr("bench.running.run.write_checkpoint", full_disk)
+        records, _ = execute(config(tmp_path, REAP, man), tmp_path)
+    assert [record.status for record in records] == ["complete", "failed", "failed"]
+    assert records[1].reason == "the disk is full"
+    records, seen = execute(config(tmp_path, REAP, man), tmp_path)
+    assert [record.status for record in records] == ["complete"] * 3
+    assert records[1].id.endswith("-2") and "base: evaluate" in seen
+
+
+def test_sequential_propagation_is_for_layerwise_methods(tmp_path: Path) -> None:
+    calibration = CalibrationConfig(corpus="pocket", sequences=8, length=64, propagation="sequential")
+    drop = MethodConfig(name="layer_drop")
+    records, _ = execute(config(tmp_path, REAP, drop, calibration=calibration), tmp_path)
+    assert records[1].status == "complete" and records[1].corpus is not None
+    assert records[1].corpus.propagation == "sequential"
+    assert records[2].status == "refused" and "all layers at once" in (records[2].reason or "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": "pocket-mixtrall"}, CheckpointError, "pocket-mixtrall"),
+        ({"methods": (MethodConfig(name="reep"),)}, UnknownNameError, "did you mean 'reap'"),
+        ({"evaluation": EvaluationConfig(tasks=("pocket_fact",))}, EvaluationError, "pocket_fact"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_work(
+    tmp_path: Path, changes: dict[str, object], error: type[Exception], message: str
+) -> None:
+    if "evaluation" in changes:
+        local = EvaluationConfig(tasks=("pocket_fact",), include_path=write_tasks(tmp_path / "tasks"))
+        changes = {"evaluation": local}
+    with pytest.raises(error, match=message):
+        execute(config(tmp_path, **changes), tmp_path / "store")
+    assert not (tmp_path / "store" / "records").exists()
+
+
+@pytest.mark.e2e
+def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "bench.cli",
+        "run",
+        "--model",
+        "pocket-mixtral",
+        "--method",
+        "reap",
+        "--method",
+        "man",
+    ]
+    command += ["--keep", "0.5", "--sequences", "8", "--length", "64", "--tasks", ",".join(TASKS), "--limit", "8"]
+    command += ["--include-path", str(write_tasks(tmp_path / "tasks")), "--no-time", "--track", "disabled"]
+    command += ["--store", str(tmp_path / "store")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    kills = 0
+    for delay in (4.0, 6.0, 7.0, 8.0, 9.0, 10.0, 12.0, 14.0, 120.0):
+        child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        deadline = time.monotonic() + delay
+        while child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if child.poll() is not None:
+            break
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        kills += 1
+        finished = (
+            list(read_records(tmp_path / "store" / "records")) if (tmp_path / "store" / "records").exists() else []
+        )
+        assert all(record.status == "complete" for record in finished), "a record is whole or not there"
+    output = child.stdout.read() if child.stdout else ""
+    assert child.returncode == 0, output
+    records = list(read_records(tmp_path / "store" / "records"))
+    assert sorted(record.title for record in records) == ["MAN", "REAP", "base"]
+    assert kills, "the run finished before the first kill; shorten the first delay"
+    clean, _ = execute(
+        config(
+            tmp_path, REAP, MethodConfig(name="man", knobs={"keep": 0.5}), group="run",
+            evaluation=EvaluationConfig(tasks=TASKS, include_path=write_tasks(tmp_path / "tasks"), limit=8),
+        ),
+        tmp_path / "clean",
+    )  # fmt: skip
+    assert {record.title: [s.value for s in record.scores] for record in records} == {
+        record.title: [s.value for s in record.scores] for record in clean
+    }
+
+
+def test_a_recipe_is_a_row_like_any_other(tmp_path: Path) -> None:
+    steps = [
+        REAP.model_dump() | {"knobs": {"keep": 0.75}},
+        {"name": "layer_drop", "knobs": {"keep": 0.83}, "recalibrate": True},
+    ]
+    settings = config(tmp_path, recipes=[{"title": "REAP, then Layer Drop", "steps": steps}])
+    records, seen = execute(settings, tmp_path)
+    _, record = records
+    assert (record.method, record.title, record.status) == ("recipe", "REAP, then Layer Drop", "complete")
+    assert record.knobs["1.reap.keep"] == 0.75 and record.knobs["2.layer_drop.recalibrate"] is True
+    assert record.cost is not None and record.cost.experts == 5 * 6, "five of six layers, six of eight experts"
+    assert record.corpus is not None and "REAP, then Layer Drop: evaluate" in seen
+    assert execute(settings, tmp_path)[0] == records
