@@ -14,8 +14,8 @@ from pydantic import Field
 from methods.framework.allocation import depth_shares, largest_remainder
 from methods.framework.errors import RefusedError
 from methods.framework.inventory import EXPERT_ROLES, Inventory
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import LayerwiseMethod, Method
-from methods.framework.plan import LayerPlan
 from methods.framework.stats import Array, Stats
 
 Channels = tuple[int, ...]

@@ -11,8 +11,8 @@ import numpy as np
 
 from methods.framework.allocation import expert_counts, top
 from methods.framework.inventory import Inventory
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import LayerwiseMethod
-from methods.framework.plan import LayerPlan
 from methods.framework.stats import GATE_POWERS, NORM_POWERS, Array, Stats
 
 

@@ -14,8 +14,8 @@ from pydantic import Field
 from methods.framework.allocation import largest_remainder, top
 from methods.framework.errors import RefusedError
 from methods.framework.inventory import Inventory
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import ProbingMethod
-from methods.framework.plan import LayerPlan
 from methods.framework.probe import Probe
 from methods.framework.stats import Array, Stats
 

@@ -19,8 +19,8 @@ from methods.framework.grouping import (
     usage_weights,
 )
 from methods.framework.inventory import Inventory
+from methods.framework.layer_plan import LayerPlan, RouterRule
 from methods.framework.method import LayerwiseMethod
-from methods.framework.plan import LayerPlan, RouterRule
 from methods.framework.stats import Array, Stats
 from methods.kernels.clustering import agglomerate
 from methods.kernels.learned_weights import fitted_weights, token_gates

@@ -10,8 +10,8 @@ from pydantic import Field
 from methods.framework.allocation import expert_counts, largest_remainder, top
 from methods.framework.errors import RefusedError
 from methods.framework.inventory import Inventory
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import Method
-from methods.framework.plan import LayerPlan
 from methods.framework.stats import GATE_POWERS, Array, Stats
 
 

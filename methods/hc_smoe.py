@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 
 from methods.framework.grouping import by_matrix, centres, grouped, merge_plan, uniform_weights, usage_weights
 from methods.framework.inventory import Inventory
+from methods.framework.layer_plan import LayerPlan, RouterRule
 from methods.framework.method import LayerwiseMethod
-from methods.framework.plan import LayerPlan, RouterRule
 from methods.framework.stats import Array, Stats
 from methods.kernels.clustering import agglomerate, euclidean, gram_distance
 

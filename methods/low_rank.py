@@ -16,8 +16,8 @@ from methods.framework.errors import RefusedError
 from methods.framework.inside import LowRank
 from methods.framework.inside_fit import matrix_shapes
 from methods.framework.inventory import Inventory, LayerInventory
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import Method
-from methods.framework.plan import LayerPlan
 from methods.framework.stats import Array, Stats
 from methods.kernels.ranks import Integers, importance_ranks, spectrum_ranks, uniform_ranks
 from methods.moe_i2 import MoEI2

@@ -12,8 +12,8 @@ from pydantic import Field
 from methods.framework.allocation import expert_counts, overall_count, top, top_overall
 from methods.framework.grouping import merge_plan, usage_weights
 from methods.framework.inventory import Inventory
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import Method
-from methods.framework.plan import LayerPlan
 from methods.framework.stats import Array, Stats
 from methods.kernels.cosine import cosine
 

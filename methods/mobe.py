@@ -13,8 +13,8 @@ from methods.framework.errors import RefusedError
 from methods.framework.inside import Bases
 from methods.framework.inside_fit import matrix_shapes
 from methods.framework.inventory import Inventory, LayerInventory
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import Method
-from methods.framework.plan import LayerPlan
 from methods.framework.stats import Stats
 
 USUAL = 4

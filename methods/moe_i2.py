@@ -9,8 +9,8 @@ from pydantic import Field
 
 from methods.framework.allocation import expert_counts
 from methods.framework.inventory import Inventory
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import ProbingMethod
-from methods.framework.plan import LayerPlan
 from methods.framework.probe import Probe
 from methods.framework.removal_allocation import removal_counts
 from methods.framework.stats import GATE_POWERS, NORM_POWERS, Array, Stats

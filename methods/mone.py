@@ -9,8 +9,8 @@ from pydantic import Field
 
 from methods.framework.allocation import expert_counts, overall_count, top, top_overall
 from methods.framework.inventory import Inventory
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import Method
-from methods.framework.plan import LayerPlan
 from methods.framework.stats import GATE_POWERS, Array, Stats
 
 

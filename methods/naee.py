@@ -9,8 +9,8 @@ from pydantic import Field
 from methods.framework.allocation import expert_counts
 from methods.framework.errors import RefusedError
 from methods.framework.inventory import Inventory
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import Keep, LayerwiseMethod, ProbingMethod
-from methods.framework.plan import LayerPlan
 from methods.framework.probe import Probe
 from methods.framework.stats import Stats
 from methods.kernels.subset_loss import SubsetLoss

@@ -15,8 +15,8 @@ from pydantic import Field
 from methods.framework.allocation import depth_shares
 from methods.framework.inside import QUANTISATION_MOMENTS, Quantisation
 from methods.framework.inventory import EXPERT_ROLES, Inventory
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import Keep, LayerwiseMethod
-from methods.framework.plan import LayerPlan
 from methods.framework.stats import Stats
 
 BITS: Mapping[float, Literal[4, 8] | None] = {0.25: 4, 0.5: 8, 1.0: None}

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from methods.framework.allocation import expert_counts, top
 from methods.framework.inventory import Inventory
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import LayerwiseMethod
-from methods.framework.plan import LayerPlan
 from methods.framework.stats import Stats
 
 

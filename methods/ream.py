@@ -13,8 +13,8 @@ from methods.framework.allocation import expert_counts, top
 from methods.framework.errors import RefusedError
 from methods.framework.grouping import merge_plan, symmetric, usage_weights
 from methods.framework.inventory import Inventory
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import LayerwiseMethod
-from methods.framework.plan import LayerPlan
 from methods.framework.stats import Array, Stats
 from methods.kernels.cosine import cosine
 

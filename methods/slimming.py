@@ -12,8 +12,8 @@ from methods.framework.allocation import depth_shares
 from methods.framework.errors import RefusedError
 from methods.framework.inside import SPARSITY_MOMENTS, Sparsity
 from methods.framework.inventory import EXPERT_ROLES, Inventory
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import LayerwiseMethod
-from methods.framework.plan import LayerPlan
 from methods.framework.stats import Stats
 
 

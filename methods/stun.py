@@ -10,8 +10,8 @@ from pydantic import Field
 
 from methods.framework.grouping import by_matrix, centrality, grouped, keep_one, symmetric
 from methods.framework.inventory import Inventory
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import LayerwiseMethod
-from methods.framework.plan import LayerPlan
 from methods.framework.stats import Array, Stats
 from methods.kernels.clustering import agglomerate, gram_distance
 

@@ -18,8 +18,8 @@ from methods.framework.grouping import (
 )
 from methods.framework.inside_fit import has_whole_matrices
 from methods.framework.inventory import Inventory
+from methods.framework.layer_plan import LayerPlan, RouterRule
 from methods.framework.method import LayerwiseMethod
-from methods.framework.plan import LayerPlan, RouterRule
 from methods.framework.stats import Stats
 from methods.kernels.clustering import agglomerate, spherical_kmeans
 

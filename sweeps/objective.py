@@ -6,14 +6,13 @@ Letters: N windows, S tokens in a window, T tokens, D hidden size, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
 
 from methods.framework.errors import EvaluationError
-from methods.framework.plan import Plan
+from sweeps.candidate import Candidate
 from sweeps.sweep_config import DivergenceObjective, LossObjective, SizeObjective, SweepConfig, TaskObjective
 
 if TYPE_CHECKING:
@@ -24,22 +23,6 @@ if TYPE_CHECKING:
 
 _LOGITS = 1 << 24
 """Logits computed at once; bounds memory to 64 MiB in float32, whatever the vocabulary."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A plan under measurement.
-
-    Args:
-        plan: the plan, realised on ``model`` while objectives are measured.
-        sizes: its cost by name, and ``source`` that of the uncompressed model.
-        model: the resident model.
-    """
-
-    plan: Plan
-    sizes: Mapping[str, int]
-    source: Mapping[str, int]
-    model: PreTrainedModel
 
 
 Measure = Callable[[Candidate], float]

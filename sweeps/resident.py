@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from bench.checkpoint.checkpoint import Checkpoint
     from bench.records.record import Score
-    from sweeps.objective import Candidate
+    from sweeps.candidate import Candidate
 
 _COMBINATIONS = 4096
 """Combinations of knobs that are asked for what they need."""

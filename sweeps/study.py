@@ -182,7 +182,7 @@ class _Bench:
 
     def _scores(self, plan: Any) -> dict[str, float]:
         from bench.applying.in_memory import realised
-        from sweeps.objective import Candidate
+        from sweeps.candidate import Candidate
 
         with realised(self.resident.model, self.resident.inventory, plan, self.resident.stats) as model:
             candidate = Candidate(plan, self.planner.cost(plan), self.planner.source, model)

@@ -14,7 +14,7 @@ from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.tensor_files import TORCH_DTYPES
 from bench.experts.lazy import lazily
 from methods.framework.inventory import EXPERT_ROLES, Inventory, TensorEntry
-from methods.framework.plan import LayerPlan, Merge
+from methods.framework.layer_plan import LayerPlan, Merge
 from methods.framework.stats import Stats
 from methods.framework.transfer import AveragedRows, Constants, InsideExpert, MergedExpert, ScaledInputs, Transfer
 from methods.kernels.merging import ExpertMatrices, averaged, merged

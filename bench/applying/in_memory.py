@@ -19,7 +19,8 @@ from bench.experts.lazy import lazily
 from bench.experts.mapped import SKIPS, ExpertMap
 from methods.framework.errors import PlanError
 from methods.framework.inventory import EXPERT_ROLES, ROUTER_ROLES, Inventory, LayerInventory
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from methods.framework.stats import Stats
 from methods.framework.transfer import SCALED_ROLES, AveragedRows, averaged_rows, result
 from methods.kernels.merging import ExpertMatrices, averaged, merged

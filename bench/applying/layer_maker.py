@@ -21,7 +21,7 @@ from bench.experts.whole import PART_NAMES, Stored, whole_expert
 from methods.framework.forms import COLUMNS, LEFT, MIX, RIGHT, SHARED_PREFIX
 from methods.framework.inside_fit import form_of, stays
 from methods.framework.inventory import EXPERT_ROLES, ExpertForm, Inventory
-from methods.framework.plan import LayerPlan, Merge
+from methods.framework.layer_plan import LayerPlan, Merge
 from methods.framework.stats import Stats
 from methods.kernels.awq import channel_scale, folded_norm, input_scale
 from methods.kernels.gptq import gptq

@@ -16,7 +16,8 @@ from torch import Tensor
 from methods.framework.errors import StatsError
 from methods.framework.inside_fit import stays
 from methods.framework.inventory import Inventory
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from methods.framework.stats import CATALOGUE, Array, Stats
 from methods.kernels.sparsity import InputMoments
 

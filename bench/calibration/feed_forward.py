@@ -18,7 +18,7 @@ from bench.calibration.layers.weights import MlpWeights, WeightReader
 from bench.calibration.measured_experts import MeasuredExperts, add_weighted
 from bench.calibration.sums.layer_sums import LayerSums
 from methods.framework.inventory import LayerInventory, Router, TensorEntry
-from methods.framework.plan import LayerPlan
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.stats import Array
 from methods.kernels.experts import Activation, gated_mlp
 

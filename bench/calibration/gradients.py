@@ -22,7 +22,7 @@ from methods.framework.stats import CATALOGUE, Array
 if TYPE_CHECKING:
     from torch import nn
 
-    from bench.calibration.calibrate import Progress
+    from bench.calibration.decide import Progress
     from bench.checkpoint.checkpoint import Checkpoint
     from bench.text.corpus import Corpus
 

@@ -24,11 +24,11 @@ from bench.calibration.sums.layer_sums import LayerSums, check_finite
 from bench.calibration.sums.sampled_sums import Sampling
 from bench.calibration.sums.weight_statistics import weight_statistics
 from methods.framework.inventory import LayerInventory
-from methods.framework.plan import LayerPlan
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.stats import CATALOGUE, Array, Stats
 
 if TYPE_CHECKING:
-    from bench.calibration.calibrate import Decide, Progress
+    from bench.calibration.decide import Decide, Progress
     from bench.checkpoint.checkpoint import Checkpoint
     from bench.text.corpus import Corpus
 

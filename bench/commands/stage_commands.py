@@ -69,7 +69,7 @@ def plan(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Let a method decide, and write its plan."""
-    from bench.running.stages import Calibrator
+    from bench.running.calibrator import Calibrator
     from bench.settings.run_settings import CalibrationConfig
     from bench.settings.strict import validated
     from bench.store.store import Store, write_json

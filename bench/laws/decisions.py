@@ -19,8 +19,9 @@ from methods.framework.cost import cost, cost_of, zeros
 from methods.framework.errors import PlanError, RefusedError, StatsError
 from methods.framework.inventory import EXPERT_ROLES, Inventory
 from methods.framework.knob_space import draw
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import Method
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.plan import Plan
 from methods.framework.stats import CATALOGUE, Stats, by_expert
 from methods.framework.transfer import result
 from methods.registry import method_class, names

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.serving.kinds import KINDS, compression
+from bench.serving.servable import served_realisation
 from bench.serving.target import DENSE, DIFFERS, SERVED, TABLE, Target, installed_engine
 from bench.timing.offline import TimingSession
-from bench.timing.protocol import TimingProtocol, served_realisation
+from bench.timing.protocol import TimingProtocol
 from methods.framework.errors import MoebenchError
 
 TOKENS = 24

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bench.probing.questions import Questions
 from methods.framework.errors import RefusedError
 from methods.framework.inventory import Inventory
-from methods.framework.plan import LayerPlan
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.probe import Decided, LayerView
 from methods.framework.stats import Array, Stats
 from methods.kernels.routing import route

@@ -21,7 +21,7 @@ from bench.calibration.layers.skeleton import Attention, Skeleton
 from bench.calibration.layers.weights import WeightReader
 from methods.framework.errors import RefusedError
 from methods.framework.inventory import LayerInventory
-from methods.framework.plan import LayerPlan
+from methods.framework.layer_plan import LayerPlan
 from methods.kernels.experts import gated_mlp
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from bench.probing.states import States
 from bench.probing.windows import batches, chosen
 from bench.store.store import digest_of
 from methods.framework.errors import ConfigError, RefusedError, StatsError
-from methods.framework.plan import LayerPlan
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.probe import Decided, LayerView
 from methods.framework.stats import Array
 
@@ -81,7 +81,7 @@ class ModelProbe:
             ConfigError: no window fits into ``tokens``.
             StatsError: the corpus does not fit the model.
         """
-        from bench.calibration.calibrate import check_inputs, resolved_dtype
+        from bench.calibration.inputs import check_inputs, resolved_dtype
 
         check_inputs(checkpoint.inventory, corpus, (), "one_shot", None)
         self._checkpoint, self._inventory = checkpoint, checkpoint.inventory
@@ -240,7 +240,7 @@ class ModelProbe:
     def _key(self) -> dict[str, Any]:
         """Return everything that can change an answer, as JSON values."""
         from bench.calibration.cache import code_digest
-        from bench.calibration.calibrate import settings_of
+        from bench.calibration.inputs import settings_of
 
         settings = settings_of(
             self._checkpoint, self.corpus, "one_shot", None, str(self._device), str(self._dtype).removeprefix("torch.")

@@ -8,7 +8,8 @@ import numpy as np
 
 from methods.framework.errors import ConfigError
 from methods.framework.inventory import Inventory
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from methods.framework.probe import Decided
 from methods.framework.stats import Array
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.calibration.layers.hidden import ScratchRows
 from bench.probing.decoder_layers import Attended, Layers
 from bench.probing.questions import Prefix, prefix_of
-from methods.framework.plan import LayerPlan
+from methods.framework.layer_plan import LayerPlan
 
 
 class States:

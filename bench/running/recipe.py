@@ -15,15 +15,17 @@ import numpy as np
 
 from bench.applying.moments import TOKENS
 from bench.checkpoint.checkpoint import Checkpoint
-from bench.running.stages import Calibrator, write_checkpoint
+from bench.running.calibrator import Calibrator
+from bench.running.stages import write_checkpoint
 from bench.settings.run_settings import RecipeConfig
 from bench.settings.strict import load_settings
 from bench.store.store import Store
 from methods.framework.compose import compose
 from methods.framework.errors import RefusedError
 from methods.framework.inventory import Inventory
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import Method
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.plan import Plan
 from methods.framework.stats import CATALOGUE, Array, Stats
 from methods.framework.transfer import result
 

@@ -31,25 +31,23 @@ from bench.records.record import (
     read_record,
     write_record,
 )
+from bench.running.calibrator import Calibrator
 from bench.running.recipe import Recipe
+from bench.running.record_parts import cost_info, ratio_info, realisation, recovery_info
 from bench.running.stages import (
-    Calibrator,
     Clock,
-    cost_info,
     evaluate_checkpoint,
-    ratio_info,
-    realisation,
     recover_checkpoint,
-    recovery_info,
     time_checkpoint,
     timing_key,
     write_checkpoint,
 )
+from bench.serving.servable import unservable
 from bench.settings.recovery import RecoverySettings
 from bench.settings.run_settings import RunConfig
 from bench.store.store import Store, digest_of, write_json
 from bench.timing.offline import TimingSession
-from bench.timing.protocol import TimingProtocol, unservable
+from bench.timing.protocol import TimingProtocol
 from methods.framework.cost import cost
 from methods.framework.errors import MoebenchError, RefusedError
 from methods.framework.method import Method

@@ -5,7 +5,8 @@ from __future__ import annotations
 from bench.checkpoint.checkpoint import Checkpoint
 from methods.framework.inside import Bases, LowRank, Quantisation, SharedBase, Sparsity
 from methods.framework.inventory import Inventory, LayerInventory
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.transfer import result
 
 KINDS = {

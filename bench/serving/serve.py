@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from bench.checkpoint.source import local_folder
-from bench.serving.processes.engine import needed_options
-from bench.timing.protocol import read_config, unservable
+from bench.serving.servable import needed_options, read_config, unservable
 from methods.framework.errors import TimingError
 
 REMEDY = "install moebench with the extra 'gpu', or 'cpu' on a machine without GPU"

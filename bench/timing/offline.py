@@ -19,17 +19,10 @@ import numpy as np
 from bench.records.record import BatchTiming, Interval, Mark, Timing
 from bench.serving.processes.client import Zygote
 from bench.serving.processes.hardware import choose_cores
+from bench.serving.servable import dequantised, read_config, served_realisation, unservable
 from bench.serving.serve import REMEDY
 from bench.timing.intervals import drift, median_interval, spread
-from bench.timing.protocol import (
-    DEQUANTISED,
-    TimingProtocol,
-    dequantised,
-    read_config,
-    served_realisation,
-    unservable,
-    weights_bytes,
-)
+from bench.timing.protocol import DEQUANTISED, TimingProtocol, weights_bytes
 from methods.framework.errors import ConfigError, TimingError
 
 __all__ = ["TimingProtocol", "TimingSession", "time_pair"]

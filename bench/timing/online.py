@@ -18,17 +18,10 @@ from typing import Any, Protocol, Self
 
 from bench.records.record import Mark, OnlineTiming, Timing
 from bench.serving.processes.hardware import allowed_cores, choose_cores
+from bench.serving.servable import dequantised, read_config, served_realisation, unservable
 from bench.serving.serve import REMEDY, check_plugin
 from bench.timing.intervals import drift, median_interval, spread
-from bench.timing.protocol import (
-    DEQUANTISED,
-    OnlineProtocol,
-    dequantised,
-    read_config,
-    served_realisation,
-    unservable,
-    weights_bytes,
-)
+from bench.timing.protocol import DEQUANTISED, OnlineProtocol, weights_bytes
 from bench.timing.servers import METRICS, Load, Server, without_tokenizer
 from methods.framework.errors import ConfigError, TimingError
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from methods.framework.errors import CheckpointError, ConfigError, MoebenchError
-from methods.framework.forms import has_own_form
-from methods.framework.inventory import ExpertForm
+from methods.framework.errors import ConfigError
 
 DEQUANTISED = "served with de-quantised values on this device: quality can be checked, no speed is claimed"
 """Why nothing is timed where few bits are held as what they stand for."""
@@ -98,91 +94,6 @@ class OnlineProtocol:
             raise ConfigError(f"times between tokens need at least 2 tokens, got generate {self.generate}; raise it")
         if self.residency not in ("both", "one"):
             raise ConfigError(f"timing setting residency must be 'both' or 'one', got {self.residency!r}")
-
-
-def unservable(path: Path) -> str | None:
-    """Return why vLLM cannot serve the checkpoint at ``path``, or None; reads only ``config.json``.
-
-    Checkpoints whose layers differ are served by the plug-in (``bench.serving.plugin``), the others by vLLM's own classes.
-
-    Raises:
-        CheckpointError: there is no readable ``config.json``.
-    """
-    from bench.families.compressed_config import PREFIX
-    from bench.serving.plugin import STOCK
-
-    config = read_config(path)
-    architecture = str((config.get("architectures") or [""])[0])
-    if architecture.startswith(PREFIX) and architecture.removeprefix(PREFIX) not in STOCK:
-        return f"the plug-in has no class {architecture}; it serves {', '.join(STOCK)} with layers that differ"
-    if config.get("per_layer_config") and not architecture.startswith(PREFIX):
-        return f"config.json states per_layer_config, but names the stock class {architecture}, which ignores it"
-    return None
-
-
-def expert_forms(config: Mapping[str, Any]) -> tuple[ExpertForm, ...]:
-    """Return the forms in which layers store their experts, without those that store whole matrices.
-
-    Args:
-        config: content of ``config.json``; one that no family of ours reads states none.
-    """
-    from bench.families.family import family_of
-
-    try:
-        layers = family_of(config).inventory(config).layers
-    except MoebenchError:
-        return ()
-    return tuple(layer.form for layer in layers if layer.form is not None)
-
-
-def served_realisation(path: Path, cpu: bool) -> Literal["compressed", "dense"]:
-    """Return whether vLLM computes with what is stored (``compressed``) or with whole matrices of values in its place.
-
-    Values stand for experts in few bits on a CPU, and everywhere for those that have unequal widths besides. Weights that a plan
-    made zero are stored like others.
-
-    Args:
-        path: checkpoint folder.
-        cpu: whether vLLM runs on the CPU.
-
-    Raises:
-        CheckpointError: there is no readable ``config.json``.
-    """
-    return "dense" if dequantised(path, cpu) or _has_zeros(path) else "compressed"
-
-
-def dequantised(path: Path, cpu: bool) -> bool:
-    """Return whether vLLM holds experts in few bits of the checkpoint at ``path`` as values; see ``served_realisation``."""
-    forms = [form for form in expert_forms(read_config(path)) if form.bits is not None]
-    if cpu or not forms:
-        return bool(forms)
-    return any(map(has_own_form, forms))
-
-
-def _has_zeros(path: Path) -> bool:
-    """Return whether the plan of the checkpoint, or one that made its source, zeroed weights."""
-    try:
-        document = json.loads((path / "plan.json").read_text())
-    except (OSError, ValueError):
-        return False
-    while isinstance(document, dict):
-        if any("sparsity" in layer for layer in document.get("layers") or ()):
-            return True
-        document = (document.get("provenance") or {}).get("before")
-    return False
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Return ``config.json`` of the checkpoint at ``path``.
-
-    Raises:
-        CheckpointError: it is not readable.
-    """
-    try:
-        config: dict[str, Any] = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} has no readable config.json ({error}); give a checkpoint folder") from error
-    return config
 
 
 def weights_bytes(path: Path) -> int:

@@ -7,7 +7,8 @@ from typing import Any
 
 from methods.framework.errors import PlanError
 from methods.framework.inventory import Inventory
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.transfer import result
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from methods.framework.allocation import expert_counts
 from methods.framework.inventory import Inventory
+from methods.framework.layer_plan import LayerPlan, Merge, RouterRule
 from methods.framework.method import Keep
-from methods.framework.plan import LayerPlan, Merge, RouterRule
 from methods.framework.stats import Array
 
 Groups = list[tuple[int, ...]]

@@ -10,7 +10,7 @@ from methods.framework.inventory import EXPERT_ROLES, ExpertForm, LayerInventory
 
 if TYPE_CHECKING:
     from methods.framework.inside import SharedBase
-    from methods.framework.plan import LayerPlan
+    from methods.framework.layer_plan import LayerPlan
 
 
 def stays(plan: LayerPlan, layer: LayerInventory) -> tuple[int, ...]:

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from methods.framework.errors import ConfigError, RefusedError, UnknownNameError
 from methods.framework.inside_fit import has_whole_matrices
 from methods.framework.inventory import Inventory
-from methods.framework.plan import INSIDE, LayerPlan, Plan
+from methods.framework.layer_plan import INSIDE, LayerPlan
+from methods.framework.plan import Plan
 from methods.framework.probe import Probe
 from methods.framework.stats import Stats
 
@@ -27,7 +28,7 @@ class Method(BaseModel, abc.ABC):
         name: unique key in the registry.
         title: name for tables.
         source: paper and equation.
-        stages: plan stages that it writes (see ``methods.framework.plan.STAGES``).
+        stages: plan stages that it writes (see ``methods.framework.layer_plan.STAGES``).
         equivariant: whether relabelling the experts relabels the plan (law 7); false only for ``random``.
         shares: the values of ``keep`` that exist; empty where all between 0 and 1 do.
     """

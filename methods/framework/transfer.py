@@ -21,7 +21,8 @@ from methods.framework.inventory import (
     LayerInventory,
     TensorEntry,
 )
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)

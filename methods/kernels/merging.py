@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from methods.framework.plan import Merge
+from methods.framework.layer_plan import Merge
 from methods.framework.transfer import AveragedRows
 
 

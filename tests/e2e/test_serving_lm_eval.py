@@ -21,7 +21,8 @@ from bench.records.record import Score
 from methods.framework.inside import LowRank
 from methods.framework.inside_fit import matrix_shapes
 from methods.framework.inventory import LayerInventory
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from tests.support.places import ROOT
 
 pytestmark = pytest.mark.e2e
@@ -45,7 +46,7 @@ from bench.serving.processes.vllm_cli import answer_version
 answer_version()
 import lm_eval, torch
 from lm_eval.tasks import TaskManager
-from bench.serving.processes.engine import needed_options
+from bench.serving.servable import needed_options
 path, tasks, task, limit = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
 options = needed_options(path, "bfloat16", not torch.cuda.is_available())
 found = lm_eval.simple_evaluate(

@@ -13,7 +13,8 @@ from bench.checkpoint.checkpoint import Checkpoint
 from bench.models.load import load_model
 from bench.timing.offline import TimingSession
 from bench.timing.protocol import TimingProtocol
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from tests.support.tiny import FAMILIES, tiny_checkpoint, tiny_tokens
 
 pytestmark = pytest.mark.e2e

@@ -23,11 +23,13 @@ from bench.models.load import load_model
 from bench.serving.kinds import KINDS
 from bench.serving.plugin import STOCK
 from bench.serving.processes.client import serving_environment
+from bench.serving.servable import unservable
 from bench.serving.serve import serve, serve_command
 from bench.timing.offline import TimingSession
-from bench.timing.protocol import TimingProtocol, unservable
+from bench.timing.protocol import TimingProtocol
 from methods.framework.errors import TimingError
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from tests.support.places import ROOT
 from tests.support.tiny import FAMILIES, tiny_checkpoint, tiny_tokens
 
@@ -73,7 +75,7 @@ def test_vllm_agrees_with_transformers(source: Checkpoint, kind: str, session: T
 _TWO_DEVICES = """
 import json, sys, vllm
 from pathlib import Path
-from bench.serving.processes.engine import needed_options
+from bench.serving.servable import needed_options
 
 if __name__ == "__main__":
     path, prompts, tokens = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])

@@ -34,7 +34,8 @@ from methods.framework.compose import compose
 from methods.framework.errors import ConfigError
 from methods.framework.inventory import EXPERT_ROLES, ROUTER_ROLES
 from methods.framework.knob_space import Choice, space_of
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.stats import CATALOGUE, Stats
 from methods.framework.transfer import result
 from methods.kernels.merging import ExpertMatrices, merged, permuted

@@ -11,8 +11,9 @@ from bench.laws import decisions
 from bench.laws.cases import case
 from methods.criterion import REAP
 from methods.framework.inventory import Inventory
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import Method
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.plan import Plan
 from methods.framework.probe import Probe
 from methods.framework.stats import Stats
 

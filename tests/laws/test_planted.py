@@ -24,8 +24,9 @@ from bench.probing.model_probe import ModelProbe
 from bench.text.corpus import Corpus
 from methods import registry
 from methods.framework.errors import RefusedError
+from methods.framework.layer_plan import INSIDE, LayerPlan
 from methods.framework.method import Method
-from methods.framework.plan import INSIDE, LayerPlan, Plan
+from methods.framework.plan import Plan
 from methods.framework.stats import CATALOGUE, Stats
 from methods.ream import REAM
 from tests.support.planted_models import COPY, DEAD, EXPERTS, ORIGINAL, TOKENS, Plant, plant

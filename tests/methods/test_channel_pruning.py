@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from bench.applying.apply import apply
-from bench.calibration.calibrate import LayerwiseDecision, calibrate
+from bench.calibration.calibrate import calibrate
+from bench.calibration.decide import LayerwiseDecision
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.laws.cases import case
 from bench.models.load import load_model
 from methods.channel_pruning import CAMERA, HEAPr, best_channels
 from methods.framework.errors import ConfigError, RefusedError
 from methods.framework.inventory import ExpertForm
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from methods.framework.stats import Stats
 from tests.support.inventories import toy_inventory
 from tests.support.streamed_pass import SQUARE

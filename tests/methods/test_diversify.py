@@ -18,7 +18,8 @@ from methods import registry
 from methods.framework.errors import RefusedError, StatsError
 from methods.framework.inventory import Router
 from methods.framework.knob_space import draw
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.stats import Array, Stats
 from methods.kernels.learned_weights import fitted_weights, token_gates
 from methods.registry import method_class

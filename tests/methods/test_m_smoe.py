@@ -7,7 +7,8 @@ import pytest
 
 from methods import registry
 from methods.framework.errors import RefusedError
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from tests.support.inventories import toy_inventory
 from tests.support.token_layers import TokenLayer, moments, stats_from, stats_of
 

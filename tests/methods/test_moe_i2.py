@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from methods.framework.errors import ConfigError, RefusedError
 from methods.framework.inventory import LayerInventory, Router
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from methods.framework.removal_allocation import removal_counts
 from methods.framework.stats import Array, Stats
 from methods.kernels.genetic import Bred, Breeding, breed

@@ -13,7 +13,8 @@ import pytest
 from methods.framework.allocation import expert_counts
 from methods.framework.errors import ConfigError, RefusedError
 from methods.framework.inventory import Inventory, Router
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from methods.framework.probe import LayerView
 from methods.framework.stats import Array, Stats
 from methods.kernels.subset_loss import SubsetLoss

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from bench.applying.apply import apply
-from bench.calibration.calibrate import LayerwiseDecision, calibrate
+from bench.calibration.calibrate import calibrate
+from bench.calibration.decide import LayerwiseDecision
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.text.corpus import Corpus
 from methods import registry
 from methods.framework.errors import RefusedError
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import LayerwiseMethod
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.plan import Plan
 from tests.support.inventories import toy_inventory
 from tests.support.tiny import tiny_checkpoint, tiny_tokens
 from tests.support.token_layers import TokenLayer, moments, stats_from, stats_of

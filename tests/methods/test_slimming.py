@@ -17,8 +17,9 @@ from methods.framework.cost import cost, zeros
 from methods.framework.errors import ConfigError, RefusedError
 from methods.framework.inside import SPARSITY_MOMENTS, Sparsity
 from methods.framework.inventory import Inventory
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import LayerwiseMethod
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.plan import Plan
 from methods.framework.stats import Stats
 from methods.slimming import Magnitude
 from tests.support.inventories import toy_inventory

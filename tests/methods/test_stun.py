@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from methods import registry
-from methods.framework.plan import LayerPlan
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.stats import Array, Stats
 from methods.kernels.clustering import agglomerate, euclidean
 from tests.support.inventories import toy_inventory

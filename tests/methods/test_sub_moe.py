@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from methods import registry
-from methods.framework.plan import LayerPlan, Merge
+from methods.framework.layer_plan import LayerPlan, Merge
 from methods.framework.stats import Stats
 from tests.support.inventories import toy_inventory
 from tests.support.merged_layer import MergedLayer, groups_of, plan_of

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from methods.framework.inventory import Inventory
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.stats import Stats
 
 Kind = tuple[str, str, int]

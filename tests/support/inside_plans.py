@@ -6,7 +6,8 @@ from typing import Any
 
 from methods.framework.inside import Bases, LowRank, Quantisation, SharedBase, Sparsity
 from methods.framework.inventory import Inventory
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 
 PAIR = Merge(into=1, members=(1, 2), weights=(0.5, 0.5))
 WIDTHS = (1, 8, 16, 24, 32, 2, 3, 4)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from bench.checkpoint.checkpoint import Checkpoint
 from methods.framework.inside import QUANTISATION_MOMENTS, SPARSITY_MOMENTS
 from methods.framework.inventory import EXPERT_ROLES, Inventory
-from methods.framework.plan import LayerPlan
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.stats import Stats
 from tests.support.masking import aligned_slowly
 

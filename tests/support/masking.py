@@ -17,7 +17,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 from transformers import PreTrainedModel
 
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.stats import Stats
 
 Matrices = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from bench.laws import decisions
 from bench.laws.cases import case
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import Method
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.plan import Plan
 from methods.framework.stats import Stats
 from methods.kernels.merging import ExpertMatrices, merged
 from tests.support.inventories import toy_inventory

@@ -14,7 +14,8 @@ from bench.applying.apply import apply
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.settings.recovery import RecoverySettings
 from methods.framework.inside import Sparsity
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from tests.support.groupings import moments_of
 from tests.support.tiny import tiny_checkpoint
 

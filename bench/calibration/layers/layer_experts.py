@@ -11,7 +11,7 @@ from bench.calibration.layers.weights import MlpWeights, WeightReader, expert_en
 from bench.experts.lazy import lazily
 from methods.framework.errors import RefusedError
 from methods.framework.inventory import LayerInventory
-from methods.framework.plan import LayerPlan
+from methods.framework.layer_plan import LayerPlan
 from methods.kernels.merging import ExpertMatrices, merged
 
 _COMPUTED = {"rank": "factored", "sparsity": "sparse", "bits": "quantised"}

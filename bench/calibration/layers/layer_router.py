@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.calibration.layers.weights import WeightReader
 from methods.framework.errors import StatsError
 from methods.framework.inventory import CONSTANT_ROLE, ROUTER_ROLES, LayerInventory, Router
-from methods.framework.plan import LayerPlan
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.stats import Array
 from methods.framework.transfer import averaged_rows
 from methods.kernels.merging import averaged

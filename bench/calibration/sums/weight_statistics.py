@@ -17,7 +17,7 @@ from bench.calibration.layers.weights import WeightReader
 from bench.calibration.sums.similarity import linear_cka
 from bench.calibration.sums.spectra import weight_spectra
 from methods.framework.inventory import LayerInventory
-from methods.framework.plan import LayerPlan
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.stats import CATALOGUE, Array
 
 NAMES = frozenset(name for name, spec in CATALOGUE.items() if spec.cost == "weights")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +10,7 @@ from typing import Any
 
 from bench.families.compressed_config import PREFIX
 from bench.serving.plugin import STOCK
-from bench.timing.protocol import expert_forms
-from methods.framework.forms import has_own_form
+from bench.serving.servable import needed_options
 
 
 def preload() -> None:
@@ -41,34 +39,6 @@ def _memory(field: str) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(field + ":")), 0)
-
-
-def needed_options(path: Path, dtype: str, cpu: bool) -> dict[str, Any]:
-    """Return options of vLLM without which the checkpoint at ``path`` is served wrongly, slowly or not at all.
-
-    Args:
-        path: checkpoint folder.
-        dtype: compute type as given to vLLM.
-        cpu: whether vLLM runs on the CPU.
-    """
-    config = json.loads((path / "config.json").read_text())
-    options: dict[str, Any] = {}
-    forms = expert_forms(config)
-    # Experts in a form of their own are looped over on the host, which no CUDA graph can record.
-    if cpu or any(map(has_own_form, forms)):
-        options["enforce_eager"] = True
-    if not cpu:
-        return options
-    stock = str((config.get("architectures") or [""])[0])
-    if stock in STOCK and any(form.bits is not None for form in forms):
-        # No kernel of the CPU build takes experts in few bits (but for AMX): our class loads the values they stand for.
-        options["hf_overrides"] = {"architectures": [PREFIX + stock]}
-    if "kv_lora_rank" in config:
-        # The rotary kernel of vLLM's CPU build leaves the strided queries of latent attention unrotated, without any error.
-        options["compilation_config"] = {"custom_ops": ["-rotary_embedding"]}
-        if dtype == "float32" or (dtype == "auto" and "float32" in (config.get("dtype"), config.get("torch_dtype"))):
-            options["attention_backend"] = "CPU_MLA"  # the MLA kernel preferred on processors with AMX is bfloat16 only
-    return options
 
 
 def parameter_bytes(model: Any) -> int:

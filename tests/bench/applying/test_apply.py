@@ -23,7 +23,8 @@ from bench.families.family import family_of
 from methods.framework.cost import cost
 from methods.framework.errors import CheckpointError, PlanError
 from methods.framework.inventory import Inventory
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from methods.framework.transfer import result, transfers
 from tests.support.places import ROOT
 from tests.support.tiny import FAMILIES, tiny_checkpoint, tiny_model
@@ -259,7 +260,8 @@ import sys, time
 from pathlib import Path
 from bench.applying import apply as module
 from bench.checkpoint.checkpoint import Checkpoint
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.plan import Plan
+from methods.framework.layer_plan import LayerPlan
 
 def stop(*_):
     print("here", flush=True)

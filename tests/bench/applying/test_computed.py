@@ -22,7 +22,8 @@ from bench.models.load import load_model
 from methods.framework.cost import cost
 from methods.framework.errors import CheckpointError, PlanError, StatsError
 from methods.framework.inventory import CONSTANT_ROLE
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.stats import Stats
 from methods.framework.transfer import result
 from tests.support.groupings import MIXES, grouping, moments_of

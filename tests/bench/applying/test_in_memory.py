@@ -12,7 +12,8 @@ from transformers import DynamicCache, PreTrainedModel
 from bench.applying.in_memory import realised
 from methods.framework.errors import PlanError
 from methods.framework.inventory import Inventory
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from tests.support.tiny import FAMILIES, tiny_checkpoint, tiny_model, tiny_tokens
 
 KEEP_A = (0, 2, 5, 6)

@@ -17,7 +17,8 @@ from bench.checkpoint.checkpoint import Checkpoint
 from bench.experts.whole import stored_expert
 from methods.framework.inside import Bases, LowRank, Quantisation, SharedBase, Sparsity
 from methods.framework.inventory import EXPERT_ROLES
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.stats import Stats
 from methods.kernels.gptq import gptq
 from methods.kernels.quantisation import dequantised

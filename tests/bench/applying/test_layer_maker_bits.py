@@ -25,7 +25,8 @@ from bench.experts.whole import PART_NAMES, stored_expert
 from bench.models.load import load_model
 from methods.framework.inside import Quantisation
 from methods.framework.inventory import EXPERT_ROLES
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.stats import Stats
 from methods.kernels.awq import channel_scale
 from methods.kernels.merging import ExpertMatrices

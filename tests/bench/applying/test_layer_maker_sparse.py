@@ -24,7 +24,8 @@ from methods.framework.cost import cost, zeros
 from methods.framework.errors import CheckpointError, StatsError
 from methods.framework.inside import SPARSITY_MOMENTS, Sparsity
 from methods.framework.inventory import EXPERT_ROLES, Inventory, TensorEntry
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.stats import Stats
 from methods.framework.transfer import InsideExpert, transfers
 from methods.kernels.merging import ExpertMatrices, align, merged, permuted

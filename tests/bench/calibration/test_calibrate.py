@@ -8,14 +8,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench.applying.apply import apply
-from bench.calibration.calibrate import LayerwiseDecision, calibrate
+from bench.calibration.calibrate import calibrate
+from bench.calibration.decide import LayerwiseDecision
 from bench.calibration.streaming import StreamedPass
 from bench.calibration.sums.disk_array import ON_DISK
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.text.corpus import Corpus
 from methods.criterion import REAP
 from methods.framework.errors import CheckpointError, ConfigError, StatsError, UnknownNameError
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from methods.framework.stats import CATALOGUE
 from tests.support.calibration_reference import expert_reference, reference
 from tests.support.inside_reference import inside_reference

@@ -12,7 +12,8 @@ from bench.models.load import load_model
 from bench.text.corpus import Corpus
 from methods.framework.errors import RefusedError
 from methods.framework.inside import Quantisation, Sparsity
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.stats import Stats
 from tests.support.inside_reference import inside_reference
 from tests.support.streamed_pass import NEEDS, RAGGED, SQUARE, Fixed, assert_same, plain_model

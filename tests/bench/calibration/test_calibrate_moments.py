@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 
 import bench.calibration.layers.expert_pass
 from bench.applying.apply import apply
-from bench.calibration.calibrate import ROW_STATISTICS, LayerwiseDecision, calibrate
+from bench.calibration.calibrate import calibrate
+from bench.calibration.decide import LayerwiseDecision
+from bench.calibration.inputs import ROW_STATISTICS
 from bench.calibration.streaming import StreamedPass
 from bench.calibration.sums.disk_array import DiskArrays, disk_bytes
 from bench.calibration.sums.grams import Grams
@@ -20,7 +22,8 @@ from bench.models.load import load_model
 from bench.text.corpus import Corpus
 from methods.criterion import REAP
 from methods.framework.errors import StatsError
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.kernels.experts import second_moments
 from tests.support.calibration_reference import expert_reference
 from tests.support.streamed_pass import NEEDS, RAGGED, SQUARE, Fixed, assert_same, plain_model

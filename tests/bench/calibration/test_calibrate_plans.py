@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from bench.applying.apply import apply
-from bench.calibration.calibrate import ROW_STATISTICS, calibrate
+from bench.calibration.calibrate import calibrate
+from bench.calibration.inputs import ROW_STATISTICS
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.models.load import load_model
 from methods.framework.errors import StatsError
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.stats import CATALOGUE
 from tests.support.streamed_pass import NEEDS, RAGGED, SQUARE, Fixed, model_states, streamed_states
 from tests.support.tiny import tiny_checkpoint

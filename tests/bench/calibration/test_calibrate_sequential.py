@@ -8,11 +8,12 @@ import pytest
 
 from bench.calibration.layers.layer_experts import LayerExperts
 from bench.checkpoint.checkpoint import Checkpoint
-from bench.running.stages import Calibrator
+from bench.running.calibrator import Calibrator
 from bench.settings.run_settings import CalibrationConfig
 from bench.store.store import Store
 from methods.framework.errors import RefusedError
-from methods.framework.plan import LayerPlan, Sparsity
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Sparsity
 from methods.registry import method
 
 

@@ -16,7 +16,8 @@ from bench.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint, content
 from bench.models.load import load_model
 from methods.framework.errors import CheckpointError, NotMoEError
 from methods.framework.inventory import CONSTANT_ROLE
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from tests.support.groupings import moments_of
 from tests.support.masking import logits
 from tests.support.tiny import FAMILIES, tiny_checkpoint, tiny_model, tiny_tokens

@@ -15,7 +15,8 @@ from bench.families.family import Family, families, family_of
 from bench.families.family_file import read_family_file
 from methods.framework.errors import CheckpointError, ConfigError, NotMoEError, PlanError
 from methods.framework.inventory import Inventory
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.transfer import result
 from tests.support.places import ROOT
 from tests.support.tiny import FAMILIES, tiny_checkpoint, tiny_config, tiny_model

@@ -11,7 +11,8 @@ from bench.families.family import Family, family_of
 from bench.families.form_config import FORM_KEY, form_document, read_form
 from methods.framework.errors import CheckpointError
 from methods.framework.inventory import ExpertForm, Inventory
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from methods.framework.transfer import result
 from tests.support.inside_plans import FORMS, SELECTIONS, everywhere, fitting
 from tests.support.tiny import FAMILIES, tiny_config

@@ -10,7 +10,7 @@ import torch
 from bench.applying.computed import Recipes
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.models.device import resolved_device
-from bench.running.stages import Calibrator
+from bench.running.calibrator import Calibrator
 from bench.settings.run_settings import CalibrationConfig
 from bench.store.store import Store
 from methods.framework.errors import ConfigError

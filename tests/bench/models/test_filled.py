@@ -23,7 +23,8 @@ from methods.framework.compose import compose
 from methods.framework.errors import CheckpointError, PlanError
 from methods.framework.inside import LowRank, SharedBase
 from methods.framework.inventory import BYTES_PER_ELEMENT
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from methods.framework.stats import Stats
 from methods.framework.transfer import result
 from tests.support.inside_plans import FORMS, SELECTIONS, everywhere, fitting

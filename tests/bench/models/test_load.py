@@ -14,7 +14,8 @@ from bench.applying.apply import apply
 from bench.checkpoint.checkpoint import SINGLE, Checkpoint
 from bench.models.load import check_loadable, load_model, load_tokenizer, skeleton
 from methods.framework.errors import CheckpointError
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from tests.bench.applying.test_apply import plans
 from tests.support.masking import logits, mask
 from tests.support.tiny import FAMILIES, tiny_checkpoint, tiny_model, tiny_tokens

@@ -18,7 +18,8 @@ from bench.probing.model_probe import ModelProbe
 from bench.probing.windows import batches, chosen
 from bench.text.corpus import Corpus
 from methods.framework.errors import ConfigError, PlanError, RefusedError, StatsError
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.stats import Stats
 from methods.kernels.routing import route
 from tests.support.masking import mask

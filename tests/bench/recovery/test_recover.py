@@ -27,7 +27,8 @@ from bench.settings.recovery import RecoverySettings
 from bench.text.corpus import Corpus
 from methods.framework.errors import CheckpointError, ConfigError, RefusedError
 from methods.framework.inventory import Inventory
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from tests.support.recoveries import CASES, PLANS, changed, compressed, settings, write_text
 from tests.support.tiny import FAMILIES, tiny_checkpoint
 

@@ -18,7 +18,8 @@ from bench.recovery.updates import LowRankUpdate
 from bench.settings.recovery import RecoverySettings
 from methods.framework.errors import RefusedError
 from methods.framework.inside import Bases, LowRank, Quantisation, SharedBase, Sparsity
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from tests.support.recoveries import changed
 from tests.support.tiny import tiny_checkpoint
 

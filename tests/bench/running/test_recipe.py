@@ -12,14 +12,15 @@ from bench.applying.apply import apply
 from bench.calibration.calibrate import calibrate
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.models.load import load_model
+from bench.running.calibrator import Calibrator
 from bench.running.recipe import Recipe, expanded, load_recipe
-from bench.running.stages import Calibrator
 from bench.settings.run_settings import CalibrationConfig, RecipeConfig
 from bench.settings.strict import validated
 from bench.store.store import Store
 from bench.text.corpus import parse
 from methods.framework.errors import ConfigError, MoebenchError, RefusedError
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.stats import Stats
 from methods.framework.transfer import result
 from methods.registry import method

@@ -15,7 +15,8 @@ from bench.running.run import Run
 from bench.settings.recovery import RecoverySettings
 from bench.settings.run_settings import CalibrationConfig, MethodConfig, RunConfig, TimingConfig, parse_method
 from bench.store.store import Store
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.stats import Stats
 from tests.support.tiny import tiny_checkpoint
 

@@ -11,10 +11,10 @@ import pytest
 
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.laws.served import write
-from bench.serving.processes.engine import needed_options
+from bench.serving.servable import dequantised, needed_options, served_realisation
 from bench.serving.serve import serve_command
 from bench.timing.offline import TimingProtocol, TimingSession
-from bench.timing.protocol import DEQUANTISED, dequantised, served_realisation
+from bench.timing.protocol import DEQUANTISED
 from tests.support.tiny import tiny_checkpoint
 
 # kind: realisation on a CPU, on a GPU, whether experts need a module of their own, architecture that a CPU is told

@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 
 from bench.records.record import Timing
+from bench.serving.servable import unservable
 from bench.timing.offline import TimingProtocol, TimingSession
-from bench.timing.protocol import unservable
 from bench.timing.table import memory_table, offline_table, write_timings
 from methods.framework.errors import CheckpointError, ConfigError, TimingError
 from tests.support.tiny import tiny_checkpoint, tiny_model

@@ -20,7 +20,8 @@ from bench.timing.protocol import OnlineProtocol
 from bench.timing.servers import METRICS, Server, load_options, read_result, server_options, without_tokenizer
 from bench.timing.table import online_table
 from methods.framework.errors import ConfigError, TimingError
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from tests.bench.serving.processes.test_client import gone
 
 

@@ -9,7 +9,8 @@ from methods.framework.compose import compose
 from methods.framework.errors import PlanError
 from methods.framework.inside import Sparsity
 from methods.framework.inventory import Inventory
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.transfer import result
 from tests.support.inventories import toy_inventory
 

@@ -14,7 +14,8 @@ from bench.text.corpus import Corpus
 from methods.framework.compose import compose
 from methods.framework.errors import PlanError
 from methods.framework.inside import Quantisation
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.transfer import result
 from tests.support.tiny import tiny_checkpoint, tiny_tokens
 

@@ -16,7 +16,8 @@ from bench.families.family import family_of
 from methods import registry
 from methods.framework.cost import cost, cost_of, ratios
 from methods.framework.inventory import Inventory
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from methods.framework.stats import Stats
 
 # config.json of mistralai/Mixtral-8x7B-v0.1

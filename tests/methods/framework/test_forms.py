@@ -15,7 +15,8 @@ from methods.framework.errors import PlanError
 from methods.framework.forms import formed, part_of
 from methods.framework.inside import Bases, LowRank, Quantisation, SharedBase, Sparsity
 from methods.framework.inventory import EXPERT_ROLES, ExpertForm, Inventory, TensorEntry
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from methods.framework.transfer import InsideExpert, result, transfers
 from tests.support.inside_plans import EVERYONE, FORMS, PACKABLE, SELECTIONS, WIDTHS, everywhere, fitting
 from tests.support.inventories import toy_inventory

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from methods.framework.cost import cost, cost_of, ratios, zeros
 from methods.framework.errors import PlanError
 from methods.framework.inside import Sparsity
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.transfer import AveragedRows, Constants, InsideExpert, MergedExpert, result, transfers
 from tests.support.inventories import toy_inventory
 

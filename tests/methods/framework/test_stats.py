@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from methods.framework.errors import RefusedError, StatsError, UnknownNameError
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.stats import CATALOGUE, Stats
 
 MOMENTS = np.arange(4 * 9, dtype=np.float64).reshape(4, 3, 3)

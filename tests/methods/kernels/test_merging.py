@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from methods.framework.plan import Merge
+from methods.framework.layer_plan import Merge
 from methods.framework.transfer import AveragedRows
 from methods.kernels.merging import ExpertMatrices, align, averaged, merged, permuted
 from tests.support.masking import aligned_slowly, joint_svd

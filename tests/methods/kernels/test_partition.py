@@ -23,7 +23,8 @@ from methods.framework.grouping import (
     usage_weights,
     within_router_groups,
 )
-from methods.framework.plan import LayerPlan, Merge, Plan
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.stats import Array
 from methods.kernels.clustering import LINKAGES, agglomerate, euclidean, gram_distance, spherical_kmeans
 from methods.kernels.partition import EXACT_LIMIT, exact_partition, improved, objective, partition, spectral

@@ -16,7 +16,7 @@ from bench.probing.model_probe import ModelProbe
 from bench.text.corpus import Corpus
 from methods.framework.errors import RefusedError
 from methods.framework.inventory import Router
-from methods.framework.plan import LayerPlan
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.stats import Array
 from methods.kernels.gate_change import ordered_by_preference
 from methods.kernels.subset_loss import SubsetLoss

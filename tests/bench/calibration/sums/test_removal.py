@@ -12,7 +12,8 @@ from bench.calibration.calibrate import calibrate
 from bench.calibration.sums.removal import changes_by_routing_again, needs_all_experts, next_expert, removals
 from bench.checkpoint.checkpoint import Checkpoint
 from methods.framework.inventory import Router
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from methods.kernels.routing import route
 from tests.support.calibration_reference import expert_reference
 from tests.support.masking import mask

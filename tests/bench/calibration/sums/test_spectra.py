@@ -16,7 +16,8 @@ from bench.checkpoint.checkpoint import Checkpoint
 from bench.text.corpus import Corpus
 from methods.framework.errors import StatsError
 from methods.framework.inside import LowRank
-from methods.framework.plan import LayerPlan, Plan
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from tests.support.inside_reference import inside_reference
 from tests.support.streamed_pass import RAGGED, SQUARE, assert_same, plain_model
 from tests.support.tiny import FAMILIES, tiny_checkpoint
