@@ -19,7 +19,7 @@ def check_packages(home: Path = HOME) -> None:
     """
     for name in PACKAGES:
         spec = find_spec(name)
-        found = Path(spec.origin).resolve().parents[2] if spec is not None and spec.origin else None
+        found = Path(spec.origin).resolve().parents[1] if spec is not None and spec.origin else None
         if found != home:
             where = f"{found}" if found else "nowhere"
             raise MoebenchError(
