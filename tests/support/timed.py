@@ -1,6 +1,6 @@
 """Run a command and tell what it took: ``python tests/support/timed.py NAME TABLE COMMAND...``.
 
-One line with wall seconds and the CPU seconds of the command and all its children goes to standard error and is added to the file TABLE.
+The wall seconds, and the CPU seconds of the command with all its children, go to standard error and to the end of the file TABLE.
 """
 
 from __future__ import annotations
