@@ -78,6 +78,11 @@ class Paired(_Part):
     high: float = Field(description="upper end of the 95 % interval of the difference")
     p: float = Field(description="p-value of no difference: exact McNemar for 0/1 items, else paired bootstrap")
     test: Literal["mcnemar", "bootstrap"] = Field(description="which test gave p")
+    interval: Literal["score", "bootstrap", "percentile"] = Field(
+        default="percentile",
+        description="how the interval was made: for 0/1 items by score and adjusted Wald, for others by an expanded bootstrap; "
+        "percentile: by the plain bootstrap of earlier versions, too short for rare changes",
+    )
 
 
 class Score(_Part):
