@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import multinomial
 
 from bench.evaluation.items import Items, Statistic
-from bench.evaluation.paired import compare, pair_scores
+from bench.evaluation.paired import _score_interval, binary_interval, compare, mcnemar, pair_scores
 from bench.records.record import Score
 from methods.framework.errors import EvaluationError
 
@@ -34,10 +35,56 @@ def test_exact_mcnemar_of_5_against_17() -> None:
     assert expected == pytest.approx(0.0169, abs=5e-5)
     assert paired.test == "mcnemar" and paired.p == pytest.approx(expected, rel=1e-12)
     assert paired.difference == pytest.approx(-0.12)
-    # The standard error of a mean of paired differences; the percentile interval is close to 1.96 of it here.
+    # The standard error of a mean of paired differences; the interval is close to 1.96 of it here.
     error = math.sqrt((22 / 100 - 0.12**2) / 100)
     assert paired.low == pytest.approx(-0.12 - 1.96 * error, abs=0.011)
     assert paired.high == pytest.approx(-0.12 + 1.96 * error, abs=0.011)
+
+
+def test_score_interval_is_where_the_restricted_test_turns() -> None:
+    """Tango's statistic at an end, with the share of lost items maximised by a fine grid over the likelihood instead."""
+    won, lost, items = 9, 2, 60
+    for end, sign in zip(_score_interval(won, lost, items), (1, -1), strict=True):
+        shares = np.linspace(max(0.0, -end) + 1e-9, (1 - end) / 2 - 1e-9, 400_001)
+        same = 1 - end - 2 * shares
+        likelihood = won * np.log(shares + end) + lost * np.log(shares) + (items - won - lost) * np.log(same)
+        share = shares[np.argmax(likelihood)]
+        value = (won - lost - items * end) / math.sqrt(items * (2 * share + end - end**2))
+        assert value == pytest.approx(sign * 1.959964, abs=2e-4)
+
+
+@pytest.mark.parametrize("items", [20, 60])
+def test_interval_of_rare_and_common_changes_covers(items: int) -> None:
+    """Coverage by full enumeration of the trinomial, no simulation: at least 94 % at every rate of change."""
+    won, lost = (array.ravel() for array in np.meshgrid(np.arange(items + 1), np.arange(items + 1), indexing="ij"))
+    won, lost = won[won + lost <= items], lost[won + lost <= items]
+    ends = np.array([binary_interval(int(b), int(c), items) for b, c in zip(won, lost, strict=True)])
+    assert (ends[:, 0] < ends[:, 1]).all()
+    for rate in (0.002, 0.01, 0.03, 0.08, 0.2, 0.4, 0.7, 0.999):
+        for share in (0.0, 0.05, 0.2, 0.5):
+            cells = (rate * share, rate * (1 - share), 1 - rate)
+            chance = multinomial.pmf(np.stack([won, lost, items - won - lost], axis=1), items, cells)
+            truth = rate * (2 * share - 1)
+            covered = chance[(ends[:, 0] <= truth + 1e-12) & (truth <= ends[:, 1] + 1e-12)].sum()
+            assert covered >= 0.94, (rate, share)
+
+
+def test_interval_and_mcnemar_never_contradict_each_other() -> None:
+    for items in (1, 7, 20, 45):
+        for won in range(items + 1):
+            for lost in range(items + 1 - won):
+                low, high = binary_interval(won, lost, items)
+                assert (low > 0 or high < 0) == (mcnemar(won, lost) < 0.05), (items, won, lost)
+                assert (-high, -low) == pytest.approx(binary_interval(lost, won, items), abs=1e-9)
+
+
+def test_bounded_items_that_hardly_change_have_an_interval() -> None:
+    """Partial credit on 20 items, one of which changed: a bootstrap alone would say [0, 0.075] or less."""
+    base, other = _items([0.5, 0.25] * 10), _items([1.0, 0.25] + [0.5, 0.25] * 9)
+    paired = compare(base, other)
+    assert paired.interval == "bootstrap" and paired.low < -0.05 and paired.high > 0.09
+    same = compare(base, base)
+    assert same.low < 0 < same.high and same.p == 1.0
 
 
 def test_concordant_items_do_not_matter_to_mcnemar_but_to_the_difference() -> None:
@@ -48,19 +95,21 @@ def test_concordant_items_do_not_matter_to_mcnemar_but_to_the_difference() -> No
 def test_equal_models_have_no_difference() -> None:
     base, _ = _discordant(5, 17, 78)
     paired = compare(base, base)
-    assert paired.model_dump() == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0, "test": "mcnemar"}
+    assert (paired.difference, paired.p, paired.test, paired.interval) == (0.0, 1.0, "mcnemar", "score")
+    # Nothing changed in 100 items: the score interval ends at z^2 / (n + z^2).
+    assert paired.high == pytest.approx(1.96**2 / (100 + 1.96**2), rel=1e-3) and paired.low == pytest.approx(-paired.high)
     text = _items([-10.0, -20.0, -31.0], "perplexity", [3.0, 4.0, 5.0])
     assert compare(text, text).p == 1.0 and compare(text, text).test == "bootstrap"
 
 
 def test_bootstrap_of_a_mean_agrees_with_all_resamples() -> None:
-    base, other = _items([0.1, 0.5, 0.4, 0.9]), _items([0.3, 0.4, 0.8, 1.0])
+    base, other = _items([1.1, 1.5, 1.4, 1.9]), _items([1.3, 1.4, 1.8, 2.0])
     paired = compare(base, other, resamples=40_000)
     gaps = [b - a for a, b in zip(base.values, other.values, strict=True)]
     means = sorted(sum(draw) / 4 for draw in itertools.product(gaps, repeat=4))
     assert paired.test == "bootstrap" and paired.difference == pytest.approx(sum(gaps) / 4)
-    assert means[int(0.018 * len(means))] <= paired.low <= means[int(0.032 * len(means))]
-    assert means[int(0.968 * len(means))] <= paired.high <= means[int(0.982 * len(means))]
+    # Four items: the level Phi(sqrt(4 / 3) * -3.182) = 0.0001 is less than the share of the smallest mean, 1 / 256.
+    assert (paired.low, paired.high) == pytest.approx((means[0], means[-1]))
     below = sum(mean <= 0 for mean in means) / len(means)
     assert paired.p == pytest.approx(2 * below, abs=0.005)
 
@@ -82,8 +131,11 @@ def test_perplexity_resamples_documents_and_recomputes_the_corpus_metric(statist
     picks = np.random.default_rng(9).integers(12, size=(400, 12)).tolist()
     differences = sorted(score(second, pick) - score(first, pick) for pick in picks)
     assert paired.difference == pytest.approx(score(second, range(12)) - score(first, range(12)))
-    # 0.025 and 0.975 of 399 steps, rounded outwards.
-    assert paired.low == pytest.approx(differences[9]) and paired.high == pytest.approx(differences[390])
+    # Twelve documents: levels Phi(sqrt(12 / 11) * -2.201) and one minus it, of 399 steps, rounded outwards.
+    level = 0.5 * math.erfc(math.sqrt(12 / 11) * 2.200985 / math.sqrt(2))
+    place = math.floor(level * 399)
+    assert place == 4  # a plain percentile interval would take the tenth
+    assert paired.low == pytest.approx(differences[place]) and paired.high == pytest.approx(differences[399 - place])
     side = min(sum(d <= 0 for d in differences), sum(d >= 0 for d in differences))
     assert paired.p == pytest.approx(min(1, 2 * (side + 1) / 401))
 
