@@ -70,7 +70,7 @@ def test_interval_of_rare_and_common_changes_covers(items: int) -> None:
 
 
 def test_interval_and_mcnemar_never_contradict_each_other() -> None:
-    for items in (1, 7, 20, 45):
+    for items in (1, 7, 20, 33):
         for won in range(items + 1):
             for lost in range(items + 1 - won):
                 low, high = binary_interval(won, lost, items)
@@ -103,7 +103,7 @@ def test_equal_models_have_no_difference() -> None:
 
 
 def test_bootstrap_of_a_mean_agrees_with_all_resamples() -> None:
-    base, other = _items([1.1, 1.5, 1.4, 1.9]), _items([1.3, 1.4, 1.8, 2.0])
+    base, other = _items([1.125, 1.5, 1.375, 1.875]), _items([1.375, 1.375, 1.75, 2.0])
     paired = compare(base, other, resamples=40_000)
     gaps = [b - a for a, b in zip(base.values, other.values, strict=True)]
     means = sorted(sum(draw) / 4 for draw in itertools.product(gaps, repeat=4))
