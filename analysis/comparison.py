@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from analysis.inference import Difference, SeedMean, average_difference, difference, holm, mean_with_error
-from analysis.protocol import Key, headline, is_accuracy, is_perplexity, key
+from analysis.protocol import Key, error_of, headline, is_accuracy, is_perplexity, key
 from bench.records.record import Record, Score
 
 
@@ -62,7 +62,7 @@ class Comparison:
         if self.base is None or self.is_base or not self.accuracies:
             return None
         parts = [self.task_difference(task) for task in self.accuracies]
-        known = [(part.value, part.error) for part in parts if part is not None]
+        known = [part for part in parts if part is not None]
         return average_difference(known) if len(known) == len(parts) else None
 
     @property
@@ -115,9 +115,10 @@ class Comparison:
         score, base = self.scores[task], self.base_scores[task]
         if (pair := self.pair(score)) is not None:
             return pair
-        if score.stderr is None or base.stderr is None:
+        own, other = error_of(score), error_of(base)
+        if own is None or other is None:
             return None
-        return difference(score.value - base.value, math.hypot(score.stderr, base.stderr))
+        return difference(score.value - base.value, math.hypot(own, other))
 
     def _relative_error(self, task: str) -> float | None:
         """Return the standard error of log(base / score) of a perplexity, to first order in the difference."""
@@ -210,4 +211,4 @@ def _reversed(created: str) -> tuple[int, ...]:
 def _average(scores: Sequence[Score]) -> tuple[float | None, float | None]:
     if not scores:
         return (None, None)
-    return mean_with_error([score.value for score in scores], [score.stderr for score in scores])
+    return mean_with_error([score.value for score in scores], [error_of(score) for score in scores])

@@ -9,7 +9,7 @@ import pandas as pd
 from analysis.averaging import average_seeds
 from analysis.columns import COLUMNS, variants
 from analysis.comparison import Comparison, compare
-from analysis.protocol import key
+from analysis.protocol import error_of, key
 from analysis.ranking import FLOOR, rank
 from bench.records.record import Record, Score
 
@@ -92,7 +92,8 @@ def _score_rows(row: Comparison, run: dict[str, object]) -> Iterable[dict[str, o
         speaks = row.scores.get(score.task) == score
         yield {
             **{name: run[name] for name in ("id", "board", "model", "method", "title", "knobs")},
-            **score.model_dump(include={"task", "metric", "filter", "higher_is_better", "value", "stderr", "n"}),
+            **score.model_dump(include={"task", "metric", "filter", "higher_is_better", "value", "n"}),
+            "stderr": error_of(score),
             "headline": speaks,
             "seeds": row.runs,
             "seed_half": seeds.half if seeds else None,

@@ -25,6 +25,16 @@ class Difference:
         """Standard error: half the width of the interval over 1.96."""
         return (self.high - self.low) / (2 * Z95)
 
+    @property
+    def below(self) -> float:
+        """Distance of the lower end of the interval from the value."""
+        return self.value - self.low
+
+    @property
+    def above(self) -> float:
+        """Distance of the upper end of the interval from the value."""
+        return self.high - self.value
+
 
 def mean_with_error(values: Sequence[float], errors: Sequence[float | None]) -> tuple[float, float | None]:
     """Return the mean of independent scores and its standard error sqrt(sum se^2) / n.
@@ -43,23 +53,55 @@ def difference(value: float, error: float) -> Difference:
 
     With an error of 0 the interval is a point; p is 1 for no difference and 0 for any other.
     """
-    if error == 0:
-        return Difference(value, value, value, 1.0 if value == 0 else 0.0)
-    return Difference(value, value - Z95 * error, value + Z95 * error, float(2 * norm.sf(abs(value) / error)))
+    return between(value, Z95 * error, Z95 * error)
 
 
-def average_difference(parts: Sequence[tuple[float, float]]) -> Difference:
+def between(value: float, below: float, above: float) -> Difference:
+    """Return ``value`` with the interval from ``value - below`` to ``value + above`` and a p-value that agrees with it.
+
+    p is that of a normal error, the distance of the interval's end on the side of 0 over 1.96, so it is below 0.05 exactly
+    where the interval leaves out 0.
+    """
+    side = below if value > 0 else above
+    known = float(2 * norm.sf(Z95 * abs(value) / side)) if side else float(value == 0)
+    return Difference(value, value - below, value + above, known)
+
+
+def average_difference(parts: Sequence[Difference]) -> Difference:
     """Return the difference of two averages over the same tasks.
 
-    Args:
-        parts: for each task the difference and its standard error; the tasks share no items, so errors are independent.
+    The distances of the ends from the value add in squares, each side by itself, so that the lopsided intervals of tasks in which
+    few items changed keep their longer side: low = mean - sqrt(sum below^2) / n, high = mean + sqrt(sum above^2) / n.
 
-    Returns:
-        Mean of the differences with standard error sqrt(sum se^2) / n and the normal interval and p-value of that.
+    Args:
+        parts: the difference of each task with its interval; the tasks share no items, so errors are independent.
+
+    *Source*: Zou and Donner, Statistics in Medicine 27 (2008) 1693, equation 3 for two terms; for sums of more, Zou, Huang and
+    Zhang, Computational Statistics and Data Analysis 53 (2009) 1080.
     """
-    mean, error = mean_with_error([value for value, _ in parts], [error for _, error in parts])
-    assert error is not None
-    return difference(mean, error)
+    n = len(parts)
+    mean = math.fsum(part.value for part in parts) / n
+    below, above = (math.sqrt(math.fsum(side**2 for side in sides)) / n for sides in _sides(parts))
+    return between(mean, below, above)
+
+
+def _sides(parts: Sequence[Difference]) -> tuple[list[float], list[float]]:
+    return [part.below for part in parts], [part.above for part in parts]
+
+
+def proportion_error(value: float, items: int) -> float:
+    """Return a standard error of a share of items that is not 0 where all or none of them are right.
+
+    That of (right + 2) / (items + 4), the middle of the adjusted interval.
+
+    Args:
+        value: share of the items, 0 to 1.
+        items: how many there are.
+
+    *Source*: Agresti and Coull, The American Statistician 52 (1998) 119.
+    """
+    share = (value * items + 2) / (items + 4)
+    return math.sqrt(share * (1 - share) / (items + 4))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -105,9 +147,10 @@ def over_seeds(values: Sequence[float]) -> SeedMean:
 def difference_over_seeds(parts: Sequence[Difference]) -> Difference:
     """Return the mean of one difference over seeds; its interval holds the error of the items and that of the seeds.
 
-    The items are the same for every seed, so their error does not shrink with seeds: half-widths are averaged. The two
-    half-widths then add in squares.
+    The items are the same for every seed, so their error does not shrink with seeds: the two sides of the intervals are
+    averaged. Each then adds in squares to the half-width over seeds.
     """
-    items = math.fsum(part.high - part.low for part in parts) / (2 * len(parts))
     mean = over_seeds([part.value for part in parts])
-    return difference(mean.value, math.hypot(items, mean.half or 0.0) / Z95)
+    below, above = (math.fsum(sides) / len(parts) for sides in _sides(parts))
+    seeds = mean.half or 0.0
+    return between(mean.value, math.hypot(below, seeds), math.hypot(above, seeds))

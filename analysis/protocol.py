@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from analysis.inference import proportion_error
 from bench.records.record import Score
 
 ACCURACIES = ("acc_norm", "acc", "exact_match", "f1", "pass@1", "pass_at_1", "mc2", "mcc")
@@ -26,6 +27,13 @@ def key(score: Score) -> Key:
 def is_accuracy(score: Score) -> bool:
     """Tell whether ``score`` enters averages."""
     return score.metric in ACCURACIES and score.higher_is_better
+
+
+def error_of(score: Score) -> float | None:
+    """Return the standard error of ``score`` over its items; of an accuracy at least that of ``proportion_error``, so never 0."""
+    if score.stderr is None or not is_accuracy(score) or not 0 <= score.value <= 1:
+        return score.stderr
+    return max(score.stderr, proportion_error(score.value, score.n))
 
 
 def is_perplexity(score: Score) -> bool:

@@ -10,6 +10,7 @@ from functools import cached_property
 from analysis.averaging import SeedAverage
 from analysis.comparison import Comparison, seeds_of
 from analysis.inference import Z95, Difference, SeedMean, difference, over_seeds
+from analysis.protocol import error_of
 
 AVERAGE = ""
 """Name of the column that holds the average over tasks."""
@@ -61,7 +62,7 @@ def _scored(row: Comparison, column: str) -> tuple[float, float] | None:
     else:
         if column not in row.scores:
             return None
-        value, error = row.scores[column].value, row.scores[column].stderr
+        value, error = row.scores[column].value, error_of(row.scores[column])
         change = row.task_difference(column) if row.base is not None and not row.is_base else None
     if value is None:
         return None

@@ -14,9 +14,9 @@ from analysis.columns import TRAINING, knobs_text, variants
 from analysis.comparison import Comparison, compare, seeds_of
 from analysis.formatting import interval, percent, significant
 from analysis.inference import Difference, average_difference, difference, difference_over_seeds
-from analysis.protocol import key
+from analysis.protocol import error_of, key
 from analysis.table import Row, rows_of, run_name
-from bench.records.record import Record
+from bench.records.record import Record, Score
 
 TRAINING_COLUMNS: dict[str, str] = {
     "id": "string",
@@ -161,23 +161,33 @@ def gain(before: Comparison, after: Comparison) -> tuple[Difference | None, str 
     parts, kinds = [], set()
     for task in after.accuracies:
         first, second = before.scores[task], after.scores[task]
-        if first.stderr is None or second.stderr is None:
+        errors = error_of(first), error_of(second)
+        if errors[0] is None or errors[1] is None:
             return None, None
         covariance, kind = 0.0, "unpaired"
-        pairs = before.pair(first), after.pair(second)
-        reference = after.base_scores[task].stderr if after.base and after.base == before.base else None
-        if pairs[0] is not None and pairs[1] is not None and reference is not None:
+        shared_errors = _paired_error(before, first), _paired_error(after, second)
+        reference = error_of(after.base_scores[task]) if after.base and after.base == before.base else None
+        if shared_errors[0] is not None and shared_errors[1] is not None and reference is not None:
             kind = "through the base"
             shared = [
-                min(max((own**2 + reference**2 - pair.error**2) / 2, 0.0), own * reference)
-                for own, pair in ((first.stderr, pairs[0]), (second.stderr, pairs[1]))
+                min(max((own**2 + reference**2 - joint**2) / 2, 0.0), own * reference)
+                for own, joint in ((errors[0], shared_errors[0]), (errors[1], shared_errors[1]))
             ]
             covariance = shared[0] * shared[1] / reference**2 if reference > 0 else 0.0
-        variance = max(first.stderr**2 + second.stderr**2 - 2 * covariance, 0.0)
-        parts.append((second.value - first.value, math.sqrt(variance)))
+        variance = max(errors[0] ** 2 + errors[1] ** 2 - 2 * covariance, 0.0)
+        parts.append(difference(second.value - first.value, math.sqrt(variance)))
         kinds.add(kind)
     found = average_difference(parts) if parts else difference(0.0, 0.0)
     return found, kinds.pop() if len(kinds) == 1 else "mixed"
+
+
+def _paired_error(row: Comparison, score: Score) -> float | None:
+    """Return the standard error of a score's paired difference to the base; None where it is not paired."""
+    pair = row.pair(score)
+    if pair is None:
+        return None
+    stated = score.paired.stderr if score.paired else None
+    return pair.error if stated is None else stated
 
 
 HEAD = (

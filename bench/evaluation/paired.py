@@ -50,7 +50,16 @@ def compare(base: Items, other: Items, *, seed: int = 0, resamples: int = 10_000
     if base.binary and other.binary:
         won, lost = int((second > first).sum()), int((second < first).sum())
         low, high = binary_interval(won, lost, len(first))
-        return Paired(difference=difference, low=low, high=high, p=mcnemar(won, lost), test="mcnemar", interval="score")
+        wald = _wald(won + 0.5, lost + 0.5, len(first) + 2.0)
+        return Paired(
+            difference=difference,
+            low=low,
+            high=high,
+            stderr=(wald[1] - wald[0]) / (2 * _Z),
+            p=mcnemar(won, lost),
+            test="mcnemar",
+            interval="score",
+        )
     differences = _bootstrap(base, first, second, weights, seed, resamples)
     # An infinite perplexity gives inf - inf; such draws say nothing and the interval is what the others say.
     finite = differences[~np.isnan(differences)]
@@ -65,8 +74,15 @@ def compare(base: Items, other: Items, *, seed: int = 0, resamples: int = 10_000
         ends = _adjusted_wald(second - first, weights)
         low, high = min(low, ends[0]), max(high, ends[1])
     side = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
-    p = min(1.0, 2.0 * (side + 1) / (resamples + 1))
-    return Paired(difference=difference, low=low, high=high, p=p, test="bootstrap", interval="bootstrap")
+    return Paired(
+        difference=difference,
+        low=low,
+        high=high,
+        stderr=_spread(differences, len(first)),
+        p=min(1.0, 2.0 * (side + 1) / (resamples + 1)),
+        test="bootstrap",
+        interval="bootstrap",
+    )
 
 
 def mcnemar(won: int, lost: int) -> float:
@@ -142,6 +158,13 @@ def _score_interval(won: int, lost: int, items: int) -> tuple[float, float]:
         -1.0 if middle == -1.0 else end(-edge, _Z),
         1.0 if middle == 1.0 else end(edge, -_Z),
     )
+
+
+def _spread(differences: NDArray[np.float64], items: int) -> float | None:
+    """Return the standard deviation of the bootstrap, of n - 1 instead of n items; None where a draw is not finite."""
+    if items < 2 or not np.isfinite(differences).all():
+        return None
+    return float(differences.std() * math.sqrt(items / (items - 1)))
 
 
 def _expanded_level(items: int) -> float:

@@ -76,6 +76,10 @@ class Paired(_Part):
     difference: float = Field(description="score minus the base's score, in the metric's unit")
     low: float = Field(description="lower end of the 95 % interval of the difference")
     high: float = Field(description="upper end of the 95 % interval of the difference")
+    stderr: float | None = Field(
+        default=None,
+        description="standard error of the difference, never 0 for 0/1 items; None in records of earlier versions",
+    )
     p: float = Field(description="p-value of no difference: exact McNemar for 0/1 items, else paired bootstrap")
     test: Literal["mcnemar", "bootstrap"] = Field(description="which test gave p")
     interval: Literal["score", "bootstrap", "percentile"] = Field(

@@ -11,10 +11,11 @@ from scipy.stats import norm
 
 from analysis.columns import COLUMNS
 from analysis.frame import frame, scores_frame
-from analysis.inference import average_difference, holm
+from analysis.inference import Difference, average_difference, between, difference, holm
 from analysis.pareto import pareto
 from analysis.protocol import PUBLISHED_AVERAGES
 from analysis.ranking import FLOOR
+from bench.evaluation.paired import binary_interval
 from tests.support.records import board, cost, paired, record, refused, score
 
 
@@ -47,10 +48,42 @@ def test_normal_interval_covers_as_it_says() -> None:
         parts = []
         for _ in range(tasks):
             change = rng.choice([-1, 0, 1], size=items, p=[0.15, 0.8, 0.05])
-            parts.append((float(change.mean()), float(change.std(ddof=1) / math.sqrt(items))))
+            parts.append(difference(float(change.mean()), float(change.std(ddof=1) / math.sqrt(items))))
         found = average_difference(parts)
         covered += found.low <= -0.1 <= found.high
     assert 0.92 <= covered / 600 <= 0.975
+
+
+def test_average_over_tasks_where_changes_are_rare_covers() -> None:
+    """Four tasks of 30 items of which 1 or 2 in a hundred change: hardly any task changes, and no error may be 0."""
+    rng = np.random.default_rng(1)
+    items, tasks, covered, runs = 30, 4, 0, 400
+    for _ in range(runs):
+        parts = []
+        for _ in range(tasks):
+            lost, won = rng.multinomial(items, [0.02, 0.005, 0.975])[:2]
+            parts.append(Difference((won - lost) / items, *binary_interval(int(won), int(lost), items), 1.0))
+        found = average_difference(parts)
+        covered += found.low <= -0.015 <= found.high
+    assert covered / runs >= 0.94
+
+
+def test_a_lopsided_interval_keeps_its_longer_side() -> None:
+    found = average_difference([Difference(0.1, 0.07, 0.14, 0.01), Difference(0.0, -0.04, 0.03, 1.0)])
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (0.05, 0.05 - 0.05 / 2, 0.05 + 0.05 / 2)
+    )  # 3-4-5 twice
+    assert found.p == pytest.approx(2 * norm.sf(1.959963984540054 * 0.05 / 0.025))
+    for value, below, above in ((0.02, 0.03, 0.01), (-0.02, 0.01, 0.03), (0.02, 0.01, 0.05), (-0.02, 0.03, 0.01)):
+        one = between(value, below, above)
+        assert (one.p < 0.05) == (one.low > 0 or one.high < 0)
+
+
+def test_the_error_of_a_full_score_is_not_zero() -> None:
+    base = record(None, scores=(score("a", 1.0, stderr=0.0, n=96), score("b", 0.5, stderr=0.05, n=96)))
+    row = frame([base, record(scores=(score("a", 1.0, stderr=0.0, n=96), score("b", 0.5, stderr=0.05, n=96)))]).iloc[1]
+    share = 98 / 100  # (96 + 2) / (96 + 4)
+    assert row["average_error"] == pytest.approx(math.hypot(math.sqrt(share * (1 - share) / 100), 0.05) / 2)
 
 
 def test_only_shared_tasks_and_equal_digests_are_compared() -> None:

@@ -21,10 +21,10 @@ from tests.support.records import paired, record, recovered, score
 def _pair(first: float, second: float, base: float, errors: tuple[float, ...]) -> tuple[Record, Record, Record]:
     """Return base, before and after, with one task, its three standard errors and those of two paired differences."""
     own, late, reference, d_before, d_after = errors
-    runs = [record(None, scores=(score("a", base, stderr=reference),))]
+    runs = [record(None, scores=(score("a", base, stderr=reference, n=4000),))]
     for value, error, half in ((first, own, d_before), (second, late, d_after)):
         pair = paired(value - base, Z95 * half, 0.5)
-        runs.append(record(scores=(score("a", value, stderr=error, paired=pair),)))
+        runs.append(record(scores=(score("a", value, stderr=error, n=4000, paired=pair),)))
     after = recovered(runs[2], 0.0)
     return runs[0], runs[1], after
 

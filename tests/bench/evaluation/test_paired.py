@@ -97,7 +97,9 @@ def test_equal_models_have_no_difference() -> None:
     paired = compare(base, base)
     assert (paired.difference, paired.p, paired.test, paired.interval) == (0.0, 1.0, "mcnemar", "score")
     # Nothing changed in 100 items: the score interval ends at z^2 / (n + z^2).
-    assert paired.high == pytest.approx(1.96**2 / (100 + 1.96**2), rel=1e-3) and paired.low == pytest.approx(-paired.high)
+    assert paired.high == pytest.approx(1.96**2 / (100 + 1.96**2), rel=1e-3) and paired.low == pytest.approx(
+        -paired.high
+    )
     text = _items([-10.0, -20.0, -31.0], "perplexity", [3.0, 4.0, 5.0])
     assert compare(text, text).p == 1.0 and compare(text, text).test == "bootstrap"
 
