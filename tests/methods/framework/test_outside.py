@@ -52,9 +52,9 @@ def test_a_pipe_or_device_or_folder_is_refused_at_once(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
         with pytest.raises(CheckpointError, match="not a file but a folder, a pipe or a device"):
             read_bytes(path, CheckpointError)
-    with pytest.raises(CheckpointError, match="cannot read .*missing: No such file"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*missing: No such file"):
         open_regular(tmp_path / "missing", CheckpointError)
-    with pytest.raises(CheckpointError, match="cannot read .*: File name too long; choose a shorter one"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*: File name too long; choose a shorter one"):
         read_text(tmp_path / ("x" * 300), CheckpointError, "choose a shorter one")
     with pytest.raises(CheckpointError, match="embedded null byte"):
         read_text(tmp_path / "a\0b", CheckpointError)
