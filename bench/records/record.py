@@ -234,6 +234,11 @@ class Record(_Part):
     method: str | None = Field(description="registry name; None for the base")
     title: str = Field(description="method's name for tables")
     knobs: dict[str, Any] = Field(description="resolved settings of the method")
+    stages: tuple[str, ...] | None = Field(
+        default=None,
+        description="plan stages that the method writes, in the order in which they are applied; None in records of versions "
+        "that did not tell (see ``bench.records.earlier``)",
+    )
     plan: str | None = Field(default=None, description="digest of the plan")
     cost: CostInfo | None = None
     ratios: RatioInfo | None = None

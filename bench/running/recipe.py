@@ -71,6 +71,11 @@ class Recipe:
         }
 
     @property
+    def stages(self) -> frozenset[str]:
+        """Plan stages that the steps write."""
+        return frozenset().union(*(step.method.stages for step in self.steps))
+
+    @property
     def measured(self) -> frozenset[str]:
         """Statistics that the steps read or write, whatever model they are measured on."""
         return frozenset().union(*(step.method.measured for step in self.steps))
