@@ -29,11 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-REALISATION = (
-    "in memory: sliced, averaged or mapped router, experts in place as whole matrices, skipped sub-layers and blocks"
-)
-"""What a record's ``realisation`` field says about a plan that was run this way."""
-
 _FLAG = "_moebench_plan"
 _PER_EXPERT = dict(zip(("weight", "bias", "e_score_correction_bias"), ROUTER_ROLES, strict=True))
 """Attributes of a router module whose first axis is the expert, with their roles."""

@@ -22,6 +22,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from bench.store.atomic import write_atomically
+
 PROJECT = Path(__file__).resolve().parents[2]
 SHORT, LONG, LENGTH = 8, 32, 512
 SLOPE_BAR, SECONDS_BAR, MEMORY_BAR, PARITY_BAR = 1.0, 6.0, 0.35, 1e-5
@@ -158,9 +160,7 @@ def main() -> None:
     console.print(table(rows, about, arguments.pairs))
     if arguments.out:
         document = {"environment": about, "pairs": arguments.pairs, "rows": rows, "measurements": results}
-        partial = arguments.out.with_name(f".{arguments.out.name}.partial")
-        partial.write_text(json.dumps(document, indent=1) + "\n")
-        os.replace(partial, arguments.out)
+        write_atomically(arguments.out, json.dumps(document, indent=1) + "\n")
     sys.exit(any(row["met"] is False for row in rows))
 
 

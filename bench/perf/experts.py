@@ -27,12 +27,12 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
+from bench.experts.formed_layer import formed_layer
 from bench.experts.grouped import without_host
 from bench.experts.stored_module import CompressedExperts
 from bench.records.environment import processor
 from bench.store.store import write_json
-from methods.framework.forms import formed
-from methods.framework.inventory import ExpertForm, LayerInventory, TensorEntry
+from methods.framework.inventory import ExpertForm
 
 SPREAD = 0.3
 """By which the smallest and the largest of spread ranks or widths differ from their mean, as a share of it."""
@@ -115,24 +115,13 @@ def _spread(mean: int, count: int) -> list[int]:
     return [round(mean * (1 + SPREAD * (2 * place / (count - 1) - 1))) for place in order]
 
 
-def layer_of(size: Size, form: ExpertForm) -> LayerInventory:
-    """Return what a layer stores."""
-    shapes = {"gate": (size.width, size.hidden), "up": (size.width, size.hidden), "down": (size.hidden, size.width)}
-    whole = [
-        TensorEntry(f"{{layer}}.{{expert}}.{name}.weight", f"expert.{name}", shape, "BF16", 0, expert)
-        for expert in range(size.experts)
-        for name, shape in shapes.items()
-    ]
-    return LayerInventory("moe", size.experts, size.top_k, formed(whole, form), form=form)
-
-
 class Held:
     """One form of a layer, held for the loop and for grouped products with the same random weights."""
 
     @torch.no_grad()
     def __init__(self, size: Size, form: ExpertForm, device: torch.device, dtype: torch.dtype) -> None:
         """Draw the weights."""
-        layer = layer_of(size, form)
+        layer = formed_layer(form, size.experts, size.hidden, size.width, size.top_k, "BF16")
         with torch.device(device):
             self.loop = CompressedExperts(layer, F.silu, dtype).requires_grad_(False)
             draw = torch.Generator(device).manual_seed(0)

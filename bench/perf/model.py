@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
+
+from bench.store.staging import staged_folder
 
 VERSION = 1
 SIZES = {
@@ -45,10 +44,6 @@ def build_m64(cache: Path, layers: int = 8, seed: int = 0) -> Path:
         for layer in model.model.layers:
             scales = 0.5 + 1.5 * torch.rand(config.num_experts, 1, 1, generator=generator)
             layer.mlp.experts.down_proj.mul_(scales)
-    partial = Path(tempfile.mkdtemp(dir=cache, prefix=".partial-"))
-    try:
+    with staged_folder(folder) as partial:
         model.save_pretrained(partial)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder

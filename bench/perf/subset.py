@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.perf.calibration import PROJECT, environment
+from bench.store.atomic import write_atomically
 
 JOB_BAR, SEARCH_BAR = 8.0, 60.0
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -113,9 +114,7 @@ def main() -> None:
         table.add_row(quantity, value, bar, {None: "", True: "[green]pass[/]", False: "[red]FAIL[/]"}[met])
     Console(width=None if sys.stdout.isatty() else 150).print(table)
     if arguments.out:
-        partial = arguments.out.with_name(f".{arguments.out.name}.partial")
-        partial.write_text(json.dumps({"environment": about, "measurements": found}, indent=1) + "\n")
-        os.replace(partial, arguments.out)
+        write_atomically(arguments.out, json.dumps({"environment": about, "measurements": found}, indent=1) + "\n")
     sys.exit(any(met is False for *_, met in rows))
 
 

@@ -19,7 +19,7 @@ from bench.pocket.language import (
 from bench.pocket.language.instance import SPLITS, Item, Part, Split
 from bench.pocket.language.lexicon import BOUNDARY, encode, vocabulary
 
-__all__ = ["DOMAINS", "DOMAIN_WEIGHTS", "Item", "Split", "documents", "items", "marked_windows", "text_of", "windows"]
+__all__ = ["DOMAINS", "DOMAIN_WEIGHTS", "Item", "Split", "documents", "items", "marked_windows", "windows"]
 
 
 class Domain(Protocol):
@@ -80,11 +80,6 @@ def documents(rng: random.Random, split: Split, weights: Mapping[str, float]) ->
     shares = list(weights.values())
     while True:
         yield rng.choices(modules, shares)[0].document(rng, split)
-
-
-def text_of(document: Sequence[Part]) -> str:
-    """Return a document as one line of words."""
-    return " ".join(words for part in document for words in part if words)
 
 
 def marked_windows(

@@ -56,6 +56,7 @@ def test_rows_finish_or_refuse_and_are_recorded_once(tmp_path: Path) -> None:
     assert (base.method, base.status, base.ratios and base.ratios.count) == (None, "complete", 0.0)
     assert reap.status == "complete" and reap.ratios is not None and reap.ratios.count == 0.5
     assert refused.status == "refused" and "smallest keep is 0.25" in (refused.reason or "")
+    assert [one.stages for one in records] == [(), ("experts",), ("experts",)]
     assert {score.task for score in reap.scores} == set(TASKS)
     assert all(score.n == 8 and score.paired is not None for score in reap.scores)
     assert all(score.paired is None for score in base.scores)
@@ -178,6 +179,7 @@ def test_a_recipe_is_a_row_like_any_other(tmp_path: Path) -> None:
     records, seen = execute(settings, tmp_path)
     _, record = records
     assert (record.method, record.title, record.status) == ("recipe", "REAP, then Layer Drop", "complete")
+    assert record.stages == ("sublayers", "experts")
     assert record.knobs["1.reap.keep"] == 0.75 and record.knobs["2.layer_drop.recalibrate"] is True
     assert record.cost is not None and record.cost.experts == 5 * 6, "five of six layers, six of eight experts"
     assert record.corpus is not None and "REAP, then Layer Drop: evaluate" in seen
