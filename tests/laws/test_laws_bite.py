@@ -196,7 +196,7 @@ def test_law_catches(law: Law, broken: type[Method], message: str) -> None:
 
 
 def test_a_method_that_depends_on_the_process_is_caught_and_no_other() -> None:
-    with pytest.raises(AssertionError, match="another process decides otherwise: by_hash$"):
+    with pytest.raises(AssertionError, match=r"another process decides otherwise: by_hash$"):
         same_elsewhere([REAP, ByHash], "mixtral")
 
 
