@@ -22,7 +22,7 @@ from torch import nn
 
 from bench.experts.stored_module import CompressedExperts
 from bench.families.compressed_config import PREFIX
-from bench.families.family import family_of
+from bench.families.family import Family, family_of
 from bench.serving.plugin import STOCK
 from bench.serving.plugin.latent_configs import document_of
 from bench.serving.plugin.loading import ExpertWeights, Named
@@ -122,11 +122,13 @@ def _experts(factory: Any, layer: LayerInventory, kwargs: dict[str, Any]) -> Any
     return factory(**kwargs)
 
 
-def _finish(model: nn.Module, inventory: Inventory) -> None:
-    """Take the norms of dropped sub-layers out of a model that was just built."""
-    for index, layer in enumerate(model.model.layers):  # type: ignore[union-attr, arg-type]  # every stock class has it
-        if index < len(inventory.layers) and inventory.layers[index].mlp == "none" and hasattr(layer, "self_attn"):
-            layer.post_attention_layernorm = ResidualOnly()
+def _finish(model: nn.Module, family: Family, inventory: Inventory) -> None:
+    """Take the norms of dropped sub-layers out of a model that was just built; those of other devices are not in it."""
+    here = dict(model.named_modules())
+    for index, layer in enumerate(inventory.layers):
+        norm, _ = family.mlp_modules(index)
+        if layer.mlp == "none" and norm in here:
+            model.set_submodule(norm, ResidualOnly())
 
 
 @contextmanager
@@ -181,11 +183,12 @@ def _layered(name: str) -> type[nn.Module]:
     def build(self: Any, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         config = vllm_config.model_config.hf_config
         document = document_of(config)
-        inventory = family_of(document).inventory(document)
+        family = family_of(document)
+        inventory = family.inventory(document)
         _check_eager(inventory, vllm_config)
         with _uniform(config), _parts(module, block, inventory), _values_of_few_bits(vllm_config) as values:
             stock.__init__(self, vllm_config=vllm_config, prefix=prefix)
-        _finish(self, inventory)
+        _finish(self, family, inventory)
         self._stored = (inventory, values)
 
     def load_weights(self: Any, weights: Iterable[Named]) -> set[str]:

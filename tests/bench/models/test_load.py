@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from bench.applying.apply import apply
 from bench.checkpoint.checkpoint import SINGLE, Checkpoint
+from bench.families.family import family_of
 from bench.models.load import check_loadable, load_model, load_tokenizer, skeleton
 from methods.framework.errors import CheckpointError
 from methods.framework.layer_plan import LayerPlan
@@ -122,7 +123,7 @@ def test_no_weight_is_ever_initialised_silently(
 
 def test_the_skeleton_has_no_weights_and_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = Checkpoint.open(tiny_checkpoint("mixtral", tmp_path, tie_word_embeddings=True))
-    assert all(parameter.is_meta for parameter in skeleton(tmp_path).parameters())
+    assert all(parameter.is_meta for parameter in skeleton(checkpoint).parameters())
     check_loadable(checkpoint)
     shapes = checkpoint.family.module_shapes(checkpoint.inventory)
     monkeypatch.setattr(type(checkpoint.family), "module_shapes", lambda *_: {**shapes, "model.norm.weight": (3,)})
@@ -133,7 +134,10 @@ def test_the_skeleton_has_no_weights_and_is_compared(tmp_path: Path, monkeypatch
 def test_a_family_without_transformers_class_and_a_missing_tokenizer_say_so(tmp_path: Path) -> None:
     config = {"model_type": "deepseek", "n_routed_experts": 4, "num_experts_per_tok": 2, "hidden_size": 8}
     sizes = {"vocab_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "moe_intermediate_size": 4}
-    (tmp_path / "config.json").write_text(json.dumps({**config, **sizes, "n_shared_experts": 1}))
+    config |= {**sizes, "n_shared_experts": 1, "intermediate_size": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = family_of(config).inventory(config).tensors()
+    save_file({entry.name: torch.zeros(entry.shape) for entry in tensors}, tmp_path / SINGLE)
     with pytest.raises(CheckpointError, match="no model class for family deepseek_moe"):
         load_model(tmp_path)
     with pytest.raises(CheckpointError, match="no tokenizer that loads"):
