@@ -13,7 +13,7 @@ from methods.framework.inventory import TensorEntry
 
 def experts_module(checkpoint: Checkpoint, layer: int) -> str:
     """Return the name of the module that holds the routed experts of a layer."""
-    return f"{checkpoint.family.mlp_modules(layer)[1]}.experts"
+    return checkpoint.family.experts_module(layer)
 
 
 def expert_weights(model: nn.Module, checkpoint: Checkpoint) -> dict[str, nn.Parameter]:
