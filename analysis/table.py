@@ -239,7 +239,13 @@ def task_error(score: Row) -> Any:
 
 
 def task_text(value: float | None, error: float | None, accuracy: bool) -> str:
-    """Return the score of one task: percent with its error, or a perplexity in three digits."""
+    """Return the score of one task: percent with its error, or a perplexity in three digits.
+
+    Args:
+        value: score of the task.
+        error: what stands behind ± (see ``task_error``), in the unit of the score.
+        accuracy: whether the score is a fraction of 1.
+    """
     if accuracy:
         return percent(value, error)
     text = significant(value)

@@ -107,6 +107,11 @@ class Checkpoint:
     def read_into(self, entry: TensorEntry, out: torch.Tensor, rows: Sequence[int] | None = None) -> None:
         """Read a tensor (or its ``rows``) into ``out``: straight into its memory, or with conversion to its dtype.
 
+        Args:
+            entry: tensor of the inventory.
+            out: of its shape, or of that of its rows.
+            rows: indices along the first axis, in this order; None reads all.
+
         Raises:
             CheckpointError: the shape of ``out`` differs, or the file was cut.
         """
@@ -121,6 +126,11 @@ class Checkpoint:
 
     def copy_to(self, entry: TensorEntry, descriptor: int, rows: Sequence[int] | None = None) -> None:
         """Append the bytes of a tensor (or of its ``rows``) to an open file; inside the kernel where it can.
+
+        Args:
+            entry: tensor of the inventory.
+            descriptor: of a file that is open for writing.
+            rows: indices along the first axis, in this order; None copies all.
 
         Raises:
             OSError: the disk refuses.

@@ -126,7 +126,13 @@ def _lines(path: str) -> list[str]:
 
 
 def table(rows: list[dict[str, Any]], about: dict[str, str], pairs: int) -> Table:
-    """Return the table for the terminal."""
+    """Return the table for the terminal.
+
+    Args:
+        rows: as ``summary`` gives them.
+        about: processor and versions.
+        pairs: alternations that were run.
+    """
     caption = ", ".join(f"{key} {value}" for key, value in about.items())
     result = Table(title=f"Calibration on m64, one thread, CPU seconds, {pairs} pairs", caption=caption)
     for column, justify in (

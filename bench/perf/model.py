@@ -27,6 +27,11 @@ def build_m64(cache: Path, layers: int = 8, seed: int = 0) -> Path:
     """Return the folder of m64 with ``layers`` decoder layers (211 M parameters with 8), built when it is not there.
 
     Random float32 weights from ``seed``; the experts' output scales are spread over [0.5, 2), so that ranks are separated.
+
+    Args:
+        cache: folder that models are kept in.
+        layers: decoder layers.
+        seed: of the weights.
     """
     folder = cache / f"m64-v{VERSION}-{layers}-{seed}"
     if (folder / "config.json").exists():

@@ -49,7 +49,13 @@ def _job(cache: Path, *arguments: str) -> dict[str, Any]:
 
 
 def measure(cache: Path, seeds: int, reference: bool) -> dict[str, Any]:
-    """Return all measurements by name."""
+    """Return all measurements by name.
+
+    Args:
+        cache: folder that the model is kept in.
+        seeds: synthetic layers that each search is tried on.
+        reference: also run the experts anew for each set, which takes minutes.
+    """
     found: dict[str, Any] = {"naee": [_job(cache, "naee") for _ in range(3)]}
     if reference:
         found["enumeration"] = _job(cache, "enumeration")

@@ -159,7 +159,14 @@ def redundant_layer(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def many(removed: int, top_k: int, renormalise: bool, seed: int) -> dict[str, Any]:
-    """Time the searches on one layer of 64 experts of which ``removed`` go, and return their losses."""
+    """Time the searches on one layer of 64 experts of which ``removed`` go, and return their losses.
+
+    Args:
+        removed: experts that go.
+        top_k: experts of a token.
+        renormalise: whether the router's weights add up to 1.
+        seed: of the layer and of the genetic search.
+    """
     values: dict[str, Any] = {}
     logits, gram = redundant_layer(seed)
     router = Router(renormalise=renormalise)

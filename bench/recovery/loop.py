@@ -47,6 +47,11 @@ def rate(step: int, steps: int, settings: RecoverySettings) -> float:
     """Return the learning rate of a step, counted from 0.
 
     r min(1, (i + 1) / w) for the first w = warmup * steps steps, then r (1 + cos(pi (i - w) / (steps - w))) / 2.
+
+    Args:
+        step: i, from 0.
+        steps: of the whole training.
+        settings: highest rate r and share of the warm-up.
     """
     highest = settings.rate or RATES[settings.kind]
     warm = round(settings.warmup * steps)

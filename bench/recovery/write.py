@@ -66,6 +66,11 @@ def with_recovery(
     """Return ``plan.json`` of the result: that of ``checkpoint`` with ``entry`` after the recoveries that it states.
 
     An uncompressed checkpoint gets the plan that changes nothing.
+
+    Args:
+        document: ``plan.json`` of ``checkpoint``, None where it has none.
+        checkpoint: what was trained.
+        entry: the training, as provenance.
     """
     if document is None:
         source = {"name": checkpoint.name, "revision": checkpoint.revision, "content": checkpoint.content}

@@ -61,7 +61,13 @@ class Store:
         return value if isinstance(value, dict) else None
 
     def remember(self, kind: str, key: Mapping[str, Any], value: Mapping[str, Any]) -> None:
-        """Cache ``value`` for these inputs; the inputs are stored beside it and compared on recall."""
+        """Cache ``value`` for these inputs; the inputs are stored beside it and compared on recall.
+
+        Args:
+            kind: folder of the cache.
+            key: everything that the value depends on, as JSON values.
+            value: JSON values.
+        """
         write_json(self._cache_file(kind, key), {"key": key, "value": value})
 
     def _cache_file(self, kind: str, key: Mapping[str, Any]) -> Path:
