@@ -112,6 +112,28 @@ def give_back(study: Study, trial: FrozenTrial, reason: str) -> None:
         study.enqueue_trial(trial.params, user_attrs={"retry": again, "retry_of": trial.number})
 
 
+def missing_trials(study: Study, wanted: int) -> int:
+    """Return how many complete trials the study lacks of those ``wanted``."""
+    from optuna.trial import TrialState
+
+    return max(0, wanted - len(study.get_trials(False, (TrialState.COMPLETE,))))
+
+
+def running(study: Study) -> int:
+    """Return how many trials are in some worker's hands."""
+    from optuna.trial import TrialState
+
+    return len(study.get_trials(False, (TrialState.RUNNING,)))
+
+
+def draws(study: Study) -> int:
+    """Return the number of trials drawn so far; one that was lost and queued again counts once."""
+    from optuna.trial import TrialState
+
+    trials = study.get_trials(deepcopy=False)
+    return sum(t.state != TrialState.WAITING and not t.user_attrs.get("queued_again") for t in trials)
+
+
 def _identifier(study: Study, number: int) -> int:
     return study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
 

@@ -183,6 +183,10 @@ class SweepConfig(Strict):
             for objective in self.objectives
         )
 
+    def folder(self, store: Path) -> Path:
+        """Return where the sweep keeps its files."""
+        return store / "sweeps" / self.name
+
     def identity(self) -> dict[str, Any]:
         """Return what must stay the same for trials to be comparable: everything but extent and machine."""
         free = {"trials", "jobs", "device", "batch_size", "stale_after", "report", "allow_test_objective"}

@@ -23,17 +23,17 @@ import torch
 import sweeps.budget
 import sweeps.objective
 import sweeps.resident
-import sweeps.study
+import sweeps.trials
 from bench.applying.in_memory import realised
 from bench.store.store import Store
 from methods.framework.errors import ConfigError, EvaluationError, RefusedError
 from methods.framework.plan import Plan
 from sweeps.journal import JOURNAL, open_study, reap
-from sweeps.launch import command, write_config
 from sweeps.outcome import TrialRow, front
 from sweeps.resident import Resident, open_resident
-from sweeps.study import run_sweep, sweep_folder
+from sweeps.study import run_sweep
 from sweeps.sweep_config import SweepConfig, parse_sweep
+from sweeps.workers import command, write_config
 from tests.support.tiny import tiny_checkpoint, tiny_tokens
 
 
@@ -162,7 +162,7 @@ def test_a_budget_can_refuse_instead(home: Path, resident: Resident, tmp_path: P
 def test_a_budget_that_nothing_meets_stops_the_sweep(
     home: Path, resident: Resident, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeps.study, "REFUSALS", 4)
+    monkeypatch.setattr(sweeps.trials, "REFUSALS", 4)
     with pytest.raises(RefusedError, match=r"4 trials were refused.*cannot be brought to 0\.1"):
         run_sweep(sweep(home, budget={"of": "experts", "keep": 0.1}), store=tmp_path, resident=resident)
 
@@ -211,7 +211,7 @@ def test_trials_of_dead_workers_are_queued_again(home: Path, tmp_path: Path) -> 
     import psutil
 
     config = sweep(home)
-    study = open_study(config, sweep_folder(tmp_path, config))
+    study = open_study(config, config.folder(tmp_path))
     reused = lost_trial(study)  # this process's number, but begun at another time
     gone = lost_trial(study, pid=2**22 + 1)
     alive = lost_trial(study, started=psutil.Process().create_time())
@@ -229,7 +229,7 @@ def test_trials_of_dead_workers_are_queued_again(home: Path, tmp_path: Path) -> 
 
 def test_a_plan_that_always_kills_is_given_up(home: Path, tmp_path: Path) -> None:
     config = sweep(home)
-    study = open_study(config, sweep_folder(tmp_path, config))
+    study = open_study(config, config.folder(tmp_path))
     lost_trial(study)
     for _ in range(2):
         assert reap(study, 3600)
@@ -240,7 +240,7 @@ def test_a_plan_that_always_kills_is_given_up(home: Path, tmp_path: Path) -> Non
 
 def test_a_torn_last_line_is_cut_off(home: Path, resident: Resident, tmp_path: Path) -> None:
     run_sweep(sweep(home, trials=3), store=tmp_path, resident=resident)
-    with (sweep_folder(tmp_path, sweep(home)) / JOURNAL).open("a") as file:
+    with (sweep(home).folder(tmp_path) / JOURNAL).open("a") as file:
         file.write('{"op_code":4,"worker_id":"x","stu')
     assert run_sweep(sweep(home, trials=5), store=tmp_path, resident=resident).count("complete") == 5
 
@@ -301,7 +301,7 @@ def slow_worker(config: SweepConfig, store: Path) -> Iterator[subprocess.Popen[b
         "from sweeps.budget import Planner\n"
         "plan = Planner.plan\n"
         "Planner.plan = lambda *a: (time.sleep(1.0), plan(*a))[1]\n"
-        "from sweeps.launch import main\n"
+        "from sweeps.worker import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     arguments = command(write_config(config, store), store, 0)
@@ -325,7 +325,7 @@ def wait_for(condition: Any, seconds: float = 90.0) -> None:
 def test_a_killed_worker_loses_nothing(home: Path, resident: Resident, tmp_path: Path, signal_number: int) -> None:
     whole = run_sweep(sweep(home), store=tmp_path / "whole", resident=resident)
     config = sweep(home)
-    study = open_study(config, sweep_folder(tmp_path / "cut", config))
+    study = open_study(config, config.folder(tmp_path / "cut"))
     with slow_worker(config, tmp_path / "cut") as worker:
         wait_for(lambda: len(study.get_trials(False)) >= 4 and study.get_trials(False)[3].user_attrs.get("process"))
         worker.send_signal(signal_number)

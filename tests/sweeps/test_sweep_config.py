@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from methods.framework.errors import ConfigError
-from sweeps.launch import slurm_script, write_config
 from sweeps.search_space import Choice, Knots
+from sweeps.slurm import slurm_script
 from sweeps.sweep_config import load_sweep, parse_sweep
 from sweeps.task_guard import check_objectives
+from sweeps.workers import write_config
 from tests.support.places import ROOT
 
 PRESETS = ROOT / "sweeps" / "presets"
