@@ -65,6 +65,12 @@ def open_study(config: SweepConfig, folder: Path) -> Study:
 def bind(study: Study, name: str, value: Any, path: Path) -> None:
     """Attach ``value`` to a new study; of an old one, check that it is the same.
 
+    Args:
+        study: the study.
+        name: of the value.
+        value: JSON values.
+        path: of the journal, for the message.
+
     Raises:
         ConfigError: it differs; trials measured under different conditions do not belong in one study.
     """
@@ -100,7 +106,13 @@ def reap(study: Study, stale_after: float) -> list[int]:
 
 
 def give_back(study: Study, trial: FrozenTrial, reason: str) -> None:
-    """Fail ``trial`` for a reason outside of it, and queue its parameters again, at most ``RETRIES`` times."""
+    """Fail ``trial`` for a reason outside of it, and queue its parameters again, at most ``RETRIES`` times.
+
+    Args:
+        study: the study.
+        trial: a running one.
+        reason: for its row.
+    """
     from optuna.trial import TrialState
 
     again = int(trial.user_attrs.get("retry", 0)) + 1

@@ -98,7 +98,16 @@ def front(rows: Sequence[TrialRow], directions: Mapping[str, str]) -> tuple[Tria
 
 
 def outcome(config: SweepConfig, study: Study, store: Path) -> SweepResult:
-    """Read the study, write its files, and return it."""
+    """Read the study, write its files, and return it.
+
+    Args:
+        config: the sweep.
+        study: its study, open.
+        store: folder of the store.
+
+    Raises:
+        RecordError: the disk refuses.
+    """
     rows = tuple(TrialRow.of(trial) for trial in study.get_trials(deepcopy=False))
     best = front(rows, dict(zip(config.labels, config.directions, strict=True)))
     result = SweepResult(config.name, config.folder(store), rows, best)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from pathlib import Path
 
 from methods.framework.errors import ConfigError
 from sweeps.sweep_config import SweepConfig
-from sweeps.workers import command, write_config
+from sweeps.workers import MODULE, arguments, write_config
 
 
 def slurm_script(
@@ -27,6 +28,16 @@ def slurm_script(
     The store must lie on a file system that all nodes see. A node that dies leaves its trial running; it is taken for
     lost after ``stale_after`` seconds. Submit the same script again to continue. This script was never run on a
     cluster.
+
+    Args:
+        config: the sweep.
+        store: folder of the store.
+        jobs: array tasks.
+        hours: time limit.
+        cpus: cores of each task.
+        gpus: GPUs of each task.
+        memory_gb: main memory of each task, in GiB.
+        partition: None for the cluster's default.
 
     Raises:
         ConfigError: a number below 1.
@@ -47,7 +58,8 @@ def slurm_script(
     ]
     options += [f"--gres=gpu:{gpus}"] if gpus else []
     options += [f"--partition={partition}"] if partition else []
-    run = shlex.join(command(path, store.resolve(), "WORKER")).replace("WORKER", '"$SLURM_ARRAY_TASK_ID"')
+    command = [sys.executable, "-m", MODULE, *arguments(path, store.resolve(), "WORKER")]
+    run = shlex.join(command).replace("WORKER", '"$SLURM_ARRAY_TASK_ID"')
     lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in options), "set -euo pipefail"]
     # exec: the batch signal goes to the shell alone, so the worker takes the shell's place.
     lines += [f"cd {shlex.quote(os.getcwd())}", f"export OMP_NUM_THREADS={cpus}", f"exec {run}", ""]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from sweeps.executors.local import Local
 from sweeps.journal import missing_trials, open_study
 from sweeps.outcome import SweepResult, outcome
+from sweeps.resident import Resident
 from sweeps.sweep_config import SweepConfig
 from sweeps.task_guard import check_objectives
 from sweeps.trials import Progress, work
 from sweeps.workers import run_workers
-
-if TYPE_CHECKING:
-    from sweeps.resident import Resident
 
 
 def run_sweep(
@@ -36,7 +34,7 @@ def run_sweep(
     study = open_study(config, config.folder(store))
     try:
         if missing_trials(study, config.trials):
-            if config.jobs > 1 and resident is None:
+            if resident is None and (config.jobs > 1 or not isinstance(config.executor, Local)):
                 run_workers(config, study, store=store, progress=progress)
             else:
                 work(config, study, store=store, progress=progress, resident=resident)

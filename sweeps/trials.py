@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -10,10 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from bench.store.store import Store, write_json
 from methods.framework.errors import ConfigError, EvaluationError, MoebenchError, PlanError, RefusedError
+from methods.framework.plan import Plan
 from methods.registry import method_class
 from sweeps.budget import Planner
+from sweeps.candidate import Candidate
 from sweeps.journal import JOURNAL, bind, draws, give_back, missing_trials, reap, running, sign
+from sweeps.objective import Measure
 from sweeps.outcome import TrialRow
+from sweeps.resident import Resident
 from sweeps.samplers import sampler
 from sweeps.search_space import assemble, distributions
 from sweeps.sweep_config import SweepConfig
@@ -21,8 +26,6 @@ from sweeps.sweep_config import SweepConfig
 if TYPE_CHECKING:
     from optuna import Study, Trial
 
-    from sweeps.objective import Measure
-    from sweeps.resident import Resident
 
 FAILURES = 3
 """Trials that may fail one after another before the sweep stops: the set-up is at fault then, not a plan."""
@@ -42,14 +45,28 @@ def work(
     progress: Progress | None = None,
     resident: Resident | None = None,
 ) -> None:
-    """Do trials in this process until the study has enough; several processes may do so at once."""
-    from sweeps.objective import measures
-    from sweeps.resident import open_resident
+    """Do trials in this process until the study has enough; several processes may do so at once.
+
+    Args:
+        config: the sweep.
+        study: its study, open.
+        store: folder of the store.
+        worker: number of this process; each draws other trials.
+        progress: called with each finished trial.
+        resident: the model and its statistics, where the caller has them.
+
+    Raises:
+        ConfigError: the study was begun on another model or other text.
+        EvaluationError: trials fail one after another; what is complete is kept.
+        RefusedError: trials are refused one after another.
+    """
+    from sweeps.opening import open_resident
 
     resident = resident or open_resident(config, store)
     bind(study, "inputs", dict(resident.identity), config.folder(store) / JOURNAL)
     planner = Planner(method_class(config.method), resident.inventory, resident.stats, config.budget, resident.probe)
-    bench = _Bench(config, study, planner, measures(config, resident), resident, Store(store))
+    measures = {label: objective.measure(resident) for label, objective in config.labelled.items()}
+    bench = _Bench(config, study, planner, measures, resident, Store(store))
     in_a_row = {"failed": 0, "refused": 0}
     while missing := missing_trials(study, config.trials):
         reap(study, config.stale_after)
@@ -118,7 +135,7 @@ class _Bench:
         start = time.process_time()
         earlier = self._same_plan(plan.digest)
         if earlier is None:
-            write_json(self.store.plans / f"{plan.digest}.json", _document(plan.dumps()))
+            write_json(self.store.plans / f"{plan.digest}.json", json.loads(plan.dumps()))
             scores = self._scores(plan)
         else:
             scores = dict(earlier.scores)
@@ -133,9 +150,8 @@ class _Bench:
         trial.set_user_attr("result", result)
         return [scores[label] for label in self.config.labels]
 
-    def _scores(self, plan: Any) -> dict[str, float]:
+    def _scores(self, plan: Plan) -> dict[str, float]:
         from bench.applying.in_memory import realised
-        from sweeps.candidate import Candidate
 
         with realised(self.resident.model, self.resident.inventory, plan, self.resident.stats) as model:
             candidate = Candidate(plan, self.planner.cost(plan), self.planner.source, model)
@@ -168,10 +184,3 @@ class _Bench:
 
     def _frozen(self, trial: Trial) -> Any:
         return self.study.get_trials(deepcopy=False)[trial.number]
-
-
-def _document(text: str) -> dict[str, Any]:
-    import json
-
-    document: dict[str, Any] = json.loads(text)
-    return document

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.store.store import write_json
 from methods.framework.errors import EvaluationError
+from sweeps.executor import Worker, stop
 from sweeps.journal import missing_trials
 from sweeps.outcome import TrialRow
 from sweeps.sweep_config import SweepConfig
@@ -23,6 +18,7 @@ if TYPE_CHECKING:
     from optuna import Study
 
 CONFIG = "config.json"
+MODULE = "sweeps.worker"
 _POLL = 0.5
 
 
@@ -33,68 +29,55 @@ def write_config(config: SweepConfig, store: Path) -> Path:
     return path
 
 
+def arguments(config: Path, store: Path, worker: int | str) -> tuple[str, ...]:
+    """Return the arguments of one worker.
+
+    Args:
+        config: path of the resolved configuration.
+        store: folder of the store.
+        worker: its number.
+    """
+    return (str(config), "--store", str(store), "--worker", str(worker))
+
+
 def run_workers(config: SweepConfig, study: Study, *, store: Path, progress: Progress | None = None) -> None:
     """Start ``config.jobs`` workers, report trials as they finish, and wait for all.
 
     A worker that dies leaves its trial to the others. On Ctrl-C all are asked to stop, and give back their trials.
 
+    Args:
+        config: the sweep.
+        study: its study, open.
+        store: folder of the store.
+        progress: called with each finished trial.
+
     Raises:
         EvaluationError: every worker failed; the message holds the end of a log.
     """
     path = write_config(config, store)
-    workers = []
-    for index in range(config.jobs):
-        log = path.parent / f"worker-{index}.log"
-        with log.open("w") as file:
-            workers.append(
-                subprocess.Popen(
-                    command(path, store, index),
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    env=_environment(os.environ, index, config.jobs),
-                    cwd=os.getcwd(),
-                )
-            )
+    workers = [
+        Worker(MODULE, arguments(path, store, number), path.parent / f"worker-{number}.log", number, config.jobs)
+        for number in range(config.jobs)
+    ]
     told: set[int] = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
+    handles = config.executor.submit(workers)
     try:
         while True:
-            alive = any(worker.poll() is None for worker in workers)
+            alive = any(handle.poll() is None for handle in handles)
             _report(study, told, progress)
             if not alive:
                 break
             time.sleep(_POLL)
     finally:
-        for worker in workers:
-            if worker.poll() is None:
-                worker.send_signal(signal.SIGINT)
-        for worker in workers:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.wait(timeout=30)
-            if worker.poll() is None:
-                worker.kill()
+        stop(handles)
     if missing := missing_trials(study, config.trials):
-        failed = [index for index, worker in enumerate(workers) if worker.returncode]
-        logs = [(path.parent / f"worker-{index}.log").read_text().strip() for index in failed]
-        last = logs[0].splitlines()[-1] if logs and logs[0] else "no message"
+        failed = [worker for worker, handle in zip(workers, handles, strict=True) if handle.poll()]
+        lines = [line for worker in failed[:1] for line in worker.log.read_text().splitlines() if line.strip()]
         raise EvaluationError(
-            f"{len(failed)} of {config.jobs} workers failed and {missing} trials are missing; worker {failed[:1]}: "
-            f"{last}. Logs: {path.parent}/worker-*.log. Complete trials are kept; start the same sweep again"
+            f"{len(failed)} of {config.jobs} workers failed and {missing} trials are missing; worker "
+            f"{[worker.number for worker in failed[:1]]}: {lines[-1] if lines else 'no message'}. Logs: "
+            f"{path.parent}/worker-*.log. Complete trials are kept; start the same sweep again"
         )
-
-
-def command(config: Path, store: Path, worker: int | str) -> list[str]:
-    """Return the command of one worker."""
-    return [sys.executable, "-m", "sweeps.worker", str(config), "--store", str(store), "--worker", str(worker)]
-
-
-def _environment(base: Mapping[str, str], worker: int, jobs: int) -> dict[str, str]:
-    """Return the environment of one worker: its share of the threads, and one of the visible GPUs."""
-    environment = dict(base)
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    visible = [name for name in base.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    if visible:
-        environment["CUDA_VISIBLE_DEVICES"] = visible[worker % len(visible)]
-    return environment
 
 
 def _report(study: Study, told: set[int], progress: Progress | None) -> None:
