@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.store.atomic import write_atomically
-from bench.store.store import write_json
+from bench.store.store import Store, write_json
+from sweeps.sweep_config import SweepConfig
 
 if TYPE_CHECKING:
+    from optuna import Study
     from optuna.trial import FrozenTrial
 
 STATES = {"COMPLETE": "complete", "PRUNED": "refused", "FAIL": "failed", "RUNNING": "running", "WAITING": "queued"}
@@ -91,6 +93,24 @@ def front(rows: Sequence[TrialRow], directions: Mapping[str, str]) -> tuple[Tria
     if len(signs) == 1 and points:
         return (min(points, key=lambda point: (point[1], point[0].number))[0],)
     return tuple(row for row, mine in points if not any(_dominates(other, mine) for _, other in points))
+
+
+def outcome(config: SweepConfig, study: Study, store: Path) -> SweepResult:
+    """Read the study, write its files, and return it.
+
+    Args:
+        config: the sweep.
+        study: its study, open.
+        store: folder of the store.
+
+    Raises:
+        RecordError: the disk refuses.
+    """
+    rows = tuple(TrialRow.of(trial) for trial in study.get_trials(deepcopy=False))
+    best = front(rows, dict(zip(config.labels, config.directions, strict=True)))
+    result = SweepResult(config.name, config.folder(store), rows, best)
+    write_outcome(result, Store(store).plans)
+    return result
 
 
 def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
