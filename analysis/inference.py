@@ -36,16 +36,20 @@ class Difference:
         return self.high - self.value
 
 
+def mean(values: Sequence[float]) -> float:
+    """Return the mean, which does not depend on the order of ``values``."""
+    return math.fsum(values) / len(values)
+
+
 def mean_with_error(values: Sequence[float], errors: Sequence[float | None]) -> tuple[float, float | None]:
     """Return the mean of independent scores and its standard error sqrt(sum se^2) / n.
 
     The tasks are taken as fixed: the error is that of the items within them. None where a task has no error.
     """
-    mean = math.fsum(values) / len(values)
     known = [error for error in errors if error is not None]
     if len(known) < len(errors):
-        return mean, None
-    return mean, math.sqrt(math.fsum(error**2 for error in known)) / len(values)
+        return mean(values), None
+    return mean(values), math.sqrt(math.fsum(error**2 for error in known)) / len(values)
 
 
 def difference(value: float, error: float) -> Difference:
@@ -79,10 +83,8 @@ def average_difference(parts: Sequence[Difference]) -> Difference:
     *Source*: Zou and Donner, Statistics in Medicine 27 (2008) 1693, equation 3 for two terms; for sums of more, Zou, Huang and
     Zhang, Computational Statistics and Data Analysis 53 (2009) 1080.
     """
-    n = len(parts)
-    mean = math.fsum(part.value for part in parts) / n
-    below, above = (math.sqrt(math.fsum(side**2 for side in sides)) / n for sides in _sides(parts))
-    return between(mean, below, above)
+    below, above = (math.sqrt(math.fsum(side**2 for side in sides)) / len(parts) for sides in _sides(parts))
+    return between(mean([part.value for part in parts]), below, above)
 
 
 def _sides(parts: Sequence[Difference]) -> tuple[list[float], list[float]]:
@@ -136,12 +138,11 @@ def over_seeds(values: Sequence[float]) -> SeedMean:
 
     The interval says where the mean over all seeds may lie on these very items; the error of the items is another one.
     """
-    n = len(values)
-    mean = math.fsum(values) / n
+    n, average = len(values), mean(values)
     if n == 1:
-        return SeedMean(mean, None, 1)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    return SeedMean(mean, float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n), n)
+        return SeedMean(average, None, 1)
+    deviation = math.sqrt(math.fsum((value - average) ** 2 for value in values) / (n - 1))
+    return SeedMean(average, float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n), n)
 
 
 def difference_over_seeds(parts: Sequence[Difference]) -> Difference:
@@ -150,7 +151,7 @@ def difference_over_seeds(parts: Sequence[Difference]) -> Difference:
     The items are the same for every seed, so their error does not shrink with seeds: the two sides of the intervals are
     averaged. Each then adds in squares to the half-width over seeds.
     """
-    mean = over_seeds([part.value for part in parts])
-    below, above = (math.fsum(sides) / len(parts) for sides in _sides(parts))
-    seeds = mean.half or 0.0
-    return between(mean.value, math.hypot(below, seeds), math.hypot(above, seeds))
+    average = over_seeds([part.value for part in parts])
+    below, above = (mean(sides) for sides in _sides(parts))
+    seeds = average.half or 0.0
+    return between(average.value, math.hypot(below, seeds), math.hypot(above, seeds))

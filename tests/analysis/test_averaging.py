@@ -99,8 +99,9 @@ def test_the_methods_own_seed_is_a_seed_too() -> None:
         run(seed=1, method="beta"),
         run(seed=1, scores=(score("a", 0.7),)),
         run(seed=1, model="synthetic-other"),
+        run(seed=1, corpus=run(seed=1).corpus.model_copy(update={"propagation": "sequential"})),  # type: ignore[union-attr]  # it has one
     ],
-    ids=["knobs", "corpus", "group", "method", "tasks", "model"],
+    ids=["knobs", "corpus", "group", "method", "tasks", "model", "propagation"],
 )
 def test_runs_that_differ_in_more_stay_apart(other: Record) -> None:
     rows = frame([BASE, run(), other])

@@ -195,6 +195,16 @@ def test_rank_ties_and_floor() -> None:
     assert FLOOR == 0.9
 
 
+@pytest.mark.parametrize(("gap", "tie"), [(0.027, True), (0.03, False)], ids=["below", "above"])
+def test_noise_of_two_runs_adds_in_squares(gap: float, tie: bool) -> None:
+    base = record(None, scores=(score("a", 0.9),))
+    runs = [  # intervals of half-width 0.02, so that of the difference has sqrt(2) times that, 0.0283
+        record(method, scores=(score("a", value, paired=paired(value - 0.9, 0.02, 0.01)),))
+        for method, value in (("alpha", 0.88), ("beta", 0.88 - gap))
+    ]
+    assert frame([base, *runs])["tie_next"].tolist()[1] is tie
+
+
 def test_order_of_records_does_not_matter() -> None:
     records = board()
     shuffled = [records[place] for place in np.random.default_rng(3).permutation(len(records))]

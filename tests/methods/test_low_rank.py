@@ -83,6 +83,17 @@ def test_moments_are_those_of_the_plan() -> None:
     assert SVD().moments == frozenset() and "input_gram" in WhitenedSVD().moments & D2MoE().moments
 
 
+def test_what_is_left_over_goes_to_the_busiest_experts() -> None:
+    plan = decided(WhitenedSVD(keep=0.52))
+    spreads = []
+    for layer in range(5):
+        of_expert = ranks_of(plan, layer).sum(axis=1)
+        by_tokens = of_expert[np.argsort(-OLMOE.stats.layer("routed_tokens", layer))]
+        assert (np.diff(by_tokens) <= 0).all()
+        spreads.append(by_tokens[0] - by_tokens[-1])
+    assert max(spreads) > 0
+
+
 def test_depth_knots_give_each_layer_its_own_budget() -> None:
     for method in (SVD(keep=(0.25, 1.0)), WhitenedSVD(keep=(0.25, 1.0)), SVD(keep=(0.25, 1.0), ranks="uniform")):
         plan = decided(method)

@@ -134,6 +134,14 @@ def test_consecutive_block_drop_picks_the_planted_identities(first: int) -> None
     assert [i for i, layer in enumerate(plan.layers) if layer.drop == "block"] == [first, first + 1]
 
 
+def test_consecutive_block_drop_counts_over_all_layers_that_go() -> None:
+    # Degrees that each layer turns the state by: alone, layer 1 turns least; of two successive ones, 4 and 5.
+    angles = np.deg2rad(np.cumsum([0, 25, 0, 60, 20, 10, 10, 40, 40]))
+    stats = Stats({"hidden_cosine": (np.cos(angles[:, None] - angles[None, :]),)})
+    plan = registry.method("block_drop", keep=0.75, variant="consecutive").plan(toy_inventory(moe_layers=7), stats)
+    assert [i for i, layer in enumerate(plan.layers) if layer.drop == "block"] == [4, 5]
+
+
 def test_methods_read_only_what_they_declare() -> None:
     stats = layer_stats("block_cosine", [0.1, 0.2, 0.3])
     with pytest.raises(StatsError, match="gate_norm_moment"):

@@ -277,6 +277,22 @@ def test_equal_questions_run_once(qwen, tmp_path, monkeypatch):
         ask(ModelProbe(qwen, RAGGED, cache=tmp_path))
 
 
+def test_answers_belong_to_tokens_and_settings(qwen, tmp_path, monkeypatch):
+    ModelProbe(qwen, SQUARE, cache=tmp_path).layer_error(0, HALVES, {})
+    monkeypatch.setattr(probe_module, "Layers", None)
+    ModelProbe(qwen, SQUARE, cache=tmp_path).layer_error(0, HALVES, {})
+    for corpus, settings in ((RAGGED, {}), (SQUARE, EXACT)):
+        with pytest.raises(TypeError):  # nothing is known, so layers would have to run
+            ModelProbe(qwen, corpus, cache=tmp_path, **settings).layer_error(0, HALVES, {})
+
+
+def test_each_step_has_a_batch_of_its_own(qwen):
+    probe = ModelProbe(qwen, SQUARE, mask_batch_tokens=1)
+    count = len(SQUARE.windows)
+    losses = [probe.mask_gradient(masks_of(qwen), step)[0] for step in range(count + 1)]
+    assert len(set(losses)) == count and losses[count] == losses[0]
+
+
 def test_damaged_answers_are_computed_again(qwen, tmp_path):
     expected = ModelProbe(qwen, SQUARE, cache=tmp_path).layer_error(0, HALVES, {})
     (file,) = tmp_path.glob("*.json")

@@ -1,0 +1,1 @@
+"""Planted defects: how many does the suite catch?"""
