@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,6 +18,7 @@ from bench.checkpoint.tensor_files import TORCH_DTYPES, Files, Span, read_header
 from bench.families.family import Family, family_of
 from methods.framework.errors import CheckpointError
 from methods.framework.inventory import Inventory, TensorEntry
+from methods.framework.outside import an_object, read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -149,17 +149,24 @@ def read_headers(path: Path) -> dict[str, Span]:
         CheckpointError: no weights, a shard or tensor that the index names is missing, or a damaged file.
     """
     index = path / INDEX
+    if index.exists() and (path / SINGLE).exists():
+        raise CheckpointError(
+            f"{path} holds two models, {SINGLE} and the shards of {INDEX}, and readers differ in which they take; remove one"
+        )
     if not index.exists():
         if (path / SINGLE).exists():
             return read_header(path / SINGLE)
         others = sorted(p.name for p in path.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".gguf", ".safetensors"))
         found = f"it has {', '.join(others[:5])}" if others else "it has no weights at all"
         raise CheckpointError(f"{path} has neither {SINGLE} nor {INDEX} ({found}); save the model as safetensors first")
-    try:
-        shard_of: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
-        shards = sorted(set(shard_of.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} cannot be read: {error!r}; fetch it again") from error
+    remedy = "fetch it again"
+    stated = an_object(read_json(index, CheckpointError, remedy), str(index), CheckpointError, remedy)
+    shard_of = an_object(stated.get("weight_map"), f"weight_map of {index}", CheckpointError, remedy)
+    if strange := sorted({str(name) for name in shard_of.values() if not _is_plain_name(name)}):
+        raise CheckpointError(
+            f"{index} names files that are not in its own folder: {', '.join(strange[:3])}; fetch it again"
+        )
+    shards = sorted(set(shard_of.values()))
     if missing := [name for name in shards if not (path / name).exists()]:
         raise CheckpointError(
             f"{path} lacks {len(missing)} of {len(shards)} shards: {', '.join(missing[:5])}; fetch them again"
@@ -167,7 +174,17 @@ def read_headers(path: Path) -> dict[str, Span]:
     by_shard = {name: read_header(path / name) for name in shards}
     if absent := [name for name, shard in shard_of.items() if name not in by_shard[shard]]:
         raise CheckpointError(f"{path / shard_of[absent[0]]} lacks tensor {absent[0]} that {INDEX} says it holds")
-    return {name: span for spans in by_shard.values() for name, span in spans.items()}
+    joined: dict[str, Span] = {}
+    for spans in by_shard.values():
+        if twice := sorted(joined.keys() & spans.keys()):
+            files = " and ".join(span.file.name for span in (joined[twice[0]], spans[twice[0]]))
+            raise CheckpointError(f"{path}: tensor {twice[0]} stands in two shards, {files}; remove the wrong one")
+        joined |= spans
+    return joined
+
+
+def _is_plain_name(name: Any) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and not any(letter in name for letter in "/\\\0")
 
 
 def _located(

@@ -7,12 +7,11 @@ buffers that are reused.
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 
 from methods.framework.errors import CheckpointError
 from methods.framework.inventory import BYTES_PER_ELEMENT
+from methods.framework.outside import an_object, open_regular, parse_json
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -85,24 +85,23 @@ def read_header(path: Path) -> dict[str, Span]:
     Raises:
         CheckpointError: not a safetensors file, or shorter or longer than its header says.
     """
+    remedy = "fetch it again"
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path, CheckpointError), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(_LONGEST_HEADER, size - 8):
                 raise CheckpointError(
                     f"{path} is truncated or not a safetensors file: it has {size} bytes; fetch it again"
                 )
-            header = json.loads(file.read(length))
+            text = file.read(length)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not a safetensors file: its header is not JSON; fetch it again") from error
+    what = f"the header of {path}"
+    header = an_object(parse_json(text, what, CheckpointError, remedy), what, CheckpointError, remedy)
     header.pop("__metadata__", None)
-    try:
-        spans = {name: _span(path, 8 + length, name, entry) for name, entry in header.items()}
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} has a malformed safetensors header ({error!r}); fetch it again") from error
+    spans = {name: _span(path, 8 + length, name, entry) for name, entry in header.items()}
+    _check_order(path, 8 + length, spans)
     end = max((span.offset + span.nbytes for span in spans.values()), default=8 + length)
     if end != size:
         state = "truncated" if end > size else "longer than it should be"
@@ -112,13 +111,34 @@ def read_header(path: Path) -> dict[str, Span]:
     return spans
 
 
-def _span(path: Path, base: int, name: str, entry: dict[str, list[int]]) -> Span:
+def _check_order(path: Path, start: int, spans: Mapping[str, Span]) -> None:
+    """Refuse tensors that share bytes, and bytes that belong to none; the format allows neither."""
+    place = start
+    for name, span in sorted(spans.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if span.offset != place:
+            fault = "overlaps the tensor before it" if span.offset < place else "leaves a gap before it"
+            raise CheckpointError(f"{path}: tensor {name} {fault} (bytes {span.offset} and {place}); fetch it again")
+        place = span.offset + span.nbytes
+
+
+def _whole(values: Any, count: int | None = None) -> bool:
+    """Return whether ``values`` is a list of whole numbers, none negative, and of ``count`` of them."""
+    whole = isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+    return whole and count in (None, len(values))
+
+
+def _span(path: Path, base: int, name: str, entry: Any) -> Span:
+    stated = isinstance(entry, dict) and _whole(entry.get("data_offsets"), 2) and _whole(entry.get("shape"))
+    if not stated or not isinstance(entry.get("dtype"), str):
+        raise CheckpointError(
+            f"{path} has a malformed safetensors header: tensor {name} is {str(entry)[:200]}; fetch it again"
+        )
     start, stop = entry["data_offsets"]
-    dtype, shape = str(entry["dtype"]), tuple(entry["shape"])
+    dtype, shape = entry["dtype"], tuple(entry["shape"])
     if dtype not in BYTES_PER_ELEMENT:
         known = ", ".join(BYTES_PER_ELEMENT)
         raise CheckpointError(f"{path}: tensor {name} has dtype {dtype}, which is not supported; supported: {known}")
-    if start < 0 or stop - start != math.prod(shape) * BYTES_PER_ELEMENT[dtype]:
+    if stop - start != math.prod(shape) * BYTES_PER_ELEMENT[dtype]:
         raise CheckpointError(
             f"{path}: tensor {name} has {stop - start} bytes, which does not fit {dtype} {list(shape)}"
         )
@@ -139,10 +159,7 @@ class Files:
         """Return an open descriptor of ``path``."""
         with self._lock:
             if path not in self._descriptors:
-                try:
-                    self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                except OSError as error:
-                    raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+                self._descriptors[path] = open_regular(path, CheckpointError)
             return self._descriptors[path]
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.store.atomic import OTHER_STORE, atomic_file, explained
 from methods.framework.errors import RecordError
+from methods.framework.outside import an_object, read_json
 
 SCHEMA = 1
 Status = Literal["complete", "refused", "failed", "cancelled"]
@@ -291,10 +292,9 @@ def read_record(path: Path) -> Record:
     Raises:
         RecordError: unreadable, or not of this schema.
     """
+    document = an_object(read_json(path, RecordError, infinite=True), str(path), RecordError)
     try:
-        return Record.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise RecordError(f"cannot read {path}: {error.strerror}") from error
+        return Record.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

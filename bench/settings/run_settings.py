@@ -200,4 +200,7 @@ def parse_value(text: str) -> Any:
             return tuple(float(part) for part in text.split("/"))
         except ValueError:
             return text
-    return yaml.safe_load(text)
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{text!r} is not a value: {str(error).splitlines()[0]}") from error

@@ -10,6 +10,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from methods.framework.errors import ConfigError, UnknownNameError
+from methods.framework.outside import read_text
+
+_LONGEST = 16 << 20
+"""Bytes of the longest file of settings."""
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -40,10 +44,9 @@ def read_settings(path: Path) -> dict[str, Any]:
         ConfigError: no such file, not YAML, or something else than names with values.
     """
     try:
-        document = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+        document = yaml.safe_load(read_text(path, ConfigError, longest=_LONGEST))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: PyYAML's own constructors let impossible dates and numbers through to Python's.
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path} should hold settings by name, found {type(document).__name__}")

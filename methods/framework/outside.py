@@ -76,12 +76,12 @@ def read_text(path: Path, kind: Kind, remedy: str = "", longest: int = LONGEST) 
         raise kind(_said(f"{path} is not text in UTF-8 (byte {error.start})", remedy)) from error
 
 
-def read_json(path: Path, kind: Kind, remedy: str = "", longest: int = LONGEST) -> Any:
-    """Return the values of a JSON file; arguments and errors as for ``read_text``, and as ``parse_json`` says."""
-    return parse_json(read_text(path, kind, remedy, longest), str(path), kind, remedy)
+def read_json(path: Path, kind: Kind, remedy: str = "", infinite: bool = False) -> Any:
+    """Return the values of a JSON file; arguments and errors as for ``read_text`` and ``parse_json``."""
+    return parse_json(read_text(path, kind, remedy), str(path), kind, remedy, infinite)
 
 
-def parse_json(text: str | bytes, what: str, kind: Kind, remedy: str = "") -> Any:
+def parse_json(text: str | bytes, what: str, kind: Kind, remedy: str = "", infinite: bool = False) -> Any:
     """Return the values of a JSON text.
 
     Args:
@@ -89,6 +89,7 @@ def parse_json(text: str | bytes, what: str, kind: Kind, remedy: str = "") -> An
         what: where it comes from, the beginning of the message.
         kind: class of the error.
         remedy: what the user can do, the end of the message.
+        infinite: whether ``Infinity`` may stand for a number, as Python's own writer has it in configs.
 
     Raises:
         MoebenchError: of class ``kind``: not JSON, nested more deeply than ``DEEPEST``, with NaN or infinities, or with a key
@@ -97,7 +98,7 @@ def parse_json(text: str | bytes, what: str, kind: Kind, remedy: str = "") -> An
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
-        values = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+        values = json.loads(text, object_pairs_hook=_object, parse_constant=_infinity if infinite else _constant)
     except RecursionError as error:
         raise kind(_said(f"{what} has brackets nested more than {DEEPEST} deep", remedy)) from error
     except ValueError as error:
@@ -127,6 +128,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} is given twice")
     return found
+
+
+def _infinity(name: str) -> float:
+    return _constant(name) if name == "NaN" else float(name)
 
 
 def _constant(name: str) -> NoReturn:

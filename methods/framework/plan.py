@@ -18,6 +18,7 @@ from methods.framework.errors import PlanError
 from methods.framework.inside_fit import inside_misfit, normal_form
 from methods.framework.inventory import Inventory, LayerInventory
 from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.outside import an_object, parse_json
 
 SCHEMA = 1
 
@@ -77,13 +78,14 @@ class Plan(BaseModel):
         Raises:
             PlanError: not JSON, an unknown field, or a field with a value that is not allowed.
         """
+        what = f"this is not a plan of schema {SCHEMA}"
+        document = an_object(parse_json(text, what, PlanError), what, PlanError)
+        document.pop("provenance", None)
         try:
-            document: dict[str, Any] = json.loads(text)
-            document.pop("provenance", None)
             return cls.model_validate(document)
-        except (ValueError, AttributeError) as error:
+        except (ValidationError, RecursionError) as error:
             detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-            raise PlanError(f"this is not a plan of schema {SCHEMA}: {detail}") from error
+            raise PlanError(f"{what}: {detail}") from error
 
     @property
     def digest(self) -> str:

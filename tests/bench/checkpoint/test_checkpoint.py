@@ -143,7 +143,7 @@ def test_a_file_that_is_too_long_or_garbage_is_named(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="longer than it should be"):
         Checkpoint.open(folder)
     (folder / SINGLE).write_bytes((20).to_bytes(8, "little") + b"x" * 40)
-    with pytest.raises(CheckpointError, match="not JSON"):
+    with pytest.raises(CheckpointError, match="not valid JSON"):
         Checkpoint.open(folder)
 
 
