@@ -118,6 +118,8 @@ def test_last_error_skips_lines_that_only_point_elsewhere(tmp_path: Path) -> Non
         "RuntimeError: Engine core initialization failed. See root cause above.\n"
     )
     assert last_error(log) == "ValueError: no kernel for int8 experts"
+    log.write_text(log.read_text() + "OSError: [Errno 28] No space left on device\n")
+    assert last_error(log) == "OSError: [Errno 28] No space left on device"
     assert last_error(tmp_path / "none") == ""
 
 
