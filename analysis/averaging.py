@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from analysis.comparison import Comparison, seeds_of
-from analysis.inference import Difference, SeedMean, difference_over_seeds, over_seeds
+from analysis.inference import Difference, SeedMean, difference_over_seeds, mean, over_seeds
 from analysis.protocol import key
 from bench.records.record import CostInfo, Interval, RatioInfo, Record, RecoveryInfo, Score, Timing
 
@@ -44,8 +44,7 @@ class SeedAverage(Comparison):
         logs = [math.log(value) for value, _ in parts if value]
         if len(logs) < len(parts):
             return (None, None)
-        mean = over_seeds(logs)
-        value = math.exp(mean.value)
+        value = math.exp(mean(logs))
         errors = [error / own for own, error in parts if own and error is not None]
         if len(errors) < len(parts):
             return (value, None)
@@ -163,41 +162,37 @@ def _mean_record(records: Sequence[Record]) -> Record:
             ),
             "timing": _joint_timing([record.timing for record in records]),
             "recovery": _mean_recovery([record.recovery for record in records]),
-            "seconds": {stage: _plain([record.seconds.get(stage, 0.0) for record in records]) for stage in stages},
+            "seconds": {stage: mean([record.seconds.get(stage, 0.0) for record in records]) for stage in stages},
             "seeds": {},
         }
     )
-
-
-def _plain(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _mean_score(scores: Sequence[Score]) -> Score:
     errors = [score.stderr for score in scores if score.stderr is not None]
     return scores[0].model_copy(
         update={
-            "value": _plain([score.value for score in scores]),
-            "stderr": _plain(errors) if len(errors) == len(scores) else None,
+            "value": mean([score.value for score in scores]),
+            "stderr": mean(errors) if len(errors) == len(scores) else None,
             "paired": None,
         }
     )
 
 
 def _mean_cost(costs: Sequence[CostInfo]) -> CostInfo:
-    return CostInfo(**{name: round(_plain([getattr(cost, name) for cost in costs])) for name in CostInfo.model_fields})
+    return CostInfo(**{name: round(mean([getattr(cost, name) for cost in costs])) for name in CostInfo.model_fields})
 
 
 def _mean_ratios(ratios: Sequence[RatioInfo]) -> RatioInfo:
-    return RatioInfo(**{name: _plain([getattr(one, name) for one in ratios]) for name in RatioInfo.model_fields})
+    return RatioInfo(**{name: mean([getattr(one, name) for one in ratios]) for name in RatioInfo.model_fields})
 
 
 def _mean_recovery(recoveries: Sequence[RecoveryInfo | None]) -> RecoveryInfo | None:
     known = [one for one in recoveries if one is not None]
     if len(known) < len(recoveries):
         return None
-    losses = (_plain([one.losses[0] for one in known]), _plain([one.losses[1] for one in known]))
-    costs = {name: _plain([getattr(one, name) for one in known]) for name in ("seconds", "wall")}
+    losses = (mean([one.losses[0] for one in known]), mean([one.losses[1] for one in known]))
+    costs = {name: mean([getattr(one, name) for one in known]) for name in ("seconds", "wall")}
     return known[0].model_copy(update={**costs, "losses": losses})
 
 
@@ -212,7 +207,7 @@ def _joint_timing(timings: Sequence[Timing | None]) -> Timing | None:
         if any(end is None for end in ends):
             return None
         return Interval(
-            median=_plain([end.median for end in ends]),
+            median=mean([end.median for end in ends]),
             low=min(end.low for end in ends),
             high=max(end.high for end in ends),
             n=sum(end.n for end in ends),

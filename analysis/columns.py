@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from analysis.comparison import Comparison
 from analysis.protocol import PUBLISHED_AVERAGES
+from bench.records.earlier import stages_of
 from bench.records.record import CostInfo, Interval, Record, Timing
 
 Kind = Literal["string", "float64", "Int64", "boolean"]
@@ -20,6 +21,7 @@ class Column:
 
     Args:
         get: value of a row, None where there is none; None for columns that need the other rows (see ``ranking``).
+        in_tables: False for what figures alone need.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Column:
     unit: str
     doc: str
     get: Callable[[Comparison], Any] | None = None
+    in_tables: bool = True
 
 
 TRAINING = "recovery."
@@ -183,6 +186,14 @@ COLUMNS: tuple[Column, ...] = (
         "whether the next rank was measured with other seeds, so that no noise is told",
     ),
     Column("method", "string", "", "registry name of the method", lambda r: r.record.method),
+    Column(
+        "stages",
+        "string",
+        "",
+        "plan stages that the method writes",
+        lambda r: ", ".join(stages_of(r.record)),
+        in_tables=False,
+    ),
     Column("title", "string", "", "method's name for tables", lambda r: r.record.title),
     Column("knobs", "string", "", "settings of the method", lambda r: knobs_text(r.record)),
     Column("variant", "string", "", "calibration text, where runs of the board differ in it"),
@@ -350,5 +361,5 @@ def _total(record: Record) -> float | None:
 
 
 def describe() -> list[tuple[str, str, str]]:
-    """Return name, unit and meaning of every column."""
-    return [(column.name, column.unit, column.doc) for column in COLUMNS]
+    """Return name, unit and meaning of every column of a table."""
+    return [(column.name, column.unit, column.doc) for column in COLUMNS if column.in_tables]

@@ -103,7 +103,13 @@ def short(text: str, letters: int = 44) -> str:
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]], size: float = 7.5) -> None:
-    """Write each label (text, x, y, colour) right of the axes at the height of its point, moved apart vertically."""
+    """Write each label (text, x, y, colour) right of the axes at the height of its point, moved apart vertically.
+
+    Args:
+        axes: drawn, with their limits set.
+        ends: text, x, y and colour of each label, in the units of the axes.
+        size: of the letters, in points.
+    """
     if not ends:
         return
     low, high = axes.get_ylim()
@@ -134,5 +140,11 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]], size: 
 
 
 def apart(place: int, places: int, span: float) -> float:
-    """Return the shift of method ``place`` that keeps equal sizes from hiding each other: 4 % of ``span`` in all."""
+    """Return the shift of method ``place`` that keeps equal sizes from hiding each other: 4 % of ``span`` in all.
+
+    Args:
+        place: of the method among all, from 0.
+        places: number of methods.
+        span: largest size minus smallest, in the unit of the axis.
+    """
     return (place / (places - 1) - 0.5) * 0.04 * span if places > 1 else 0.0

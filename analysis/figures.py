@@ -60,7 +60,13 @@ def _lines(rows: Rows) -> int:
 
 
 def quality_vs_size(boards: dict[str, Rows], names: dict[str, str], floor: float) -> Any:
-    """Draw quality against the share of bytes kept: one panel a model, 95 % intervals, Pareto front, floor shaded."""
+    """Draw quality against the share of bytes kept: one panel a model, 95 % intervals, Pareto front, floor shaded.
+
+    Args:
+        boards: complete runs by board.
+        names: heading of each board.
+        floor: retention below which the ground is shaded, 0 to 1.
+    """
     panels = {
         board: [row for row in rows if known(row["quality"]) and known(row["keep_bytes"])]
         for board, rows in boards.items()
@@ -132,7 +138,13 @@ def _points(rows: Rows, shift: float = 0.0) -> tuple[list[float], list[float], l
 
 
 def damage(rows: Rows, scores: pd.DataFrame, name: str) -> Any:
-    """Draw retention as a grid of runs and tasks, so that damage can be located; a dot marks p < 0.05 after Holm."""
+    """Draw retention as a grid of runs and tasks, so that damage can be located; a dot marks p < 0.05 after Holm.
+
+    Args:
+        rows: complete runs of one board.
+        scores: the frame of scores (see ``frame.scores_frame``), of these runs among others.
+        name: heading of the board.
+    """
     runs = [row for row in rows if not row["is_base"]]
     wanted = scores[scores["headline"].astype(bool) & scores["retention"].notna()]
     cells = {(score["id"], score["task"]): score for score in rows_of(wanted)}

@@ -15,7 +15,13 @@ def known(value: object) -> bool:
 
 
 def fixed(value: float | None, digits: int = 1, signed: bool = False) -> str:
-    """Return ``value`` with ``digits`` decimals, or a dash where it is missing."""
+    """Return ``value`` with ``digits`` decimals, or a dash where it is missing.
+
+    Args:
+        value: any number.
+        digits: decimals.
+        signed: write a plus before what is above 0.
+    """
     if value is None or not known(value):
         return NONE
     text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
@@ -25,7 +31,14 @@ def fixed(value: float | None, digits: int = 1, signed: bool = False) -> str:
 
 
 def percent(value: float | None, error: float | None = None, digits: int = 1, signed: bool = False) -> str:
-    """Return a fraction of 1 in percent, without the sign %, as ``71.3 ± 1.2`` where ``error`` is known."""
+    """Return a fraction of 1 in percent, without the sign %, as ``71.3 ± 1.2`` where ``error`` is known.
+
+    Args:
+        value: fraction of 1.
+        error: its standard error, in the same unit.
+        digits: decimals of the percentage.
+        signed: write a plus before what is above 0.
+    """
     if value is None or not known(value):
         return NONE
     text = fixed(100 * value, digits, signed)
@@ -33,7 +46,15 @@ def percent(value: float | None, error: float | None = None, digits: int = 1, si
 
 
 def interval(low: float | None, high: float | None, scale: float = 1.0, digits: int = 1, signed: bool = False) -> str:
-    """Return ``[low, high]`` times ``scale``, empty where it is missing."""
+    """Return ``[low, high]`` times ``scale``, empty where it is missing.
+
+    Args:
+        low: lower end.
+        high: upper end.
+        scale: factor of both, 100 for percent.
+        digits: decimals.
+        signed: write a plus before what is above 0.
+    """
     if low is None or high is None or not known(low) or not known(high):
         return ""
     return f"[{fixed(scale * low, digits, signed)}, {fixed(scale * high, digits, signed)}]"

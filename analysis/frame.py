@@ -11,6 +11,7 @@ from analysis.columns import COLUMNS, variants
 from analysis.comparison import Comparison, compare
 from analysis.protocol import key
 from analysis.ranking import FLOOR, rank
+from analysis.typed import WHO, typed
 from bench.records.record import Record, Score
 
 
@@ -25,21 +26,15 @@ def frame(records: Iterable[Record], floor: float = FLOOR) -> pd.DataFrame:
     The result does not depend on the order of ``records``. Shares and scores are fractions of 1, sizes are bytes.
     """
     rows = average_seeds(compare(sorted(records, key=lambda record: record.id)))
-    columns = {
-        column.name: pd.array([column.get(row) if column.get else None for row in rows], dtype=column.kind)
-        for column in COLUMNS
-    }
-    columns["variant"] = pd.array(variants(rows), dtype="string")
-    return rank(pd.DataFrame(columns, columns=[column.name for column in COLUMNS]), floor)
+    data = [
+        {column.name: column.get(row) if column.get else None for column in COLUMNS} | {"variant": variant}
+        for row, variant in zip(rows, variants(rows), strict=True)
+    ]
+    return rank(typed(data, {column.name: column.kind for column in COLUMNS}), floor)
 
 
 SCORE_COLUMNS: dict[str, str] = {
-    "id": "string",
-    "board": "string",
-    "model": "string",
-    "method": "string",
-    "title": "string",
-    "knobs": "string",
+    **WHO,
     "task": "string",
     "metric": "string",
     "filter": "string",
@@ -78,10 +73,7 @@ def scores_frame(records: Iterable[Record]) -> pd.DataFrame:
         if run["status"] == "complete"
         for values in _score_rows(rows[run["id"]], run)
     ]
-    return pd.DataFrame(
-        {name: pd.array([values[name] for values in data], dtype=kind) for name, kind in SCORE_COLUMNS.items()},
-        columns=list(SCORE_COLUMNS),
-    )
+    return typed(data, SCORE_COLUMNS)
 
 
 def _score_rows(row: Comparison, run: dict[str, object]) -> Iterable[dict[str, object]]:
@@ -91,7 +83,7 @@ def _score_rows(row: Comparison, run: dict[str, object]) -> Iterable[dict[str, o
         pair, seeds = row.pair(score), row.over_seeds(score)
         speaks = row.scores.get(score.task) == score
         yield {
-            **{name: run[name] for name in ("id", "board", "model", "method", "title", "knobs")},
+            **{name: run[name] for name in WHO},
             **score.model_dump(include={"task", "metric", "filter", "higher_is_better", "value", "stderr", "n"}),
             "headline": speaks,
             "seeds": row.runs,

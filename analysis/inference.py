@@ -26,16 +26,20 @@ class Difference:
         return (self.high - self.low) / (2 * Z95)
 
 
+def mean(values: Sequence[float]) -> float:
+    """Return the mean, which does not depend on the order of ``values``."""
+    return math.fsum(values) / len(values)
+
+
 def mean_with_error(values: Sequence[float], errors: Sequence[float | None]) -> tuple[float, float | None]:
     """Return the mean of independent scores and its standard error sqrt(sum se^2) / n.
 
     The tasks are taken as fixed: the error is that of the items within them. None where a task has no error.
     """
-    mean = math.fsum(values) / len(values)
     known = [error for error in errors if error is not None]
     if len(known) < len(errors):
-        return mean, None
-    return mean, math.sqrt(math.fsum(error**2 for error in known)) / len(values)
+        return mean(values), None
+    return mean(values), math.sqrt(math.fsum(error**2 for error in known)) / len(values)
 
 
 def difference(value: float, error: float) -> Difference:
@@ -57,9 +61,9 @@ def average_difference(parts: Sequence[tuple[float, float]]) -> Difference:
     Returns:
         Mean of the differences with standard error sqrt(sum se^2) / n and the normal interval and p-value of that.
     """
-    mean, error = mean_with_error([value for value, _ in parts], [error for _, error in parts])
+    average, error = mean_with_error([value for value, _ in parts], [error for _, error in parts])
     assert error is not None
-    return difference(mean, error)
+    return difference(average, error)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -94,12 +98,11 @@ def over_seeds(values: Sequence[float]) -> SeedMean:
 
     The interval says where the mean over all seeds may lie on these very items; the error of the items is another one.
     """
-    n = len(values)
-    mean = math.fsum(values) / n
+    n, average = len(values), mean(values)
     if n == 1:
-        return SeedMean(mean, None, 1)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    return SeedMean(mean, float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n), n)
+        return SeedMean(average, None, 1)
+    deviation = math.sqrt(math.fsum((value - average) ** 2 for value in values) / (n - 1))
+    return SeedMean(average, float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n), n)
 
 
 def difference_over_seeds(parts: Sequence[Difference]) -> Difference:
@@ -109,5 +112,5 @@ def difference_over_seeds(parts: Sequence[Difference]) -> Difference:
     half-widths then add in squares.
     """
     items = math.fsum(part.high - part.low for part in parts) / (2 * len(parts))
-    mean = over_seeds([part.value for part in parts])
-    return difference(mean.value, math.hypot(items, mean.half or 0.0) / Z95)
+    average = over_seeds([part.value for part in parts])
+    return difference(average.value, math.hypot(items, average.half or 0.0) / Z95)

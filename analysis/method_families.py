@@ -1,4 +1,4 @@
-"""Families of methods, by what is taken out of a model: which colour and shape a run has in a figure."""
+"""Families of methods, by the plan stages that they write: which colour and shape a run has in a figure."""
 
 from __future__ import annotations
 
@@ -40,24 +40,19 @@ FAMILIES: Mapping[str, Look] = {
 }
 """In the order of legends."""
 
-_EXPERTS = (
-    "random weight_norm criterion frequency soft_count ean reap man msan expert_drop diep naee naee_progressive naee_greedy "
-    "moe_i2 cka_merge cka_prune hc_smoe sub_moe stun easy_ep mone m_smoe ream"
-)
-_MEMBERS: Mapping[str, str] = {
-    "experts": _EXPERTS,
-    "layers": "layer_drop block_drop",
-    "channels": "camera_p heapr",
-    "rank": "svd whitened_svd d2_moe mobe",
-    "sparsity": "magnitude wanda moe_pruner sparsegpt",
-    "bits": "rtn gptq awq",
-    "recipe": "recipe",
-}
-_FAMILY = {method: family for family, methods in _MEMBERS.items() for method in methods.split()}
+_LAYERS = frozenset({"blocks", "sublayers"})
 
 
 def family_of(row: Mapping[str, Any]) -> str:
-    """Return the key in ``FAMILIES`` of a row of the frame; a method of another distribution is told by its zeros alone."""
-    if row["method"] in _FAMILY:
-        return _FAMILY[row["method"]]
+    """Return the key in ``FAMILIES`` of a row of the frame: what its stages take out.
+
+    A method that writes stages of several families is drawn as a recipe is. Where the stages are not known (see
+    ``bench.records.earlier``), zeros tell a sparse model.
+    """
+    stages = row["stages"].split(", ") if row["stages"] else []
+    families = {"layers" if stage in _LAYERS else stage for stage in stages} & FAMILIES.keys()
+    if row["method"] == "recipe" or len(families) > 1:
+        return "recipe"
+    if len(families) == 1:
+        return families.pop()
     return "sparsity" if known(row["zeros"]) and row["zeros"] > 0 else "other"

@@ -36,7 +36,16 @@ def page(
     floor: float,
     problems: tuple[str, ...] = (),
 ) -> str:
-    """Return the page; ``frame`` and ``scores`` are those of ``records``."""
+    """Return the page; ``frame`` and ``scores`` are those of ``records``.
+
+    Args:
+        records: all that were read.
+        frame: their runs.
+        scores: their scores.
+        title: heading of the page.
+        floor: retention below which runs are marked, 0 to 1.
+        problems: files that could not be read, and why.
+    """
     from plotly.offline import get_plotlyjs
 
     complete = rows_of(frame[(frame["status"] == "complete").astype(bool)]) if len(frame) else []

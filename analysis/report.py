@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,8 @@ from analysis.speed import speed_frame
 from analysis.summary import messages
 from analysis.table import csv, latex
 from analysis.training import training_frame
-from methods.framework.errors import ConfigError, RecordError
+from bench.records.derived import write_derived
+from methods.framework.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -87,34 +86,15 @@ def report(
         from analysis.figures import draw
 
         drawn = draw(runs, scores, floor=floor)
-    paths = {name: write(out / name, text.encode("utf-8")) for name, text in texts.items()}
+    paths = {name: write_derived(out / name, text.encode("utf-8")) for name, text in texts.items()}
     return Report(
         page=paths["leaderboard.html"],
         markdown=paths["leaderboard.md"],
         csv=paths["leaderboard.csv"],
         scores=paths["scores.csv"],
         latex=paths["leaderboard.tex"],
-        figures=tuple(write(out / "figures" / name, content) for name, content in drawn.items()),
-        tables=tuple(write(out / name, csv(rows).encode("utf-8")) for name, rows in more.items() if len(rows)),
+        figures=tuple(write_derived(out / "figures" / name, content) for name, content in drawn.items()),
+        tables=tuple(write_derived(out / name, csv(rows).encode("utf-8")) for name, rows in more.items() if len(rows)),
         messages=tuple(messages(runs, loaded.problems)),
         frame=runs,
     )
-
-
-def write(path: Path, content: bytes) -> Path:
-    """Write ``content`` to ``path`` in one atomic step, and return ``path``.
-
-    Raises:
-        RecordError: the disk refuses.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".partial", delete=False) as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
-    except OSError as error:
-        raise RecordError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
-    return path

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
 from analysis.averaging import average_seeds
-from analysis.columns import knobs_text, variants
+from analysis.columns import variants
 from analysis.comparison import Comparison, compare
 from analysis.formatting import NONE, fixed, interval, known
-from analysis.table import DENSE, Row, rows_of, run_name, text_of
+from analysis.table import DENSE, Row, run_name, text_of
+from analysis.typed import WHO, Line, lines_by_board, typed, who
 from bench.records.record import BatchTiming, CostInfo, Interval, Record, Timing
 
 SPEED_COLUMNS: dict[str, str] = {
-    "id": "string",
-    "board": "string",
-    "model": "string",
-    "method": "string",
-    "title": "string",
-    "knobs": "string",
+    **WHO,
     "variant": "string",
     "batch": "Int64",
     **{f"prefill_ratio{end}": "float64" for end in ("", "_low", "_high")},
@@ -58,22 +53,14 @@ def speed_frame(records: Iterable[Record]) -> pd.DataFrame:
     for values in data:
         values["told"] = sentence(values)
     data.sort(key=lambda one: (one["model"], one["board"], one["title"], one["knobs"], one["batch"] or 0, one["id"]))
-    return pd.DataFrame(
-        {name: pd.array([values[name] for values in data], dtype=kind) for name, kind in SPEED_COLUMNS.items()},
-        columns=list(SPEED_COLUMNS),
-    )
+    return typed(data, SPEED_COLUMNS)
 
 
 def _values(row: Comparison, timing: Timing, batch: BatchTiming | None, base: CostInfo | None) -> dict[str, Any]:
-    record, own = row.record, row.record.cost
+    own = row.record.cost
     speeds = batch or timing
     values: dict[str, Any] = {
-        "id": record.id,
-        "board": row.board,
-        "model": record.model.name,
-        "method": record.method,
-        "title": record.title,
-        "knobs": knobs_text(record),
+        **who(row),
         "batch": batch.batch if batch else timing.protocol.get("batch"),
         "marks": ", ".join(speeds.marks) or None,
         "realisation": timing.realisation,
@@ -143,22 +130,21 @@ HEAD = (
 )
 
 
-def speed_lines(frame: pd.DataFrame) -> dict[str, list[tuple[str, ...]]]:
+def speed_lines(frame: pd.DataFrame) -> dict[str, list[Line]]:
     """Return the cells under ``HEAD`` of the rows of each board."""
-    found: dict[str, list[tuple[str, ...]]] = defaultdict(list)
-    for row in rows_of(frame):
-        found[row["board"]].append(
-            (
-                run_name(row),
-                str(row["batch"]) if known(row["batch"]) else "",
-                verdict(row, "prefill"),
-                fixed(row["flops_ratio"], 2),
-                verdict(row, "decode"),
-                fixed(row["active_ratio"], 2),
-                fixed(row["bytes_ratio"], 2),
-                text_of(row["marks"]),
-                text_of(row["realisation"]),
-                text_of(row["reason"] or row["told"]),
-            )
-        )
-    return dict(found)
+    return lines_by_board(frame, _line)
+
+
+def _line(row: Row) -> Line:
+    return (
+        run_name(row),
+        str(row["batch"]) if known(row["batch"]) else "",
+        verdict(row, "prefill"),
+        fixed(row["flops_ratio"], 2),
+        verdict(row, "decode"),
+        fixed(row["active_ratio"], 2),
+        fixed(row["bytes_ratio"], 2),
+        text_of(row["marks"]),
+        text_of(row["realisation"]),
+        text_of(row["reason"] or row["told"]),
+    )

@@ -19,7 +19,6 @@ from analysis.digest import table as markdown_table
 from analysis.formatting import fixed, slug
 from analysis.load import load
 from analysis.provenance import Block
-from analysis.report import write
 from analysis.study_cells import AVERAGE, contrast, separated
 from analysis.study_domains import Matrix, matrices
 from analysis.study_layout import Study, Table, lay_out
@@ -36,6 +35,7 @@ from analysis.study_text import (
     winner,
 )
 from analysis.table import markdown_cell
+from bench.records.derived import write_derived
 from methods.framework.errors import RecordError
 
 
@@ -83,11 +83,11 @@ def study_page(
         drawn = draw_study(study, found)
     domains = _csv(_domain_rows(found)) if found else None
     return StudyPage(
-        page=write(out / "study.md", _page(study, found, title, drawn, loaded.problems).encode()),
-        scores=write(out / "scores.csv", _csv(_score_rows(study)).encode()),
-        pairs=write(out / "pairs.csv", _csv(_pair_rows(study)).encode()),
-        domains=write(out / "domains.csv", domains.encode()) if domains else None,
-        figures=tuple(write(out / "figures" / name, content) for name, content in drawn.items()),
+        page=write_derived(out / "study.md", _page(study, found, title, drawn, loaded.problems).encode()),
+        scores=write_derived(out / "scores.csv", _csv(_score_rows(study)).encode()),
+        pairs=write_derived(out / "pairs.csv", _csv(_pair_rows(study)).encode()),
+        domains=write_derived(out / "domains.csv", domains.encode()) if domains else None,
+        figures=tuple(write_derived(out / "figures" / name, content) for name, content in drawn.items()),
     )
 
 

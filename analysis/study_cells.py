@@ -9,7 +9,7 @@ from functools import cached_property
 
 from analysis.averaging import SeedAverage
 from analysis.comparison import Comparison, seeds_of
-from analysis.inference import Z95, Difference, SeedMean, difference, over_seeds
+from analysis.inference import Z95, Difference, SeedMean, difference, mean, over_seeds
 
 AVERAGE = ""
 """Name of the column that holds the average over tasks."""
@@ -51,7 +51,7 @@ def cell(row: Comparison, column: str) -> Cell | None:
             return None
         values.append(scored[0])
         errors.append(scored[1])
-    return Cell(dict(zip(keys, values, strict=True)), math.fsum(errors) / len(errors))
+    return Cell(dict(zip(keys, values, strict=True)), mean(errors))
 
 
 def _scored(row: Comparison, column: str) -> tuple[float, float] | None:
@@ -96,8 +96,3 @@ def leaders(cells: Sequence[Cell | None]) -> set[int]:
         return set()
     best = max(known, key=lambda place: (cells[place].mean.value, -place))  # type: ignore[union-attr]  # known are not None
     return {best, *(place for place in known if not separated(cells[best], cells[place]))}  # type: ignore[arg-type]  # as above
-
-
-def mean_contrast(pairs: Sequence[tuple[Cell, Cell]]) -> float:
-    """Return the mean over ``pairs`` of first minus second, each a mean over seeds."""
-    return math.fsum(first.mean.value - second.mean.value for first, second in pairs) / len(pairs)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from analysis.inference import mean
 from analysis.study_cells import contrast
 from analysis.study_layout import DomainRun, Study
 
@@ -86,4 +86,4 @@ def matrices(study: Study) -> list[Matrix]:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+    return mean(values) if values else None

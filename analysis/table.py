@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.columns import shown_knobs
+from analysis.columns import COLUMNS, shown_knobs
 from analysis.formatting import NONE, fixed, interval, known, p_value, percent, significant, size
 
 Row = Mapping[str, Any]
@@ -226,9 +226,10 @@ def _latex_cell(text: str) -> str:
 
 
 def csv(frame: pd.DataFrame) -> str:
-    """Return all columns of ``frame`` as CSV: full precision, fractions of 1, empty where missing."""
+    """Return all columns of ``frame`` but those for figures as CSV: full precision, fractions of 1, empty where missing."""
     buffer = io.StringIO()
-    frame.to_csv(buffer, index=False, lineterminator="\n")
+    hidden = [column.name for column in COLUMNS if not column.in_tables]
+    frame.drop(columns=hidden, errors="ignore").to_csv(buffer, index=False, lineterminator="\n")
     return buffer.getvalue()
 
 
@@ -238,7 +239,13 @@ def task_error(score: Row) -> Any:
 
 
 def task_text(value: float | None, error: float | None, accuracy: bool) -> str:
-    """Return the score of one task: percent with its error, or a perplexity in three digits."""
+    """Return the score of one task: percent with its error, or a perplexity in three digits.
+
+    Args:
+        value: score of the task.
+        error: what stands behind ± (see ``task_error``), in the unit of the score.
+        accuracy: whether the score is a fraction of 1.
+    """
     if accuracy:
         return percent(value, error)
     text = significant(value)

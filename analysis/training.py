@@ -10,21 +10,17 @@ from typing import Any
 import pandas as pd
 
 from analysis.averaging import average_seeds
-from analysis.columns import TRAINING, knobs_text, variants
+from analysis.columns import TRAINING, variants
 from analysis.comparison import Comparison, compare, seeds_of
 from analysis.formatting import interval, percent, significant
 from analysis.inference import Difference, average_difference, difference, difference_over_seeds
 from analysis.protocol import key
-from analysis.table import Row, rows_of, run_name
+from analysis.table import Row, run_name
+from analysis.typed import WHO, Line, lines_by_board, typed, who
 from bench.records.record import Record
 
 TRAINING_COLUMNS: dict[str, str] = {
-    "id": "string",
-    "board": "string",
-    "model": "string",
-    "method": "string",
-    "title": "string",
-    "knobs": "string",
+    **WHO,
     "variant": "string",
     "recovery": "string",
     "pairs": "Int64",
@@ -82,10 +78,7 @@ def training_frame(records: Iterable[Record]) -> pd.DataFrame:
         pairs = [(partners[member.record.id], member) for member in members]
         found.append(_values(row, pairs, texts[members[0].record.id]))
     found.sort(key=lambda one: (one["model"], one["board"], one["title"], -one["keep_bytes"], one["knobs"], one["id"]))
-    return pd.DataFrame(
-        {name: pd.array([values[name] for values in found], dtype=kind) for name, kind in TRAINING_COLUMNS.items()},
-        columns=list(TRAINING_COLUMNS),
-    )
+    return typed(found, TRAINING_COLUMNS)
 
 
 def _compressed(row: Comparison) -> Hashable:
@@ -105,12 +98,7 @@ def _values(row: Comparison, pairs: Sequence[tuple[Comparison, Comparison]], var
     total = None if len(whole) < count else difference_over_seeds(whole) if count > 1 else whole[0]
     kinds = {kind for _, kind in gains}
     values: dict[str, Any] = {
-        "id": record.id,
-        "board": row.board,
-        "model": record.model.name,
-        "method": record.method,
-        "title": record.title,
-        "knobs": knobs_text(record),
+        **who(row),
         "variant": variant,
         "recovery": record.recovery.kind if record.recovery else None,
         "pairs": count,
@@ -194,26 +182,24 @@ HEAD = (
 )
 
 
-def training_lines(frame: pd.DataFrame) -> dict[str, list[tuple[str, ...]]]:
+def training_lines(frame: pd.DataFrame) -> dict[str, list[Line]]:
     """Return the cells under ``HEAD`` of the rows of each board."""
-    found: dict[str, list[tuple[str, ...]]] = defaultdict(list)
-    for row in rows_of(frame):
-        seeds = f" ({row['pairs']} seeds)" if row["pairs"] > 1 else ""
-        found[row["board"]].append(
-            (
-                run_name(row) + seeds,
-                percent(row["keep_bytes"]),
-                percent(row["base_average"]),
-                percent(row["before"], row["before_error"]),
-                percent(row["after"], row["after_error"]),
-                _points(row, "before_difference"),
-                _points(row, "after_difference"),
-                _points(row, "gain") + (" (unpaired)" if row["pairing"] == "unpaired" else ""),
-                f"{row['tokens']:,.0f}",
-                significant(row["seconds"]),
-            )
-        )
-    return dict(found)
+    return lines_by_board(frame, _line)
+
+
+def _line(row: Row) -> Line:
+    return (
+        run_name(row) + (f" ({row['pairs']} seeds)" if row["pairs"] > 1 else ""),
+        percent(row["keep_bytes"]),
+        percent(row["base_average"]),
+        percent(row["before"], row["before_error"]),
+        percent(row["after"], row["after_error"]),
+        _points(row, "before_difference"),
+        _points(row, "after_difference"),
+        _points(row, "gain") + (" (unpaired)" if row["pairing"] == "unpaired" else ""),
+        f"{row['tokens']:,.0f}",
+        significant(row["seconds"]),
+    )
 
 
 def _points(row: Row, name: str) -> str:

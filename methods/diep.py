@@ -6,7 +6,8 @@ Shape letters: L MoE layers, E routed experts of a layer.
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -41,6 +42,7 @@ class DiEP(ProbingMethod):
     title: ClassVar[str] = "DiEP"
     source: ClassVar[str] = "DiEP, NeurIPS 2025"
     stages: ClassVar[frozenset[str]] = frozenset({"experts"})
+    law_knobs: ClassVar[Mapping[str, Any]] = {"steps": 8}
 
     steps: int = Field(default=80, ge=4, le=400, description="updates of alpha and beta together, one batch each")
     rate: float = Field(default=5e-3, gt=0.0, le=0.1, description="learning rate at the start; a cosine takes it to 0")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -83,6 +84,7 @@ class MoBE(Method):
     title: ClassVar[str] = "MoBE"
     source: ClassVar[str] = "arXiv 2508.05257"
     stages: ClassVar[frozenset[str]] = frozenset({"rank"})
+    law_knobs: ClassVar[Mapping[str, Any]] = {"steps": 20}
 
     bases: int | None = Field(
         default=None, ge=1, description="m: bases of gate, and of up, in a layer; None: from keep"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -54,6 +55,7 @@ class MoEI2(ProbingMethod):
     title: ClassVar[str] = "MoE-I² (inter-expert)"
     source: ClassVar[str] = "arXiv 2411.01016, stage one"
     stages: ClassVar[frozenset[str]] = frozenset({"experts"})
+    law_knobs: ClassVar[Mapping[str, Any]] = {"population": 8, "iterations": 3}
 
     importance: Literal["removal_loss", "frequency", "reap"] = Field(
         default="removal_loss", description="I_ij: change of the output without expert j, its tokens, or its REAP score"

@@ -80,6 +80,7 @@ class NAEE(LayerwiseMethod):
     title: ClassVar[str] = "NAEE"
     source: ClassVar[str] = "arXiv 2402.14800, section 3.2"
     stages: ClassVar[frozenset[str]] = frozenset({"experts"})
+    law_experts: ClassVar[int] = 12
 
     batches: Batches = 16
 
@@ -119,6 +120,7 @@ class NAEEProgressive(ProbingMethod):
     title: ClassVar[str] = "NAEE, progressive"
     source: ClassVar[str] = "arXiv 2402.14800, section 3.2, progressive"
     stages: ClassVar[frozenset[str]] = frozenset({"experts"})
+    law_experts: ClassVar[int] = 12
 
     batches: Batches = 16
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sized
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
+from pydantic import Field
+
+from bench.settings.strict import Strict
 from methods.framework.cost import cost
 from methods.framework.errors import RefusedError
 from methods.framework.inventory import Inventory
@@ -13,10 +16,26 @@ from methods.framework.method import Method
 from methods.framework.plan import Plan
 from methods.framework.probe import Probe
 from methods.framework.stats import Stats
-from sweeps.sweep_config import Budget
 
 _HALVINGS = 24
 """Bisection steps: shares are found to 2^-24, finer than one expert of any model."""
+
+
+Quantity: TypeAlias = Literal[
+    "experts", "channels", "routed_parameters", "parameters", "active_parameters", "bytes", "flops"
+]
+"""A size of ``methods.framework.cost.Cost``."""
+
+
+class Budget(Strict):
+    """A limit on the size of every trial's result."""
+
+    of: Quantity = Field(description="what is limited")
+    keep: float = Field(gt=0.0, le=1.0, description="largest share of the source's that remains")
+    how: Literal["project", "refuse"] = Field(
+        default="project",
+        description="project: shift `keep` of each draw onto the limit, within one unit; refuse: refuse larger draws",
+    )
 
 
 class Planner:
@@ -30,7 +49,15 @@ class Planner:
         budget: Budget | None,
         probe: Callable[[], Probe] | None = None,
     ) -> None:
-        """Count the source and the absolute limit; ``probe`` makes the probe, for methods that run the model."""
+        """Count the source and the absolute limit.
+
+        Args:
+            method_class: the method.
+            inventory: of the source.
+            stats: of the source.
+            budget: limit on the result, None for none.
+            probe: makes the probe, for methods that run the model.
+        """
         self.method_class, self.inventory, self.stats, self.budget = method_class, inventory, stats, budget
         self._probe = probe
         self._costs: dict[tuple[object, ...], dict[str, int]] = {}

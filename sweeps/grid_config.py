@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from bench.settings.recovery import RecoverySettings
 from bench.settings.run_settings import (
@@ -24,6 +24,8 @@ from bench.settings.run_settings import (
 from bench.settings.strict import Strict, load_settings, read_settings
 from methods.framework.method import Method, Share
 from methods.framework.stats import CATALOGUE
+from sweeps.executor import Executor, parse_executor
+from sweeps.executors.local import Local
 
 
 def _method(value: Any) -> Any:
@@ -68,6 +70,9 @@ class GridConfig(Strict):
     store: Path = Field(default=Path("runs"), description="folder of records and cached artefacts")
     workers: int = Field(default=1, ge=1, description="processes")
     threads: int = Field(default=1, ge=1, description="threads of each process")
+    executor: Annotated[SerializeAsAny[Executor], BeforeValidator(parse_executor)] = Field(
+        default_factory=Local, description="where the processes run: a name, or a name and settings"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -122,6 +127,15 @@ class Job:
         """Model, corpus and seed in words."""
         calibration = self.config.calibration
         return self.config.model if self.base else f"{self.config.model}, {calibration.corpus}, seed {calibration.seed}"
+
+    def document(self) -> dict[str, Any]:
+        """Return the job as JSON values, for ``of``."""
+        return {"config": self.config.model_dump(mode="json"), "base": self.base}
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Job:
+        """Read what ``document`` returned."""
+        return cls(RunConfig.model_validate(document["config"]), document["base"])
 
     def split(self) -> list[Job]:
         """Return one job for each method and recipe."""

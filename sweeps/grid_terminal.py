@@ -10,15 +10,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from sweeps.grid import GridResult, Progress, run_grid
+from sweeps.grid import run_grid
 from sweeps.grid_config import GridConfig
+from sweeps.grid_progress import GridResult, Progress
 
 _EVERY = 30.0
 """Seconds between lines where the output is no terminal."""
 
 
 def show_grid(config: GridConfig, track: str | None, console: Console) -> GridResult:
-    """Run a grid, show its progress, and print its summary."""
+    """Run a grid, show its progress, and print its summary.
+
+    Args:
+        config: the grid.
+        track: W&B mode, None for the default of `moebench run`.
+        console: where to write.
+    """
     columns = (
         TextColumn("grid"),
         BarColumn(),
@@ -54,5 +61,6 @@ def summary(result: GridResult) -> list[Table | str]:
             table.add_row(str(count), Path(model).name, method, status, reason)
         lines.append(table)
     counts = ", ".join(f"{count} {status}" for status, count in sorted(result.counts.items()))
-    lines.append(f"{counts} in {result.seconds:.0f} s. Records: {result.records}")
+    logs = f". Logs of the processes: {result.logs}" if result.logs.exists() else ""
+    lines.append(f"{counts} in {result.seconds:.0f} s. Records: {result.records}{logs}")
     return lines

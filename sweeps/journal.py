@@ -65,6 +65,12 @@ def open_study(config: SweepConfig, folder: Path) -> Study:
 def bind(study: Study, name: str, value: Any, path: Path) -> None:
     """Attach ``value`` to a new study; of an old one, check that it is the same.
 
+    Args:
+        study: the study.
+        name: of the value.
+        value: JSON values.
+        path: of the journal, for the message.
+
     Raises:
         ConfigError: it differs; trials measured under different conditions do not belong in one study.
     """
@@ -100,7 +106,13 @@ def reap(study: Study, stale_after: float) -> list[int]:
 
 
 def give_back(study: Study, trial: FrozenTrial, reason: str) -> None:
-    """Fail ``trial`` for a reason outside of it, and queue its parameters again, at most ``RETRIES`` times."""
+    """Fail ``trial`` for a reason outside of it, and queue its parameters again, at most ``RETRIES`` times.
+
+    Args:
+        study: the study.
+        trial: a running one.
+        reason: for its row.
+    """
     from optuna.trial import TrialState
 
     again = int(trial.user_attrs.get("retry", 0)) + 1
@@ -110,6 +122,28 @@ def give_back(study: Study, trial: FrozenTrial, reason: str) -> None:
     study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
     if queued:
         study.enqueue_trial(trial.params, user_attrs={"retry": again, "retry_of": trial.number})
+
+
+def missing_trials(study: Study, wanted: int) -> int:
+    """Return how many complete trials the study lacks of those ``wanted``."""
+    from optuna.trial import TrialState
+
+    return max(0, wanted - len(study.get_trials(False, (TrialState.COMPLETE,))))
+
+
+def running(study: Study) -> int:
+    """Return how many trials are in some worker's hands."""
+    from optuna.trial import TrialState
+
+    return len(study.get_trials(False, (TrialState.RUNNING,)))
+
+
+def draws(study: Study) -> int:
+    """Return the number of trials drawn so far; one that was lost and queued again counts once."""
+    from optuna.trial import TrialState
+
+    trials = study.get_trials(deepcopy=False)
+    return sum(t.state != TrialState.WAITING and not t.user_attrs.get("queued_again") for t in trials)
 
 
 def _identifier(study: Study, number: int) -> int:

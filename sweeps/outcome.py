@@ -5,17 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.store.store import write_json
-from methods.framework.errors import RecordError
+from bench.store.atomic import write_atomically
+from bench.store.store import Store, write_json
+from sweeps.sweep_config import SweepConfig
 
 if TYPE_CHECKING:
+    from optuna import Study
     from optuna.trial import FrozenTrial
 
 STATES = {"COMPLETE": "complete", "PRUNED": "refused", "FAIL": "failed", "RUNNING": "running", "WAITING": "queued"}
@@ -95,6 +95,24 @@ def front(rows: Sequence[TrialRow], directions: Mapping[str, str]) -> tuple[Tria
     return tuple(row for row, mine in points if not any(_dominates(other, mine) for _, other in points))
 
 
+def outcome(config: SweepConfig, study: Study, store: Path) -> SweepResult:
+    """Read the study, write its files, and return it.
+
+    Args:
+        config: the sweep.
+        study: its study, open.
+        store: folder of the store.
+
+    Raises:
+        RecordError: the disk refuses.
+    """
+    rows = tuple(TrialRow.of(trial) for trial in study.get_trials(deepcopy=False))
+    best = front(rows, dict(zip(config.labels, config.directions, strict=True)))
+    result = SweepResult(config.name, config.folder(store), rows, best)
+    write_outcome(result, Store(store).plans)
+    return result
+
+
 def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
     return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
 
@@ -110,7 +128,7 @@ def write_outcome(result: SweepResult, plans: Path) -> None:
     Raises:
         RecordError: the disk refuses.
     """
-    _write_text(result.folder / "trials.csv", _csv(result.rows))
+    write_atomically(result.folder / "trials.csv", _csv(result.rows))
     listed = []
     for row in result.front:
         plan = json.loads((plans / f"{row.plan}.json").read_text())
@@ -143,16 +161,3 @@ def _flat(row: TrialRow) -> dict[str, Any]:
     line |= {f"knob.{name}": json.dumps(value) for name, value in row.knobs.items()}
     line |= {f"size.{name}": value for name, value in row.sizes.items()}
     return line | {"plan": row.plan, "same_as": row.same_as, "seconds": round(row.seconds, 3), "reason": row.reason}
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise RecordError(f"cannot write {path}: {error.strerror}; free space or choose another --store") from error

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 from annotated_types import Le, Lt
 from pydantic import Discriminator, Field, Tag, model_validator
 
-import methods.framework.knob_space
 from bench.settings.strict import Strict
-from methods.framework.knob_space import draw, space_of
+from methods.framework import knob_space
 from methods.framework.method import Method
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-
-__all__ = ["Choice", "Knots", "Range", "assemble", "corners", "distributions", "draw", "own_space", "space_of"]
 
 KEEP_KNOTS = 3
 """Depth knots of ``keep`` where a sweep asks for a method's own space."""
@@ -133,15 +130,15 @@ def own_space(method_class: type[Method]) -> dict[str, Choice | Range | Knots]:
     noise.
     """
     space: dict[str, Choice | Range | Knots] = {}
-    for name, dimension in methods.framework.knob_space.space_of(method_class).items():
+    for name, dimension in knob_space.space_of(method_class).items():
         bounded = any(isinstance(mark, (Le, Lt)) for mark in method_class.model_fields[name].metadata)
         match dimension:
-            case methods.framework.knob_space.Choice(values) if len(values) > 1 and None not in values:
+            case knob_space.Choice(values) if len(values) > 1 and None not in values:
                 space[name] = Choice(choices=values)
-            case methods.framework.knob_space.Integer(low, high) if bounded and low < high:
+            case knob_space.Integer(low, high) if bounded and low < high:
                 space[name] = Range(type="int", low=low, high=high)
-            case methods.framework.knob_space.Real(low, high):
+            case knob_space.Real(low, high):
                 space[name] = Range(low=low, high=high)
-            case methods.framework.knob_space.Share(low, high, depth):
+            case knob_space.Share(low, high, depth):
                 space[name] = Knots(knots=KEEP_KNOTS if depth else 1, low=low, high=high)
     return space

@@ -1,42 +1,17 @@
-"""Run a sweep: ask for knobs, plan within the budget, realise in memory, measure, tell; until enough are complete."""
+"""A sweep from its settings to its outcome: in this process, or by several workers."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from bench.store.store import Store, write_json
-from methods.framework.errors import ConfigError, EvaluationError, MoebenchError, PlanError, RefusedError
-from methods.registry import method_class
-from sweeps.budget import Planner
-from sweeps.journal import JOURNAL, bind, give_back, open_study, reap, sign
-from sweeps.outcome import SweepResult, TrialRow, front, write_outcome
-from sweeps.search_space import assemble, distributions
+from sweeps.executors.local import Local
+from sweeps.journal import missing_trials, open_study
+from sweeps.outcome import SweepResult, outcome
+from sweeps.resident import Resident
 from sweeps.sweep_config import SweepConfig
 from sweeps.task_guard import check_objectives
-
-if TYPE_CHECKING:
-    from optuna import Study, Trial
-    from optuna.samplers import BaseSampler
-
-    from sweeps.objective import Measure
-    from sweeps.resident import Resident
-
-FAILURES = 3
-"""Trials that may fail one after another before the sweep stops: the set-up is at fault then, not a plan."""
-
-REFUSALS = 50
-"""Trials that may be refused one after another before the sweep stops: the budget leaves too little of the space."""
-
-Progress = Callable[[TrialRow], None]
-
-
-def sweep_folder(store: Path, config: SweepConfig) -> Path:
-    """Return where the sweep keeps its files."""
-    return store / "sweeps" / config.name
+from sweeps.trials import Progress, work
+from sweeps.workers import run_workers
 
 
 def run_sweep(
@@ -56,219 +31,13 @@ def run_sweep(
         RefusedError: trials are refused one after another.
     """
     check_objectives(config)
-    folder = sweep_folder(store, config)
-    study = open_study(config, folder)
+    study = open_study(config, config.folder(store))
     try:
-        if missing_trials(study, config):
-            if config.jobs > 1 and resident is None:
-                from sweeps.launch import run_workers
-
+        if missing_trials(study, config.trials):
+            if resident is None and (config.jobs > 1 or not isinstance(config.executor, Local)):
                 run_workers(config, study, store=store, progress=progress)
             else:
                 work(config, study, store=store, progress=progress, resident=resident)
     finally:
         result = outcome(config, study, store)
     return result
-
-
-def outcome(config: SweepConfig, study: Study, store: Path) -> SweepResult:
-    """Read the study, write its files, and return it."""
-    rows = tuple(TrialRow.of(trial) for trial in study.get_trials(deepcopy=False))
-    best = front(rows, dict(zip(config.labels, config.directions, strict=True)))
-    result = SweepResult(config.name, sweep_folder(store, config), rows, best)
-    write_outcome(result, Store(store).plans)
-    return result
-
-
-def work(
-    config: SweepConfig,
-    study: Study,
-    *,
-    store: Path,
-    worker: int = 0,
-    progress: Progress | None = None,
-    resident: Resident | None = None,
-) -> None:
-    """Do trials in this process until the study has enough; several processes may do so at once."""
-    from sweeps.objective import measures
-    from sweeps.resident import open_resident
-
-    resident = resident or open_resident(config, store)
-    bind(study, "inputs", dict(resident.identity), sweep_folder(store, config) / JOURNAL)
-    planner = Planner(method_class(config.method), resident.inventory, resident.stats, config.budget, resident.probe)
-    bench = _Bench(config, study, planner, measures(config, resident), resident, Store(store))
-    in_a_row = {"failed": 0, "refused": 0}
-    while missing := missing_trials(study, config):
-        reap(study, config.stale_after)
-        if _running(study) >= missing:
-            time.sleep(0.2)  # other workers have the last trials in hand; one of them may yet be refused or lost
-            continue
-        row = bench.trial(worker)
-        if progress is not None:
-            progress(row)
-        in_a_row = {state: in_a_row[state] + 1 if row.state == state else 0 for state in in_a_row}
-        if in_a_row["failed"] >= FAILURES:
-            raise EvaluationError(
-                f"{FAILURES} trials failed one after another, the last one: {row.reason}. Complete trials are kept; "
-                "mend the cause and start the same sweep again"
-            )
-        if in_a_row["refused"] >= REFUSALS:
-            raise RefusedError(
-                f"{REFUSALS} trials were refused one after another, the last one: {row.reason}. Widen the space or "
-                "the budget"
-            )
-
-
-class _Bench:
-    """Does one trial after another on the resident model."""
-
-    def __init__(
-        self,
-        config: SweepConfig,
-        study: Study,
-        planner: Planner,
-        measures: dict[str, Measure],
-        resident: Resident,
-        store: Store,
-    ) -> None:
-        self.config, self.study, self.planner = config, study, planner
-        self.measures, self.resident, self.store = measures, resident, store
-        self.distributions = distributions(config.space)
-
-    def trial(self, worker: int) -> TrialRow:
-        """Ask for one trial, do it, tell the result, and return it."""
-        from optuna.trial import TrialState
-
-        self.study.sampler = sampler(self.config, _draws(self.study), worker)
-        trial = self.study.ask(self.distributions)
-        sign(trial.number, self.study)
-        try:
-            values = self._measured(trial)
-            self.study.tell(trial, values)
-        except (RefusedError, PlanError, ConfigError) as error:
-            trial.set_user_attr("reason", str(error))
-            self.study.tell(trial, state=TrialState.PRUNED)
-        except (KeyboardInterrupt, SystemExit):
-            give_back(self.study, self._frozen(trial), "cancelled")
-            raise
-        except (MoebenchError, RuntimeError, ArithmeticError, ValueError) as error:
-            # One plan's trouble (out of memory, a loss that is not a number) is recorded and does not end the study.
-            trial.set_user_attr("reason", f"{type(error).__name__}: {error}".splitlines()[0])
-            self.study.tell(trial, state=TrialState.FAIL)
-        return TrialRow.of(self._frozen(trial))
-
-    def _measured(self, trial: Trial) -> list[float]:
-        knobs = {**self.config.fixed, **assemble(self.config.space, trial.params)}
-        method, plan = self.planner.plan(knobs)
-        self._constrain(trial, self.planner.excess(plan))
-        sizes = self.planner.cost(plan)
-        start = time.process_time()
-        earlier = self._same_plan(plan.digest)
-        if earlier is None:
-            write_json(self.store.plans / f"{plan.digest}.json", _document(plan.dumps()))
-            scores = self._scores(plan)
-        else:
-            scores = dict(earlier.scores)
-        result = {
-            "knobs": method.knobs,
-            "plan": plan.digest,
-            "scores": scores,
-            "sizes": sizes,
-            "seconds": time.process_time() - start,
-            "same_as": None if earlier is None else earlier.number,
-        }
-        trial.set_user_attr("result", result)
-        return [scores[label] for label in self.config.labels]
-
-    def _scores(self, plan: Any) -> dict[str, float]:
-        from bench.applying.in_memory import realised
-        from sweeps.candidate import Candidate
-
-        with realised(self.resident.model, self.resident.inventory, plan, self.resident.stats) as model:
-            candidate = Candidate(plan, self.planner.cost(plan), self.planner.source, model)
-            scores = {label: float(measure(candidate)) for label, measure in self.measures.items()}
-        for label, score in scores.items():
-            if math.isnan(score):
-                raise EvaluationError(f"objective {label} is not a number")
-        return scores
-
-    def _constrain(self, trial: Trial, excess: float) -> None:
-        """Tell the sampler how far the plan is from the budget, and refuse what is above it."""
-        budget, limit = self.config.budget, self.planner.limit
-        if budget is None or limit is None or budget.how == "project":
-            return
-        trial.set_constraint("budget", excess / limit)
-        if excess > 0:
-            raise RefusedError(
-                f"{budget.of} of the result is {(limit + excess) / self.planner.source[budget.of]:.4g} of the "
-                f"source's, above the budget of {budget.keep:.4g}"
-            )
-
-    def _same_plan(self, digest: str) -> TrialRow | None:
-        from optuna.trial import TrialState
-
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            row = TrialRow.of(trial)
-            if row.plan == digest and row.same_as is None:
-                return row
-        return None
-
-    def _frozen(self, trial: Trial) -> Any:
-        return self.study.get_trials(deepcopy=False)[trial.number]
-
-
-def sampler(config: SweepConfig, draws: int, worker: int = 0) -> BaseSampler:
-    """Return the sampler of the next trial, seeded with (seed, trials drawn so far, worker).
-
-    So a study that was stopped and continued draws what it would have drawn in one go.
-    """
-    import numpy as np
-    from optuna import samplers
-
-    settings = config.sampler
-    seed = int(np.random.SeedSequence((settings.seed, draws, worker)).generate_state(1)[0])
-    match settings.name:
-        case "tpe":
-            return samplers.TPESampler(seed=seed, n_startup_trials=settings.startup)
-        case "nsga2":
-            return samplers.NSGAIISampler(seed=seed, population_size=settings.population)
-        case "cmaes":
-            _require("cmaes")
-            return samplers.CmaEsSampler(seed=seed, n_startup_trials=settings.startup, warn_independent_sampling=False)
-        case "random":
-            return samplers.RandomSampler(seed=seed)
-
-
-def _require(package: str) -> None:
-    from importlib.util import find_spec
-
-    if find_spec(package) is None:
-        raise ConfigError(f"sampler cmaes needs the package {package}: `pip install {package}`, or choose tpe")
-
-
-def missing_trials(study: Study, config: SweepConfig) -> int:
-    """Return how many complete trials the study lacks."""
-    from optuna.trial import TrialState
-
-    return max(0, config.trials - len(study.get_trials(False, (TrialState.COMPLETE,))))
-
-
-def _running(study: Study) -> int:
-    from optuna.trial import TrialState
-
-    return len(study.get_trials(False, (TrialState.RUNNING,)))
-
-
-def _draws(study: Study) -> int:
-    """Return the number of trials drawn so far; one that was lost and queued again counts once."""
-    from optuna.trial import TrialState
-
-    trials = study.get_trials(deepcopy=False)
-    return sum(t.state != TrialState.WAITING and not t.user_attrs.get("queued_again") for t in trials)
-
-
-def _document(text: str) -> dict[str, Any]:
-    import json
-
-    document: dict[str, Any] = json.loads(text)
-    return document

@@ -5,79 +5,23 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
+from functools import cache, reduce
+from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter, ValidationError, model_validator
 
 from bench.settings.run_settings import CalibrationConfig
 from bench.settings.strict import Strict
 from methods.framework.errors import ConfigError, MoebenchError, UnknownNameError
 from methods.registry import method_class, names
+from sweeps.budget import Budget
+from sweeps.executor import Executor, parse_executor
+from sweeps.executors.local import Local
+from sweeps.objective import Objective, kinds
 from sweeps.search_space import Choice, Dimension, Knots, Range, corners, distributions, own_space
-
-Quantity: TypeAlias = Literal[
-    "experts", "channels", "routed_parameters", "parameters", "active_parameters", "bytes", "flops"
-]
-"""A size of ``methods.framework.cost.Cost``."""
-
-
-class Windows(Strict):
-    """Held-out text, in the spelling of the calibration."""
-
-    corpus: str = Field(description="text file, datasets:NAME, pocket[:domain], or a file of token ids")
-    sequences: int = Field(default=16, ge=1, description="windows")
-    length: int = Field(default=512, ge=2, description="tokens in a window")
-    seed: int = Field(default=1, ge=0, description="seed of the choice of windows")
-
-
-class Budget(Strict):
-    """A limit on the size of every trial's result."""
-
-    of: Quantity = Field(description="what is limited")
-    keep: float = Field(gt=0.0, le=1.0, description="largest share of the source's that remains")
-    how: Literal["project", "refuse"] = Field(
-        default="project",
-        description="project: shift `keep` of each draw onto the limit, within one unit; refuse: refuse larger draws",
-    )
-
-
-class TaskObjective(Strict):
-    """A score of an lm-eval task."""
-
-    kind: Literal["task"]
-    task: str = Field(description="lm-eval task name")
-    metric: str = Field(default="acc", description="metric without filter")
-    filter: str = Field(default="none", description="lm-eval filter name")
-    maximise: bool = Field(default=True, description="direction")
-    limit: int | None = Field(default=None, ge=1, description="first items only")
-
-
-class LossObjective(Strict):
-    """Loss on held-out windows: mean negative log-likelihood of a token in nats, or its exponential."""
-
-    kind: Literal["nll", "perplexity"]
-    windows: Windows = Field(description="held-out text; refused when it shares windows with the calibration")
-
-
-class DivergenceObjective(Strict):
-    """Mean KL(base || compressed) of the next-token distribution, in nats, on the first calibration sequences."""
-
-    kind: Literal["kl"]
-    sequences: int = Field(default=4, ge=1, description="sequences of the calibration corpus")
-
-
-class SizeObjective(Strict):
-    """A size of the result, as a share of the source's."""
-
-    kind: Literal["size"]
-    of: Quantity = Field(description="what is minimised")
-
-
-Objective: TypeAlias = Annotated[
-    TaskObjective | LossObjective | DivergenceObjective | SizeObjective, Field(discriminator="kind")
-]
 
 
 class Sampler(Strict):
@@ -89,6 +33,18 @@ class Sampler(Strict):
         default=10, ge=1, description="tpe, cmaes: random trials before the model of the space is used"
     )
     population: int = Field(default=16, ge=2, description="nsga2: size of a generation")
+
+
+def _objectives(value: Any) -> tuple[Objective, ...]:
+    """Check each objective against the settings of its kind."""
+    return _adapter(kinds()).validate_python(value)
+
+
+@cache
+def _adapter(known: tuple[type[Objective], ...]) -> TypeAdapter[tuple[Objective, ...]]:
+    """Return the check of objectives of the kinds ``known``, which a type checker cannot see."""
+    one: Any = Annotated[reduce(or_, known), Field(discriminator="kind")]
+    return TypeAdapter(Annotated[tuple[one, ...], Field(min_length=1)])
 
 
 class SweepConfig(Strict):
@@ -103,13 +59,18 @@ class SweepConfig(Strict):
         default_factory=dict, description="searched knobs; empty: the method's own space"
     )
     budget: Budget | None = Field(default=None, description="limit on the size of the result")
-    objectives: tuple[Objective, ...] = Field(min_length=1, description="one: a best trial; several: a Pareto front")
+    objectives: Annotated[tuple[SerializeAsAny[Objective], ...], BeforeValidator(_objectives)] = Field(
+        description="one: a best trial; several: a Pareto front"
+    )
     calibration: CalibrationConfig = Field(
         default=CalibrationConfig(), description="statistics, measured once on the original model for all trials"
     )
     sampler: Sampler = Sampler()
     trials: int = Field(default=50, ge=1, description="complete trials to reach")
     jobs: int = Field(default=1, ge=1, le=256, description="worker processes, each with a resident model")
+    executor: Annotated[SerializeAsAny[Executor], BeforeValidator(parse_executor)] = Field(
+        default_factory=Local, description="where workers run: a name, or a name and settings"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the resident model")
     device: str = Field(default="auto", description="of the resident model: auto, cpu, cuda, cuda:1, ...")
     batch_size: int = Field(default=8, ge=1, description="sequences evaluated at once")
@@ -163,29 +124,29 @@ class SweepConfig(Strict):
     @property
     def labels(self) -> tuple[str, ...]:
         """Names of the objectives, as in ``trials.csv``; distinct."""
-        labels: list[str] = []
+        return tuple(self.labelled)
+
+    @property
+    def labelled(self) -> dict[str, Objective]:
+        """The objectives by name."""
+        found: dict[str, Objective] = {}
         for objective in self.objectives:
-            match objective:
-                case TaskObjective():
-                    label = f"{objective.task}.{objective.metric}"
-                case SizeObjective():
-                    label = f"{objective.of}_kept"
-                case _:
-                    label = objective.kind
-            labels.append(label if label not in labels else f"{label}_{len(labels)}")
-        return tuple(labels)
+            label = objective.label
+            found[label if label not in found else f"{label}_{len(found)}"] = objective
+        return found
 
     @property
     def directions(self) -> tuple[Literal["minimize", "maximize"], ...]:
         """Direction of each objective, in Optuna's words."""
-        return tuple(
-            "maximize" if isinstance(objective, TaskObjective) and objective.maximise else "minimize"
-            for objective in self.objectives
-        )
+        return tuple(objective.direction for objective in self.objectives)
+
+    def folder(self, store: Path) -> Path:
+        """Return where the sweep keeps its files."""
+        return store / "sweeps" / self.name
 
     def identity(self) -> dict[str, Any]:
         """Return what must stay the same for trials to be comparable: everything but extent and machine."""
-        free = {"trials", "jobs", "device", "batch_size", "stale_after", "report", "allow_test_objective"}
+        free = {"trials", "jobs", "executor", "device", "batch_size", "stale_after", "report", "allow_test_objective"}
         return self.model_dump(mode="json", exclude=free)
 
 
@@ -240,6 +201,11 @@ def load_sweep(path: Path) -> SweepConfig:
 
 def parse_sweep(data: Mapping[str, Any], where: str = "sweep", folder: Path | None = None) -> SweepConfig:
     """Return the checked configuration of a mapping.
+
+    Args:
+        data: the settings.
+        where: name of the file, for messages.
+        folder: where relative paths are looked for first, None for nowhere.
 
     Raises:
         ConfigError: with the key and the reason; only the first problem is told.

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from methods.framework.errors import ConfigError
-from sweeps.sweep_config import LossObjective, SweepConfig, TaskObjective
+from sweeps.sweep_config import SweepConfig
 
 
 def check_objectives(config: SweepConfig) -> None:
@@ -20,17 +20,16 @@ def check_objectives(config: SweepConfig) -> None:
         ConfigError: with what to do instead.
     """
     calibration = config.calibration
-    for label, objective in zip(config.labels, config.objectives, strict=True):
-        if isinstance(objective, LossObjective):
-            held_out = objective.windows
-            if (held_out.corpus, held_out.seed) == (calibration.corpus, calibration.seed):
-                raise ConfigError(
-                    f"objective {label} measures the windows that the statistics are measured on (corpus "
-                    f"{held_out.corpus!r}, seed {held_out.seed}); give it another seed or corpus"
-                )
+    for label, objective in config.labelled.items():
+        text = objective.held_out
+        if text is not None and (text.corpus, text.seed) == (calibration.corpus, calibration.seed):
+            raise ConfigError(
+                f"objective {label} measures the windows that the statistics are measured on (corpus "
+                f"{text.corpus!r}, seed {text.seed}); give it another seed or corpus"
+            )
     if config.allow_test_objective:
         return
-    tasks = [objective.task for objective in config.objectives if isinstance(objective, TaskObjective)]
+    tasks = [task for objective in config.objectives for task in objective.tasks]
     local = _local_tasks(config.include_path) if tasks else set()
     for task in tasks:
         if task in config.report or task not in local:

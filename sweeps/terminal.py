@@ -14,7 +14,13 @@ from sweeps.sweep_config import SweepConfig
 
 
 def show_sweep(config: SweepConfig, store: Path, console: Console) -> SweepResult:
-    """Run a sweep and show its progress and its outcome."""
+    """Run a sweep and show its progress and its outcome.
+
+    Args:
+        config: the sweep.
+        store: folder of the store.
+        console: where to write.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from methods.framework.transfer import result, transfers
 
 PLAN_FILE = "plan.json"
 SHARD_BYTES = 5_000_000_000
-_NOT_COPIED = ("config.json", PLAN_FILE)
 _LARGEST_COPIED = 64 << 20
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
@@ -39,6 +38,7 @@ def apply(
     shard_bytes: int = SHARD_BYTES,
     moments: Stats | None = None,
     device: str = "cpu",
+    measured: str | None = None,
 ) -> Path:
     """Write what ``plan`` makes of ``checkpoint`` to the folder ``out`` and return it.
 
@@ -56,6 +56,7 @@ def apply(
         shard_bytes: files are split so that none holds more tensor bytes, unless one tensor alone does.
         moments: statistics of the source named in ``plan.moments``; needed for constants and for sparsity by inputs.
         device: torch device on which experts are computed; sums in another order may round differently there.
+        measured: ``moments_digest`` of all this, where the caller knows it already.
 
     Raises:
         PlanError: the plan does not fit the checkpoint.
@@ -67,7 +68,7 @@ def apply(
     expected = result(plan, inventory)
     config = checkpoint.family.config_for(checkpoint.config, plan, expected)
     origin = {"name": checkpoint.name, "revision": checkpoint.revision, "content": checkpoint.content}
-    measured = moments_digest(plan, inventory, moments)
+    measured = measured or moments_digest(plan, inventory, moments)
     if _is_done(out, plan, origin, measured):
         return out
     needed = sum(entry.nbytes for entry in expected.tensors())
@@ -76,10 +77,10 @@ def apply(
         _check_space(out.parent, needed)
         with staged_folder(out) as folder:
             write_shards(checkpoint, list(transfers(plan, inventory)), folder, shard_bytes, progress, moments, device)
-            _copy_small_files(checkpoint.path, folder)
+            copy_small_files(checkpoint.path, folder, anew=("config.json", PLAN_FILE))
             _write_json(folder / "config.json", config)
             _write_json(folder / PLAN_FILE, _plan_document(checkpoint, plan, origin, measured, provenance))
-            _check(folder, expected)
+            check_written(folder, expected)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and _is_done(out, plan, origin, measured):
             return out  # another process finished the same work first
@@ -127,11 +128,17 @@ def _plan_document(
     return {**document, "provenance": history}
 
 
-def _copy_small_files(source: Path, folder: Path) -> None:
-    """Copy tokenizer, generation config, licence and the like; never weights or what is written anew."""
+def copy_small_files(source: Path, folder: Path, anew: Collection[str]) -> None:
+    """Copy tokenizer, generation config, licence and the like to a new checkpoint; never weights or hidden files.
+
+    Args:
+        source: folder of the checkpoint that it is made from.
+        folder: that of the new one.
+        anew: names of files that are written anew.
+    """
     for path in sorted(source.iterdir()):
         weights = path.suffix in _WEIGHTS or path.name.endswith(".index.json")
-        if weights or path.name in _NOT_COPIED or path.name.startswith(".") or not path.is_file():
+        if weights or path.name in anew or path.name.startswith(".") or not path.is_file():
             continue
         if path.stat().st_size <= _LARGEST_COPIED:
             shutil.copyfile(path, folder / path.name)
@@ -141,8 +148,8 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _check(folder: Path, expected: Inventory) -> None:
-    """Open what was written, and compare it with the plan and with the model that transformers builds from it.
+def check_written(folder: Path, expected: Inventory) -> None:
+    """Open what was written, and compare it with what was to be, and with the model that transformers builds from it.
 
     Raises:
         CheckpointError: it differs.

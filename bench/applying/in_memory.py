@@ -5,20 +5,20 @@ Letters: T tokens, E experts of the source layer, S router rows that stay, K exp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bench.applying.computed import scaled
-from bench.applying.layer_maker import LayerMaker
+from bench.applying.layer_maker import LayerMaker, Read
 from bench.applying.moments import check_moments, constants
-from bench.checkpoint.tensor_files import TORCH_DTYPES
+from bench.applying.resident_layer import ResidentLayer
 from bench.experts.lazy import lazily
 from bench.experts.mapped import SKIPS, ExpertMap
 from methods.framework.errors import PlanError
-from methods.framework.inventory import EXPERT_ROLES, ROUTER_ROLES, Inventory, LayerInventory
+from methods.framework.inventory import EXPERT_ROLES, Inventory
 from methods.framework.layer_plan import LayerPlan
 from methods.framework.plan import Plan
 from methods.framework.stats import Stats
@@ -29,27 +29,29 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-REALISATION = (
-    "in memory: sliced, averaged or mapped router, experts in place as whole matrices, skipped sub-layers and blocks"
-)
-"""What a record's ``realisation`` field says about a plan that was run this way."""
-
 _FLAG = "_moebench_plan"
-_PER_EXPERT = dict(zip(("weight", "bias", "e_score_correction_bias"), ROUTER_ROLES, strict=True))
-"""Attributes of a router module whose first axis is the expert, with their roles."""
 
 
 class _SlicedRouter:
     """Stands for a router module in its own ``forward``: rows of the removed experts are gone, the rest is delegated.
 
     The family's own routing code (softmax or sigmoid, groups, correction bias, scaling) thus sees what it would see in
-    the written checkpoint. Rows are gathered at each call, so that the module keeps the only lasting copy; ``own`` holds
-    attributes that are computed instead of gathered.
+    the written checkpoint. Rows are gathered at each call, so that the module keeps the only lasting copy.
+
+    Args:
+        router: the module.
+        rows: rows that stay, shape (S,).
+        top_k: experts per token.
+        per_expert: attributes of the module whose first axis is the expert.
+        own: those of them that are computed instead of gathered.
     """
 
-    def __init__(self, router: nn.Module, rows: Tensor, top_k: int, own: dict[str, Tensor]) -> None:
+    def __init__(
+        self, router: nn.Module, rows: Tensor, top_k: int, per_expert: Collection[str], own: dict[str, Tensor]
+    ) -> None:
         self._router = router
         self._rows = rows
+        self._per_expert = per_expert
         self._own = own
         self.top_k = top_k
         self.num_experts = len(rows)
@@ -58,7 +60,7 @@ class _SlicedRouter:
         value = getattr(self._router, name)
         if name in self._own:
             return self._own[name].to(value.device)
-        return value[self._rows.to(value.device)] if name in _PER_EXPERT and value is not None else value
+        return value[self._rows.to(value.device)] if name in self._per_expert and value is not None else value
 
 
 @contextmanager
@@ -96,66 +98,59 @@ def realised(
         _set(undo, model, _FLAG, plan.digest)
         survivors = [index for index, layer in enumerate(plan.layers) if layer.drop != "block"]
         for number, index in enumerate(survivors):
-            layer, layer_plan = inventory.layers[index], plan.layers[index]
-            scale_D = None
-            if layer_plan.merges or layer_plan.inside:
-                scale_D = _overwrite(undo, blocks[index], layer_plan, index, inventory, moments)
-            _realise_layer(undo, blocks[index], layer_plan, layer, after[number].top_k, scale_D)
-            if layer_plan.expert_map is not None:
-                values = None
-                if layer_plan.constants:
-                    dtype = _dtypes(layer)["router.weight"]
-                    values_CD = constants(moments, inventory, index, layer_plan.constants)
-                    values = torch.from_numpy(values_CD).to(dtype)
-                _map(undo, blocks[index].mlp, layer_plan, layer.experts, values)
+            _realise_layer(
+                undo, ResidentLayer(model, inventory, index), plan.layers[index], after[number].top_k, moments
+            )
         if len(survivors) < len(blocks):
             _leave_out(undo, model, survivors)
         yield model
 
 
 def _realise_layer(
-    undo: ExitStack, block: nn.Module, plan: LayerPlan, layer: LayerInventory, top_k: int, scale_D: Tensor | None
+    undo: ExitStack, resident: ResidentLayer, plan: LayerPlan, top_k: int, moments: Stats | None
 ) -> None:
-    """Change the feed-forward sub-layer of one surviving block; ``scale_D`` is what averages of router rows are scaled by."""
+    """Change the feed-forward sub-layer of one surviving block, after which each token is routed to ``top_k`` experts."""
+    scale_D = _overwrite(undo, resident, plan, moments) if plan.merges or plan.inside else None
     if plan.drop == "moe":
-        _set(undo, block.mlp, "forward", torch.zeros_like)
-        return
-    if plan.experts is None and plan.top_k is None:
-        return
-    router = getattr(block.mlp, "gate", None)
-    weight = getattr(router, "weight", None)
-    if router is None or weight is None or not hasattr(router, "top_k") or weight.shape[0] != layer.rows:
-        raise PlanError(
-            f"cannot realise a plan on {type(block.mlp).__name__}: expected a router `gate` with `top_k` and a weight "
-            f"of {layer.rows} rows, as transformers 5.19 has it; write the checkpoint with `moebench apply` instead"
-        )
+        _set(undo, resident.block, "forward", torch.zeros_like)
+    elif plan.experts is not None or plan.top_k is not None:
+        _slice_router(undo, resident, plan, top_k, scale_D)
+    if plan.expert_map is not None:
+        _map(undo, resident, plan, moments)
+
+
+def _slice_router(
+    undo: ExitStack, resident: ResidentLayer, plan: LayerPlan, top_k: int, scale_D: Tensor | None
+) -> None:
+    """Let the router choose among the rows that stay; ``scale_D`` is what averages of them are scaled by."""
+    layer, router = resident.layer, resident.router()
+    weight = router.get_parameter("weight")
     rows = torch.tensor(plan.rows if plan.rows is not None else range(layer.rows), device=weight.device)
     own: dict[str, Tensor] = {}
     if plan.rows is not None and plan.router == "mean":
-        own = _averages(router, averaged_rows(plan.rows, plan.merges), layer, scale_D)
-    _set(undo, router, "forward", _sliced_forward(router, rows, layer.rows, top_k, own))
+        own = _averages(resident, router, averaged_rows(plan.rows, plan.merges), scale_D)
+    sliced = _SlicedRouter(router, rows, top_k, resident.family.router_attributes(), own)
+    _set(undo, router, "forward", _sliced_forward(router, sliced, rows, layer.rows))
 
 
 def _averages(
-    router: nn.Module, recipe: AveragedRows, layer: LayerInventory, scale_D: Tensor | None
+    resident: ResidentLayer, router: nn.Module, recipe: AveragedRows, scale_D: Tensor | None
 ) -> dict[str, Tensor]:
     """Return the averaged per-expert attributes of a router, scaled and rounded as in the written checkpoint."""
-    dtypes = _dtypes(layer)
     found = {}
-    for name, role in _PER_EXPERT.items():
+    for name, role in resident.family.router_attributes().items():
         if (value := getattr(router, name, None)) is not None:
             mean = averaged(recipe, value.detach())
             if scale_D is not None and role in SCALED_ROLES:
                 mean = scaled(mean, role, scale_D)
-            found[name] = mean.to(dtypes[role]).to(value.dtype)
+            found[name] = mean.to(resident.dtypes[role]).to(value.dtype)
     return found
 
 
 def _sliced_forward(
-    router: nn.Module, rows: Tensor, experts: int, top_k: int, own: dict[str, Tensor]
-) -> Callable[[Tensor], Any]:
-    """Return a forward that routes among ``rows`` only and answers in the numbering of the source."""
-    sliced = _SlicedRouter(router, rows, top_k, own)
+    router: nn.Module, sliced: _SlicedRouter, rows: Tensor, experts: int
+) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """Return a forward that routes as ``sliced`` does and answers in the numbering of the source."""
     original: Callable[..., tuple[Tensor, Tensor, Tensor]] = type(router).forward
 
     def forward(hidden_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,58 +164,25 @@ def _sliced_forward(
     return forward
 
 
-def _dtypes(layer: LayerInventory) -> dict[str, torch.dtype]:
-    """Return the dtype on disk by role, to which computed tensors are rounded before they take the model's."""
-    return {entry.role: TORCH_DTYPES[entry.dtype] for entry in layer.tensors}
-
-
 @torch.no_grad()
-def _overwrite(
-    undo: ExitStack, block: nn.Module, plan: LayerPlan, index: int, inventory: Inventory, moments: Stats | None
-) -> Tensor | None:
-    """Write experts of decoder layer ``index`` that are computed in their places, and register what stood there.
+def _overwrite(undo: ExitStack, resident: ResidentLayer, plan: LayerPlan, moments: Stats | None) -> Tensor | None:
+    """Write experts that are computed in their places, and register what stood there.
 
     Returns:
         What their inputs are scaled by; None where they are not.
     """
-    layer, experts = inventory.layers[index], block.get_submodule("mlp.experts")
-    gate_up = getattr(experts, "gate_up_proj", None)
-    down = getattr(experts, "down_proj", None)
-    if gate_up is None or down is None or gate_up.shape[0] != layer.experts:
-        raise PlanError(
-            f"cannot change experts in {type(experts).__name__}: expected `gate_up_proj` and `down_proj` of {layer.experts} "
-            "experts, as transformers 5.19 has it; write the checkpoint with `moebench apply` instead"
-        )
+    resident.check_experts()
     # Places that were overwritten already, since one expert may be made of others.
     before: dict[int, ExpertMatrices] = {}
 
     def read(expert: int) -> ExpertMatrices:
-        if expert in before:
-            return before[expert]
-        gate, up = gate_up[expert].chunk(2)
-        return ExpertMatrices(gate, up, down[expert])
+        return before[expert] if expert in before else resident.matrices(expert)
 
-    dtypes = [_dtypes(layer)[role] for role in EXPERT_ROLES]
-    merges = {merge.into: merge for merge in plan.merges}
-    maker = None
-    if plan.inside:
-        # In its type on disk, since the scale of the inputs makes up for how the scaled norm is rounded there.
-        norm = block.get_parameter("post_attention_layernorm.weight").to(_dtypes(layer)["norm.mlp"])
-        maker = LayerMaker(plan, index, inventory, read, moments, dtypes, lambda: norm)
-    kept = range(layer.experts) if plan.experts is None else plan.experts
-    for expert in kept if plan.inside else merges:
-        if maker is not None:
-            made = _widened(maker.whole(expert), plan, list(kept).index(expert), down.shape[2])
-        else:
-            merge = merges[expert]
-            computed = merged(merge, lazily(read, merge.members))
-            made = ExpertMatrices(*(matrix.to(dtype) for matrix, dtype in zip(computed, dtypes, strict=True)))
-        saved = (gate_up[expert].clone(), down[expert].clone())
-        old_gate, old_up = saved[0].chunk(2)
-        before[expert] = ExpertMatrices(old_gate, old_up, saved[1])
-        gate, up, below = (matrix.to(gate_up.dtype) for matrix in made)
-        values = (torch.cat([gate, up]), below)
-        for place, old, value in zip((gate_up[expert], down[expert]), saved, values, strict=True):
+    maker = _maker(resident, plan, read, moments) if plan.inside else None
+    for expert, made in _merged(resident, plan, read) if maker is None else _changed_inside(resident, plan, maker):
+        places = resident.matrices(expert)
+        before[expert] = ExpertMatrices(*(place.clone() for place in places))
+        for place, old, value in zip(places, before[expert], made, strict=True):
             undo.callback(_write, place, old)
             place.copy_(value)
     if maker is None or plan.bits is None or plan.bits.kernel != "awq":
@@ -228,12 +190,45 @@ def _overwrite(
     # Averages of router rows are scaled where they are made, so that they are rounded once.
     averages = plan.rows is not None and plan.router == "mean"
     roles = [role for role in SCALED_ROLES if not (averages and role == "router.weight")]
-    _scale(undo, block, layer, roles, maker.input_scale_D)
+    _scale(undo, resident, roles, maker.input_scale_D)
     return maker.input_scale_D
 
 
+def _merged(resident: ResidentLayer, plan: LayerPlan, read: Read) -> Iterator[tuple[int, ExpertMatrices]]:
+    """Yield the experts of ``plan`` that are made of several, in the types of the checkpoint."""
+    dtypes = [resident.dtypes[role] for role in EXPERT_ROLES]
+    for merge in plan.merges:
+        computed = merged(merge, lazily(read, merge.members))
+        yield merge.into, ExpertMatrices(*(matrix.to(dtype) for matrix, dtype in zip(computed, dtypes, strict=True)))
+
+
+def _changed_inside(
+    resident: ResidentLayer, plan: LayerPlan, maker: LayerMaker
+) -> Iterator[tuple[int, ExpertMatrices]]:
+    """Yield every expert that stays as the matrices that what is stored of it stands for."""
+    width = next(resident.layer.with_role("expert.gate")).shape[0]
+    for place, expert in enumerate(range(resident.layer.experts) if plan.experts is None else plan.experts):
+        yield expert, _widened(maker.whole(expert), plan, place, width)
+
+
+def _maker(resident: ResidentLayer, plan: LayerPlan, read: Read, moments: Stats | None) -> LayerMaker:
+    """Return what computes the experts of a layer that are changed inside; ``read`` gives those of the source."""
+    dtypes = [resident.dtypes[role] for role in EXPERT_ROLES]
+    entry = next(resident.layer.with_role("norm.mlp"))
+    # In its type on disk, since the scale of the inputs makes up for how the scaled norm is rounded there.
+    norm_D = resident.tensor(entry).to(resident.dtypes["norm.mlp"])
+    return LayerMaker(plan, resident.index, resident.inventory, read, moments, dtypes, lambda: norm_D)
+
+
 def _widened(made: ExpertMatrices, plan: LayerPlan, place: int, width: int) -> ExpertMatrices:
-    """Return an expert with zeros for the channels that ``plan`` cut, which then add nothing."""
+    """Return an expert with zeros for the channels that ``plan`` cut, which then add nothing.
+
+    Args:
+        made: gate, up and down with the channels that stay.
+        plan: of its layer.
+        place: its place among the experts that stay.
+        width: channels in the source, F.
+    """
     if plan.channels is None:
         return made
     kept_F = torch.tensor(plan.channels[place], device=made.gate_FD.device)
@@ -242,32 +237,12 @@ def _widened(made: ExpertMatrices, plan: LayerPlan, place: int, width: int) -> E
     return ExpertMatrices(gate, up, down)
 
 
-def _scale(undo: ExitStack, block: nn.Module, layer: LayerInventory, roles: Sequence[str], scale_D: Tensor) -> None:
+def _scale(undo: ExitStack, resident: ResidentLayer, roles: Sequence[str], scale_D: Tensor) -> None:
     """Scale the norm before the experts and everything else that reads it, as AWQ does; of these ``roles``."""
-    dtypes = _dtypes(layer)
-    for role in roles:
-        if role not in dtypes:
-            continue
-        weight = next(found for name in _SCALED[role] if (found := _parameter(block, name)) is not None)
+    for entry in resident.layer.with_role(*roles):
+        weight = resident.tensor(entry)
         undo.callback(_write, weight, weight.clone())
-        weight.copy_(scaled(weight, role, scale_D).to(dtypes[role]))
-
-
-_SCALED = {
-    "norm.mlp": ("post_attention_layernorm.weight",),
-    "router.weight": ("mlp.gate.weight",),
-    "shared.gate": ("mlp.shared_experts.gate_proj.weight", "mlp.shared_expert.gate_proj.weight"),
-    "shared.up": ("mlp.shared_experts.up_proj.weight", "mlp.shared_expert.up_proj.weight"),
-    "shared.scalar_gate": ("mlp.shared_expert_gate.weight",),
-}
-"""Names that transformers gives, inside a decoder layer, to what a scale of the experts' inputs reaches."""
-
-
-def _parameter(block: nn.Module, name: str) -> Tensor | None:
-    try:
-        return block.get_parameter(name)
-    except AttributeError:
-        return None
+        weight.copy_(scaled(weight, entry.role, scale_D).to(resident.dtypes[entry.role]))
 
 
 @torch.no_grad()
@@ -275,17 +250,17 @@ def _write(place: Tensor, value: Tensor) -> None:
     place.copy_(value)
 
 
-def _map(undo: ExitStack, mlp: nn.Module, plan: LayerPlan, experts: int, constants_CD: Tensor | None) -> None:
+def _map(undo: ExitStack, resident: ResidentLayer, plan: LayerPlan, moments: Stats | None) -> None:
     """Lead the rows that the router chose, in the numbering of the source, to the experts or constants of ``plan``."""
     assert plan.experts is not None and plan.rows is not None and plan.expert_map is not None
-    stays = len(plan.experts)
+    experts, stays = resident.layer.experts, len(plan.experts)
     places = list(range(experts))
     for row, place in zip(plan.rows, plan.expert_map, strict=True):
         places[row] = plan.experts[place] if place < stays else experts + place - stays
     mapped = ExpertMap(places, experts)
-    module: Any = mlp.experts
+    module = resident.experts
     original: Callable[..., Tensor] = type(module).forward
-    vectors_CD = None if constants_CD is None else constants_CD.to(module.down_proj)
+    vectors_CD = _vectors(resident, plan, moments) if plan.constants else None
 
     def forward(hidden_TD: Tensor, index_TK: Tensor, weights_TK: Tensor) -> Tensor:
         return mapped(lambda *inputs: original(module, *inputs), hidden_TD, index_TK, weights_TK, vectors_CD)
@@ -293,6 +268,12 @@ def _map(undo: ExitStack, mlp: nn.Module, plan: LayerPlan, experts: int, constan
     if vectors_CD is not None:
         _set(undo, module, SKIPS, True)
     _set(undo, module, "forward", forward)
+
+
+def _vectors(resident: ResidentLayer, plan: LayerPlan, moments: Stats | None) -> Tensor:
+    """Return the constants of a layer, rounded as in the written checkpoint, in the type of the model, shape (C, D)."""
+    values_CD = torch.from_numpy(constants(moments, resident.inventory, resident.index, plan.constants))
+    return values_CD.to(resident.dtypes["router.weight"]).to(resident.matrices(0).down_DF)
 
 
 def _leave_out(undo: ExitStack, model: PreTrainedModel, survivors: list[int]) -> None:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import time
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
@@ -22,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from bench.calibration.sums.disk_array import DiskArrays, recalled
+from bench.store.atomic import OTHER_CACHE, SUFFIX, atomic_file, explained
 from bench.store.store import digest_of
 from methods.framework.errors import StatsError
 from methods.framework.stats import CATALOGUE, Array, Stats
@@ -99,7 +98,7 @@ class StatsCache:
         from safetensors.numpy import save
 
         path = self._folder / f"{self._key}.{digest_of([sorted(stats.values), dict(stats.meta)])[:16]}.safetensors"
-        try:
+        with explained(path, StatsError, OTHER_CACHE):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._remove_abandoned()
             files = arrays.settle(
@@ -120,24 +119,12 @@ class StatsCache:
             }
             text = json.dumps(meta, sort_keys=True)
             header = {"moebench": text, "sha256": _checksum(text, small)}
-            descriptor, partial = tempfile.mkstemp(dir=self._folder, prefix=".", suffix=".partial")
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(save(small, header))
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(partial, path)
-            except OSError:
-                os.unlink(partial)
-                raise
-        except OSError as error:
-            raise StatsError(
-                f"cannot write {path}: {error.strerror}; free space or name another cache folder"
-            ) from error
+            with atomic_file(path) as file:
+                file.write(save(small, header))
         return path
 
     def _remove_abandoned(self) -> None:
-        for partial in self._folder.glob(".*.partial"):
+        for partial in self._folder.glob(f".*{SUFFIX}"):
             if time.time() - partial.stat().st_mtime > _ABANDONED:
                 partial.unlink(missing_ok=True)
 

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import torch
 
+from bench.checkpoint.config_file import read_config
 from bench.checkpoint.content import content_digest
 from bench.checkpoint.source import local_folder
 from bench.checkpoint.tensor_files import TORCH_DTYPES, Files, Span, read_header
@@ -106,6 +107,11 @@ class Checkpoint:
     def read_into(self, entry: TensorEntry, out: torch.Tensor, rows: Sequence[int] | None = None) -> None:
         """Read a tensor (or its ``rows``) into ``out``: straight into its memory, or with conversion to its dtype.
 
+        Args:
+            entry: tensor of the inventory.
+            out: of its shape, or of that of its rows.
+            rows: indices along the first axis, in this order; None reads all.
+
         Raises:
             CheckpointError: the shape of ``out`` differs, or the file was cut.
         """
@@ -121,6 +127,11 @@ class Checkpoint:
     def copy_to(self, entry: TensorEntry, descriptor: int, rows: Sequence[int] | None = None) -> None:
         """Append the bytes of a tensor (or of its ``rows``) to an open file; inside the kernel where it can.
 
+        Args:
+            entry: tensor of the inventory.
+            descriptor: of a file that is open for writing.
+            rows: indices along the first axis, in this order; None copies all.
+
         Raises:
             OSError: the disk refuses.
         """
@@ -129,23 +140,6 @@ class Checkpoint:
     def close(self) -> None:
         """Close the files; reading opens them again."""
         self._files.close()
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Return the parsed ``config.json`` of a folder.
-
-    Raises:
-        CheckpointError: missing, or not a JSON object.
-    """
-    try:
-        config = json.loads((path / "config.json").read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} has no config.json; name the folder of a Hugging Face checkpoint") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / 'config.json'} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path / 'config.json'} holds a {type(config).__name__}, not a JSON object")
-    return config
 
 
 def read_headers(path: Path) -> dict[str, Span]:

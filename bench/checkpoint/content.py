@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from bench.store.atomic import atomic_file
 from methods.framework.errors import CheckpointError
 
 _QUIET_NS = 3_000_000_000
@@ -84,9 +84,7 @@ def _recall(memo: Path, key: str) -> str | None:
 def _remember(memo: Path, key: str, digest: str) -> None:
     """Store a digest; a cache that cannot be written is no error, the file is hashed again next time."""
     try:
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=memo.parent, prefix=".", delete=False) as file:
-            json.dump({"key": key, "digest": digest}, file)
-        os.replace(file.name, memo)
+        with atomic_file(memo, durable=False) as file:
+            file.write(json.dumps({"key": key, "digest": digest}).encode())
     except OSError:
         return

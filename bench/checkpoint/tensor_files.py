@@ -54,7 +54,13 @@ class Span:
     shape: tuple[int, ...]
 
     def part(self, index: int, start: int, rows: int) -> Span:
-        """Return ``[index, start:start + rows]`` of a 3-D tensor; it is contiguous."""
+        """Return ``[index, start:start + rows]`` of a 3-D tensor; it is contiguous.
+
+        Args:
+            index: along the first axis.
+            start: first row of that matrix.
+            rows: number of rows.
+        """
         _, height, width = self.shape
         item = BYTES_PER_ELEMENT[self.dtype]
         offset = self.offset + (index * height + start) * width * item
@@ -147,6 +153,11 @@ class Files:
     def fill(self, path: Path, offset: int, buffer: memoryview) -> None:
         """Read ``buffer`` full from ``offset``.
 
+        Args:
+            path: file.
+            offset: first byte.
+            buffer: memory of as many bytes as are wanted.
+
         Raises:
             CheckpointError: the file ends before.
         """
@@ -163,7 +174,13 @@ class Files:
             yield from self.run(span.file, offset, length)
 
     def run(self, path: Path, offset: int, length: int) -> Iterator[memoryview]:
-        """Yield ``length`` bytes of a file from ``offset``; a chunk is valid until the next is taken."""
+        """Yield ``length`` bytes of a file from ``offset``; a chunk is valid until the next is taken.
+
+        Args:
+            path: file.
+            offset: first byte.
+            length: bytes.
+        """
         with self._staged() as staging:
             buffer = _bytes(staging)
             for start in range(0, length, CHUNK):
@@ -172,7 +189,13 @@ class Files:
                 yield chunk
 
     def copy(self, span: Span, rows: Sequence[int] | None, descriptor: int) -> None:
-        """Append ``span`` (or its ``rows``) to an open file: inside the kernel where the file system can."""
+        """Append ``span`` (or its ``rows``) to an open file: inside the kernel where the file system can.
+
+        Args:
+            span: bytes of a tensor.
+            rows: indices along its first axis; None copies all.
+            descriptor: of a file that is open for writing.
+        """
         source = self.descriptor(span.file)
         for offset, length in span.runs(rows):
             done = 0
@@ -189,7 +212,13 @@ class Files:
                     write_all(descriptor, chunk)
 
     def load(self, span: Span, rows: Sequence[int] | None, out: torch.Tensor) -> None:
-        """Read ``span`` (or its ``rows``) into ``out``, converting where dtypes differ; shapes must agree."""
+        """Read ``span`` (or its ``rows``) into ``out``, converting where dtypes differ; shapes must agree.
+
+        Args:
+            span: bytes of a tensor.
+            rows: indices along its first axis; None reads all.
+            out: of the shape of what is read, on any device.
+        """
         dtype = TORCH_DTYPES[span.dtype]
         if out.dtype == dtype and out.is_contiguous() and out.device.type == "cpu":
             buffer, done = _bytes(out), 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -13,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.store.store import write_json
-from methods.framework.errors import EvaluationError
 
 Statistic = Literal["mean", "perplexity", "bits"]
 
@@ -96,23 +94,6 @@ def save_items(items: Iterable[Items], folder: Path) -> None:
         tasks.setdefault(one.task, []).append(one)
     for task, group in tasks.items():
         write_json(folder / f"{_file_name(task)}.json", [asdict(one) for one in group])
-
-
-def load_items(folder: Path) -> dict[tuple[str, str, str], Items]:
-    """Read what ``save_items`` wrote, by task, metric and filter.
-
-    Raises:
-        EvaluationError: a file cannot be read.
-    """
-    found: dict[tuple[str, str, str], Items] = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            for fields in json.loads(path.read_text()):
-                one = items_from(fields)
-                found[one.key] = one
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise EvaluationError(f"{path} does not hold per-item results ({error}); evaluate again") from error
-    return found
 
 
 def items_from(fields: dict[str, object]) -> Items:

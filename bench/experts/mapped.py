@@ -65,24 +65,24 @@ SKIPS = "_is_expert_parallel"
 """Flag by which transformers' kernels skip the expert index E, as they must where a row leads to a constant."""
 
 
-def mapped_block(block: nn.Module, experts: nn.Module, places: Sequence[int], constants: int) -> None:
-    """Put ``experts`` behind a map into an MoE ``block`` of transformers.
+def put_behind_map(experts: nn.Module, block: nn.Module, places: Sequence[int], constants: int, hidden: int) -> None:
+    """Put an experts module of transformers behind a map.
 
     Args:
-        block: MoE block with a router of R rows; gets the parameter ``constant_experts`` where there are constants.
-        experts: stock experts module that holds the experts which are stored; it becomes a subclass of its own class.
+        experts: stock module that holds the experts which are stored; it becomes a subclass of its own class.
+        block: the MoE block around it, with a router of R rows; gets the parameter ``constant_experts`` where there are
+            constants.
         places: see ``ExpertMap``.
         constants: number of constants.
+        hidden: elements of a constant, D.
     """
     stock: Any = type(experts)
     experts.__class__ = _mapped_class(stock)
     fields = vars(experts)  # written past nn.Module, which would make the block a child of its own child
     fields["_block"], fields["_map"] = block, ExpertMap(places, len(set(places)) - constants)
-    block.add_module("experts", experts)
     if constants:
         setattr(experts, SKIPS, True)
-        width = block.get_parameter("gate.weight").shape[1]
-        block.register_parameter("constant_experts", nn.Parameter(torch.empty(constants, width)))
+        block.register_parameter("constant_experts", nn.Parameter(torch.empty(constants, hidden)))
 
 
 @cache

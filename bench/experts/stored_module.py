@@ -65,7 +65,14 @@ class CompressedExperts(nn.Module):
         dtype: torch.dtype | None = None,
         shard: Shard = ALL,
     ) -> None:
-        """Make parameters without values; ``load`` or whoever fills what ``stored`` returns gives them values."""
+        """Make parameters without values; ``load`` or whoever fills what ``stored`` returns gives them values.
+
+        Args:
+            layer: what the layer stores; it states a form.
+            act: activation between gate and up.
+            dtype: of the parameters; None takes torch's default.
+            shard: the part of the channels that is held here.
+        """
         super().__init__()
         assert layer.form is not None
         self.form: ExpertForm = layer.form
@@ -111,7 +118,13 @@ class CompressedExperts(nn.Module):
 
     @torch.no_grad()
     def load(self, role: str, expert: int | None, tensor: Tensor) -> None:
-        """Copy what is held here of a stored tensor; arguments as for ``stored``."""
+        """Copy what is held here of a stored tensor; arguments as for ``stored``.
+
+        Args:
+            role: as in the inventory.
+            expert: index; None for what the experts share.
+            tensor: whole, as it is stored.
+        """
         axis = self._channel_axis(*_split(role))
         if axis is not None:
             own = self.shard.channels(tensor.shape[axis])
@@ -172,7 +185,13 @@ class CompressedExperts(nn.Module):
         }
 
     def forward(self, hidden_TD: Tensor, index_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        """Return the weighted sum of the experts' outputs, shape (T, D); indices from the number of experts on add nothing."""
+        """Return the weighted sum of the experts' outputs, shape (T, D); indices from the number of experts on add nothing.
+
+        Args:
+            hidden_TD: inputs, one row a token.
+            index_TK: experts of each token.
+            weights_TK: what their outputs are multiplied by.
+        """
         if self.grouped is not None:
             shared = None if self.form.base is None else self._shared
             grouped_TD: Tensor = self.grouped(hidden_TD, index_TK, weights_TK, shared)

@@ -43,7 +43,14 @@ def whole_expert(stored: Mapping[str, Tensor], shared: Mapping[str, Tensor], for
 
 
 def whole_matrix(role: str, stored: Mapping[str, Tensor], shared: Mapping[str, Tensor], form: ExpertForm) -> Tensor:
-    """Return the matrix of ``role``, shape (M, N): left right, plus base; mixtures of bases; codes times scales; or as it is."""
+    """Return the matrix of ``role``, shape (M, N): left right, plus base; mixtures of bases; codes times scales; or as it is.
+
+    Args:
+        role: ``expert.gate``, ``expert.up`` or ``expert.down``.
+        stored: tensors of the expert by role.
+        shared: those of the layer that its experts share, by role.
+        form: how the experts are stored.
+    """
     if role in stored:
         return _wide(stored[role])
     if f"{role}.{PACKED}" in stored:
@@ -74,6 +81,11 @@ def stored_expert(checkpoint: Checkpoint, layer: int, expert: int) -> ExpertMatr
     """Return the whole matrices of an expert of ``checkpoint``, whatever its form; (F, D), (F, D), (D, F) with its own F.
 
     What the layer shares is read with each expert.
+
+    Args:
+        checkpoint: any.
+        layer: index of a decoder layer with experts.
+        expert: index among those that the layer stores.
     """
     inventory = checkpoint.inventory.layers[layer]
     own = {e.role: checkpoint.read(e) for e in inventory.tensors if e.expert == expert}

@@ -1,7 +1,7 @@
 """The config of a compressed checkpoint, and the per-layer values that a config may state.
 
 Layers that differ are written in transformers' ``per_layer_config``: a mapping from the layer's index to the keys in
-which it departs from the whole model. ``{"num_local_experts": 0}`` marks a MoE sub-layer dropped with its norm.
+which it departs from the whole model. A count of 0 experts marks a MoE sub-layer dropped with its norm.
 
 The count of experts in a config is that of router rows. Where several rows lead to one stored expert, or a row leads to
 a constant vector, the layer states ``"expert_map"``, the place that each row leads to, and ``"constant_experts"``, how
@@ -19,13 +19,11 @@ from typing import Any
 from bench.families.expression import evaluate, names
 from bench.families.family_file import FamilyFile
 from bench.families.form_config import FORM_KEY, form_document
+from bench.families.known_families import expert_keys
 from bench.families.quantization_config import quantization_config
 from methods.framework.errors import CheckpointError, PlanError
 from methods.framework.inventory import EXPERT_ROLES, Inventory, LayerInventory
 from methods.framework.plan import Plan
-
-EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
-"""Spellings of the expert count; a source that states several must agree with itself after compression too."""
 
 PREFIX = "Moebench"
 """Prefix of the architecture of a checkpoint whose layers differ; stock loaders do not know such a name."""
@@ -114,7 +112,8 @@ def compressed_config(family: FamilyFile, config: Mapping[str, Any], plan: Plan,
         _drop_blocks(family, written, survivors, result)
     moe = [layer for layer in result.layers if layer.mlp == "moe"]
     if moe:
-        spellings = {*family.keys.experts, *(key for key in EXPERT_KEYS if key in written)}
+        # A source that states several spellings must agree with itself after compression too.
+        spellings = {*family.keys.experts, *(expert_keys() & written.keys())}
         written.update(dict.fromkeys(sorted(spellings), max(layer.rows for layer in moe)))
         written.update(dict.fromkeys(family.keys.top_k, max(layer.top_k for layer in moe)))
     overrides = {}

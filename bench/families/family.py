@@ -1,12 +1,12 @@
 """Families of MoE models: what a config alone says about a checkpoint, and which config a compressed one gets.
 
-Each family is a file under ``bench/families`` (schema in ``bench.families.family_file``); there is no code for any one of them.
+Each family is one file (schema in ``bench.families.family_file``); there is no code for any one of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
@@ -19,14 +19,16 @@ from bench.families.compressed_config import (
     read_map,
 )
 from bench.families.expression import evaluate, names
-from bench.families.family_file import FamilyFile, TensorRule, family_files, read_family_file
+from bench.families.family_file import FamilyFile, TensorRule
 from bench.families.form_config import FORM_KEY, read_form
+from bench.families.known_families import read_families
 from bench.families.quantization_config import read_quantization
 from methods.framework.errors import CheckpointError, ConfigError, NotMoEError
-from methods.framework.forms import PACKED, formed, part_of
+from methods.framework.forms import formed, whole_of_packed
 from methods.framework.inventory import (
     CONSTANT_ROLE,
     EXPERT_ROLES,
+    ROUTER_ROLES,
     Attention,
     ExpertForm,
     Inventory,
@@ -39,7 +41,6 @@ from methods.framework.plan import Plan
 from methods.framework.transfer import constant_template
 
 _DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-_EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,10 @@ class Placement:
     expert: int | None = None
     start: int = 0
     stop: int | None = None
+
+    def within(self, parameter: Any) -> Any:
+        """Return the part of ``parameter``, the tensor called ``name``, that is meant: a view."""
+        return parameter if self.expert is None else parameter[self.expert][self.start : self.stop]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +157,22 @@ class Family:
     def mlp_modules(self, layer: int) -> tuple[str, str]:
         """Return the transformers module names of the norm before a layer's MoE block, and of the block itself."""
         norm = next(rule for rule in self.file.tensors.layer if rule.role == "norm.mlp")
+        path = (norm.module or norm.name).rpartition(".")[0].format(layer=layer)
+        return path, self.experts_module(layer).rpartition(".")[0]
+
+    def experts_module(self, layer: int) -> str:
+        """Return the transformers name of the module that runs the routed experts of a layer."""
+        return self.file.tensors.fused[0].names[0].rpartition(".")[0].format(layer=layer)
+
+    def router_module(self, layer: int) -> str:
+        """Return the transformers name of the module that chooses the experts of a layer."""
         router = next(rule for rule in self.file.tensors.moe if rule.role == "router.weight")
-        paths = (norm.module or norm.name).rpartition(".")[0], (router.module or router.name).rsplit(".", 2)[0]
-        return paths[0].format(layer=layer), paths[1].format(layer=layer)
+        return (router.module or router.name).rpartition(".")[0].format(layer=layer)
+
+    def router_attributes(self) -> dict[str, str]:
+        """Return the attributes of that module whose first axis is the routed expert, with their roles."""
+        rules = (rule for rule in self.file.tensors.moe if rule.role in ROUTER_ROLES)
+        return {(rule.module or rule.name).rpartition(".")[2]: rule.role for rule in rules}
 
     def module_shapes(self, inventory: Inventory) -> dict[str, tuple[int, ...]]:
         """Return every parameter and stored buffer that the transformers model of ``inventory`` has, with its shape.
@@ -166,7 +184,7 @@ class Family:
         experts = [0] * len(inventory.outer) + [n.experts for n in inventory.layers for _ in n.tensors]
         for entry, count in zip(inventory.tensors(), experts, strict=True):
             if (form := _form(inventory, entry)) is not None:
-                whole = _whole_of_packed(entry) if form == ExpertForm(bits=form.bits) else None
+                whole = whole_of_packed(entry) if form == ExpertForm(bits=form.bits) else None
                 if whole is None:
                     continue
                 entry = whole
@@ -274,15 +292,6 @@ def _form(inventory: Inventory, entry: TensorEntry) -> ExpertForm | None:
     return inventory.layers[entry.layer].form
 
 
-def _whole_of_packed(entry: TensorEntry) -> TensorEntry | None:
-    """Return the matrix that packed integers stand for; None for what describes them."""
-    role, part = part_of(entry)
-    if part != PACKED:
-        return None
-    outputs = entry.shape[0]
-    return replace(entry, role=role, shape=(outputs, (entry.weights or 0) // outputs))
-
-
 def _constants_beside(router: str) -> str:
     return constant_template(TensorEntry(router, "router.weight", (), ""))
 
@@ -314,13 +323,14 @@ def _integer(expression: str, known: dict[str, Any], least: int = 1) -> int:
 
 
 @cache
-def _by_name() -> dict[str, Family]:
-    return {family.name: Family(family) for family in map(read_family_file, family_files())}
+def family_named(name: str) -> Family:
+    """Return the family called ``name``, which is one of ``families()``."""
+    return Family(read_families()[name])
 
 
 def families() -> tuple[str, ...]:
     """Return the names of all families, sorted."""
-    return tuple(sorted(_by_name()))
+    return tuple(read_families())
 
 
 def _known() -> str:
@@ -335,9 +345,9 @@ def family_of(config: Mapping[str, Any]) -> Family:
         CheckpointError: the config contradicts itself or asks for what its family cannot do.
     """
     kind = config.get("model_type")
-    family = next((f for f in _by_name().values() if kind in f.file.model_types), None)
+    family = next((family_named(name) for name, file in read_families().items() if kind in file.model_types), None)
     if family is None:
-        if any(config.get(key) for key in _EXPERT_KEYS):
+        if any(config.get(key) for key in config if "experts" in key and "per_tok" not in key):
             reason = "its routed experts follow no known family; a new family is one file in bench/families"
         else:
             reason = "its config states no routed experts, so it is a dense model and there is nothing to compress here"

@@ -1,13 +1,13 @@
 """Schema of a family file: tensor names, shapes, router semantics and config keys of one model family, as data.
 
 Expressions see the symbols of the file (``D``, ``E``, ...), the keys of the model's config, ``layer`` where a rule is
-for one layer, and ``defaults`` for keys that a config may leave out; any other key is None.
+for one layer, and ``defaults`` for keys that a config may leave out; any other key is None. Where the file states values of a
+config, the text ``None`` stands for no value, which TOML cannot say.
 """
 
 from __future__ import annotations
 
 import tomllib
-from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Annotated, Any, Literal
 
@@ -31,8 +31,13 @@ def _shape(text: str) -> str:
     return text
 
 
+def _with_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if value == "None" else value for key, value in values.items()}
+
+
 Expression = Annotated[str, AfterValidator(_expression)]
 Shape = Annotated[str, AfterValidator(_shape)]
+Values = Annotated[dict[str, Any], AfterValidator(_with_none)]
 
 
 class _Part(BaseModel):
@@ -40,7 +45,11 @@ class _Part(BaseModel):
 
 
 class TensorRule(_Part):
-    """A tensor: ``name`` on disk with ``{layer}`` and ``{expert}``, ``module`` its transformers name if different."""
+    """A tensor: ``name`` on disk with ``{layer}`` and ``{expert}``, ``module`` its transformers name if different.
+
+    What runs in transformers is found by these names: the norm before the MoE block by that of ``norm.mlp``, the router by that
+    of ``router.weight``. The last part of a router's names are the attributes that hold one row for each expert.
+    """
 
     role: str
     name: str
@@ -52,7 +61,8 @@ class TensorRule(_Part):
 class FusedRule(_Part):
     """A 3-D tensor [E, rows, columns] that holds the matrices of ``roles`` one below the other for each expert.
 
-    ``names`` are the names under which checkpoints hold it; the first is also its transformers name.
+    ``names`` are the names under which checkpoints hold it; the first is also its transformers name: the module that it ends
+    is the one that runs the routed experts, and the module around that the MoE block.
     """
 
     roles: tuple[str, ...]
@@ -127,8 +137,20 @@ class TensorsRule(_Part):
     layer: tuple[TensorRule, ...]
     dense: tuple[TensorRule, ...] = ()
     moe: tuple[TensorRule, ...]
-    fused: tuple[FusedRule, ...] = ()
+    fused: tuple[FusedRule, ...] = Field(min_length=1)
     ignorable: tuple[Ignorable, ...] = ()
+
+
+class VllmRule(_Part):
+    """Where vLLM has its own classes for a family, so that our plug-in can serve layers that differ.
+
+    Args:
+        module: Python module that defines a class named like ``FamilyFile.architecture``.
+        block: name of the class of the MoE block in that module.
+    """
+
+    module: str
+    block: str
 
 
 class FamilyFile(_Part):
@@ -143,6 +165,10 @@ class FamilyFile(_Part):
         result: keys that every written config gets, for parts of a model that are not carried over.
         requires: conditions on the config.
         block_drop_requires: conditions for dropping decoder layers.
+        vllm: vLLM's classes; None where the plug-in does not serve the family.
+        tiny: keys of the config of the tiny model on which laws and tests are tried, beside the sizes that
+            ``bench.models.tiny`` gives to all families; None where transformers cannot build one.
+        variant: keys in which a second tiny model differs, so that tensors which ``tiny`` lacks are there, and the reverse.
     """
 
     name: str
@@ -158,6 +184,9 @@ class FamilyFile(_Part):
     tensors: TensorsRule
     requires: tuple[Requirement, ...] = ()
     block_drop_requires: tuple[Requirement, ...] = ()
+    vllm: VllmRule | None = None
+    tiny: Values | None = None
+    variant: Values = Field(default_factory=dict)
 
 
 def read_family_file(path: Traversable) -> FamilyFile:
@@ -177,9 +206,3 @@ def read_family_file(path: Traversable) -> FamilyFile:
     if missing := {"D", "V", "L", "E", "K"} - family.symbols.keys():
         raise ConfigError(f"family file {path.name}: symbols lacks {', '.join(sorted(missing))}")
     return family
-
-
-def family_files() -> tuple[Traversable, ...]:
-    """Return the family files that ship with the package, by name."""
-    folder = files("bench") / "families"
-    return tuple(sorted((p for p in folder.iterdir() if p.name.endswith(".toml")), key=lambda p: p.name))

@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from bench.families.family import family_of
+from bench.families.family import family_named
 from bench.models.tiny import FAMILIES, tiny_config
 from methods.framework.inventory import Inventory
 from methods.framework.stats import CATALOGUE, Array, Stats, StatSpec
@@ -16,7 +16,7 @@ SAMPLED_TOKENS = 48
 """Tokens of the synthetic statistics that are kept token by token."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One tiny architecture with synthetic statistics for everything in the catalogue."""
 
@@ -26,13 +26,12 @@ class Case:
 
 
 @cache
-def case(family: str, seed: int = 0) -> Case:
-    """Return the case of ``family``: 16 experts a layer, so that keeps differ, and 5 layers."""
-    experts = "num_local_experts" if family == "mixtral" else "num_experts"
-    if family.startswith("deepseek"):
-        experts = "n_routed_experts"
-    config = tiny_config(family, num_hidden_layers=5, **{experts: 16}).to_dict()
-    inventory = family_of(config).inventory(config)
+def case(family: str, seed: int = 0, experts: int = 16) -> Case:
+    """Return the case of ``family``: by default 16 experts a layer, so that keeps differ, and 5 layers."""
+    known = family_named(family)
+    keys = known.file.keys
+    config = tiny_config(family, **{keys.layers: 5, keys.experts[0]: experts}).to_dict()
+    inventory = known.inventory(config)
     return Case(family, inventory, synthetic_stats(inventory, seed))
 
 

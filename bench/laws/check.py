@@ -8,6 +8,8 @@ from typing import Literal
 
 from bench.laws import decisions, realised
 from bench.laws.cases import Case, cases
+from bench.laws.composition import composition
+from bench.laws.elsewhere import purity_across_processes
 from methods.framework.errors import MoebenchError, RefusedError
 from methods.framework.method import Method
 from methods.registry import method_class
@@ -24,7 +26,7 @@ LAWS: tuple[tuple[int, Law], ...] = (
     (6, realised.cost_is_the_file),
     (7, decisions.relabelling),
     (8, decisions.needs_and_stages),
-    (9, decisions.composition),
+    (9, composition),
     (10, realised.reloads_alike),
     (11, decisions.random_draws),
 )
@@ -42,17 +44,31 @@ class Outcome:
     detail: str = ""
 
 
-def check(name: str, families: tuple[str, ...] = ()) -> Iterator[Outcome]:
-    """Yield the outcome of each law for method ``name`` on the tiny architectures (all, or only ``families``)."""
-    cls = method_class(name)
+def in_full(cls: type[Method]) -> type[Method]:
+    """Return ``cls`` as the laws try it with all the steps and experts that it has by default."""
+    own = {"law_knobs": Method.law_knobs, "law_experts": Method.law_experts, "__module__": cls.__module__}
+    return type(cls.__name__, (cls,), own)
+
+
+def check(name: str, families: tuple[str, ...] = (), full: bool = False) -> Iterator[Outcome]:
+    """Yield the outcome of each law for a method.
+
+    Args:
+        name: the method's name.
+        families: tiny architectures, all by default.
+        full: try it with its default settings, not with those that it declares for the laws.
+    """
+    own = method_class(name)
+    cls = in_full(own) if full else own
     yield _outcome(12, "applies_somewhere", "all", lambda: decisions.applies_somewhere(cls))
-    chosen = [case for case in cases() if not families or case.family in families]
-    for position, case in enumerate(chosen):
+    chosen = [case.family for case in cases() if not families or case.family in families]
+    for position, family in enumerate(chosen):
+        case = decisions.case_for(cls, family)
         for number, law in LAWS:
-            yield _outcome(number, law.__name__, case.family, _bind(law, cls, case))
+            yield _outcome(number, law.__name__, family, _bind(law, cls, case))
         if position == 0:
-            across = _bind(decisions.purity_across_processes, cls, case)
-            yield _outcome(1, "purity_across_processes", case.family, across)
+            across = _bind(purity_across_processes, own, case)
+            yield _outcome(1, "purity_across_processes", family, across)
 
 
 def _bind(law: Law, cls: type[Method], case: Case) -> Callable[[], None]:

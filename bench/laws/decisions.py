@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from functools import cache
 from typing import Any
 
@@ -12,11 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.laws.cases import Case, cases, synthetic_stats
-from bench.laws.cases import case as cases_by_family
-from methods.framework.compose import compose
+from bench.laws.cases import Case, cases
+from bench.laws.cases import case as case_of
 from methods.framework.cost import cost, cost_of, zeros
-from methods.framework.errors import PlanError, RefusedError, StatsError
+from methods.framework.errors import RefusedError, StatsError
 from methods.framework.inventory import EXPERT_ROLES, Inventory
 from methods.framework.knob_space import draw
 from methods.framework.layer_plan import LayerPlan
@@ -24,16 +21,31 @@ from methods.framework.method import Method
 from methods.framework.plan import Plan
 from methods.framework.stats import CATALOGUE, Stats, by_expert
 from methods.framework.transfer import result
-from methods.registry import method_class, names
 
 KEEPS = (0.25, 0.5, 0.75, 1.0)
+
+
+def case_for(cls: type[Method], family: str) -> Case:
+    """Return the case of ``family`` on which ``cls`` is tried."""
+    return case_of(family, experts=cls.law_experts)
+
+
+def tried(cls: type[Method], **knobs: Any) -> Method:
+    """Return ``cls`` with its settings for the laws, and ``knobs`` on top."""
+    return cls.configured({**cls.law_knobs, **knobs})
+
+
+@cache
+def planned(cls: type[Method], case: Case) -> Plan:
+    """Return the plan of ``cls`` that most laws look at; it is decided once."""
+    return decide(tried(cls), case)
 
 
 def purity(cls: type[Method], case: Case) -> None:
     """The same question has the same answer, twice, and leaves the global random state alone."""
     state = _global_random_state()
-    first = decide(cls(), case)
-    again = decide(cls(), case)
+    first = decide(tried(cls), case)
+    again = decide(tried(cls), case)
     assert first.digest == again.digest, f"digest {first.digest[:8]} became {again.digest[:8]}"
     assert _global_random_state() == state, "the global random state was touched"
 
@@ -60,46 +72,38 @@ def _global_random_state() -> str:
     return repr([word.tobytes() if isinstance(word, np.ndarray) else word for word in words])
 
 
-def purity_across_processes(cls: type[Method], case: Case) -> None:
-    """Another process, with another hash seed, finds the same digest."""
-    code = (
-        "from bench.laws.cases import case; from bench.laws.decisions import decide; from methods.registry import method_class; "
-        f"c = case({case.family!r}); print(decide(method_class({cls.name!r})(), c).digest)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split()[-1] == decide(cls(), case).digest, "another process decides otherwise"
-
-
 def json_round_trip(cls: type[Method], case: Case) -> None:
     """A plan survives JSON byte for byte."""
-    plan = decide(cls(), case)
-    assert Plan.loads(plan.dumps()) == plan and Plan.loads(plan.dumps()).dumps() == plan.dumps()
+    plan = planned(cls, case)
+    read = Plan.loads(plan.dumps())
+    assert read == plan, "the plan that is read is another"
+    assert read.dumps() == plan.dumps(), "it is written otherwise the second time"
 
 
 def validity(cls: type[Method], case: Case) -> None:
     """The plan is a normal form that fits the model it was made for."""
-    plan = decide(cls(), case)
+    plan = planned(cls, case)
     assert plan.normalised(case.inventory) == plan, "not in normal form"
 
 
 def budget(cls: type[Method], case: Case) -> None:
     """What is asked to remain remains, within one unit, and a larger ``keep`` never gives a smaller model, zeros not counted."""
-    previous = tried = 0
+    previous = reached = 0
     for keep in KEEPS:
         try:
-            plan = decide(cls.configured({"keep": keep}), case)
+            plan = decide(tried(cls, keep=keep), case)
         except RefusedError as error:
             assert str(error) and keep < 1.0, f"keep={keep} is refused"
             continue
-        tried += 1
+        reached += 1
         asked, found, unit = _remaining(plan, case.inventory, keep)
         assert abs(asked - found) <= unit, f"keep={keep}: {asked:.1f} should remain, {found} do (unit {unit})"
         after = cost(plan, case.inventory)
         size = after.bytes if "bits" in cls.stages else after.parameters - zeros(plan, case.inventory)
         assert size >= previous, f"keep={keep} gives a smaller model than the keep before it"
         previous = size
-    if tried < 2:
-        raise RefusedError(f"only {tried} of the keeps {KEEPS} can be reached on this model")
+    if reached < 2:
+        raise RefusedError(f"only {reached} of the keeps {KEEPS} can be reached on this model")
 
 
 def _remaining(plan: Plan, inventory: Inventory, keep: float) -> tuple[float, int, int]:
@@ -164,8 +168,8 @@ def relabelling(cls: type[Method], case: Case) -> None:
         )
         for name, values in case.stats.values.items()
     }
-    before = decide(cls(), case)
-    after = decide(cls(), case, stats=Stats(relabelled, case.stats.tokens))
+    before = planned(cls, case)
+    after = decide(tried(cls), case, stats=Stats(relabelled, case.stats.tokens))
     for index, (old, new) in enumerate(zip(before.layers, after.layers, strict=True)):
         mapped = _relabelled(new, permutations[index]) if index in permutations else new
         assert _close(mapped, old), f"layer {index}: {old} became {mapped}"
@@ -233,9 +237,9 @@ def _close(one: LayerPlan, other: LayerPlan) -> bool:
 
 def needs_and_stages(cls: type[Method], case: Case) -> None:
     """Reads only its ``needs`` (all in the catalogue), and uses them; writes only its ``stages``."""
-    method = cls()
+    method = tried(cls)
     assert method.needs <= set(CATALOGUE), f"unknown statistics {sorted(method.needs - set(CATALOGUE))}"
-    plan = decide(method, case)
+    plan = planned(cls, case)
     assert plan.digest == decide(method, case, stats=case.stats.only(method.needs)).digest
     assert plan.stages <= cls.stages, f"writes {sorted(plan.stages)}, declares {sorted(cls.stages)}"
     for need in method.needs:
@@ -246,42 +250,22 @@ def needs_and_stages(cls: type[Method], case: Case) -> None:
         raise AssertionError(f"declares {need!r} and never reads it")
 
 
-def composition(cls: type[Method], case: Case) -> None:
-    """Composes and validates after every other method, on sliced statistics, or refuses with a reason."""
-    for other in names():
-        first = _default_plan(other, case.family)
-        middle = result(first, case.inventory)
-        try:
-            second = decide(cls(), case, middle, case.stats.restricted(first))
-            both = compose(first, second, case.inventory)
-        except (RefusedError, PlanError) as error:
-            assert str(error), f"refuses after {other} without a reason"
-            continue
-        assert both.normalised(case.inventory) == both
-        assert result(both, case.inventory) == result(second, middle), f"after {other}: not the same checkpoint"
-
-
-@cache
-def _default_plan(name: str, family: str) -> Plan:
-    """Return the plan of a method's default setting; every method is composed with all of them."""
-    return decide(method_class(name)(), cases_by_family(family))
-
-
 def random_draws(cls: type[Method], case: Case) -> None:
     """Twenty random draws of its own space plan or refuse, and at least one plans."""
     rng = np.random.default_rng(11)
-    planned = 0
+    stats = case_of(case.family, 1, cls.law_experts).stats
+    plans = 0
     for _ in range(20):
-        method = draw(cls, rng)
+        method = draw(cls, rng).model_copy(update=dict(cls.law_knobs))
         try:
-            decide(method, case, stats=synthetic_stats(case.inventory, 1)).validate_for(case.inventory)
-            planned += 1
+            decide(method, case, stats=stats).validate_for(case.inventory)
+            plans += 1
         except RefusedError as error:
             assert str(error), "refuses without a reason"
-    assert planned, "every one of twenty draws was refused"
+    assert plans, "every one of twenty draws was refused"
 
 
 def applies_somewhere(cls: type[Method]) -> None:
     """Not refused on every architecture."""
-    reasons = {case.family: cls().refuse(case.inventory) for case in cases()}
+    reasons = {case.family: tried(cls).refuse(case.inventory) for case in cases()}
     assert any(reason is None for reason in reasons.values()), f"refused everywhere: {reasons}"

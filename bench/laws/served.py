@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from bench.checkpoint.checkpoint import Checkpoint
 from bench.serving.kinds import KINDS, compression
 from bench.serving.servable import served_realisation
 from bench.serving.target import DENSE, DIFFERS, SERVED, TABLE, Target, installed_engine
+from bench.store.atomic import write_atomically
 from bench.timing.offline import TimingSession
 from bench.timing.protocol import TimingProtocol
 from methods.framework.errors import MoebenchError
@@ -115,9 +115,7 @@ def store(found: Sequence[Trial], target: Target, path: Path = TABLE) -> None:
     own = {"engine": engine[0], "version": engine[1], "target": target}
     others = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     kept = [one for one in others if any(one[key] != value for key, value in own.items())]
-    part = path.with_name(f".{path.name}.partial")
-    part.write_text(json.dumps([*kept, {**own, "cells": cells}], indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_atomically(path, json.dumps([*kept, {**own, "cells": cells}], indent=1) + "\n", remedy="free space")
 
 
 def main(out: Path) -> None:

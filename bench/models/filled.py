@@ -18,7 +18,7 @@ from bench.checkpoint.checkpoint import Checkpoint
 from bench.experts.stored_module import CompressedExperts
 from bench.experts.whole import stored_expert
 from methods.framework.errors import CheckpointError
-from methods.framework.forms import COLUMNS, PACKED, SHARED_PREFIX, part_of
+from methods.framework.forms import COLUMNS, SHARED_PREFIX, part_of, whole_of_packed
 from methods.framework.inventory import EXPERT_ROLES, TensorEntry
 
 PACKED_PARTS = frozenset({"packed", "scale", "shape"})
@@ -26,8 +26,7 @@ PACKED_PARTS = frozenset({"packed", "scale", "shape"})
 
 def experts_of(model: nn.Module, checkpoint: Checkpoint, layer: int) -> nn.Module:
     """Return the experts module of a layer."""
-    _, block = checkpoint.family.mlp_modules(layer)
-    return model.get_submodule(f"{block}.experts")
+    return model.get_submodule(checkpoint.family.experts_module(layer))
 
 
 def places(model: nn.Module, checkpoint: Checkpoint) -> Iterator[tuple[TensorEntry, Tensor]]:
@@ -44,10 +43,7 @@ def places(model: nn.Module, checkpoint: Checkpoint) -> Iterator[tuple[TensorEnt
                 yield entry, experts.stored(entry.role, entry.expert)
             continue
         place = checkpoint.family.placement(entry)
-        tensor = named[place.name]
-        if place.expert is not None:
-            tensor = tensor[place.expert][place.start : place.stop]
-        yield entry, tensor
+        yield entry, place.within(named[place.name])
 
 
 @torch.no_grad()
@@ -63,8 +59,8 @@ def fill(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
             _check_columns(values, entry, checkpoint)
         tensor.copy_(values.reshape(tensor.shape))
     for index, layer in enumerate(checkpoint.inventory.layers):
-        packed = {entry.expert for entry in layer.tensors if part_of_packed(entry)}
-        for expert in sorted(e for e in packed if e is not None):
+        experts = (entry.expert for entry in layer.tensors if entry.expert is not None and whole_of_packed(entry))
+        for expert in dict.fromkeys(experts):
             _unpack(model, checkpoint, index, expert)
 
 
@@ -81,11 +77,6 @@ def _check_columns(columns_C: Tensor, entry: TensorEntry, checkpoint: Checkpoint
         )
 
 
-def part_of_packed(entry: TensorEntry) -> bool:
-    """Return whether ``entry`` holds packed integers."""
-    return entry.role.startswith("expert.") and part_of(entry)[1] == PACKED
-
-
 def _unpack(model: nn.Module, checkpoint: Checkpoint, layer: int, expert: int) -> None:
     """Write the values of an expert in few bits into the model."""
     whole = stored_expert(checkpoint, layer, expert)
@@ -94,9 +85,11 @@ def _unpack(model: nn.Module, checkpoint: Checkpoint, layer: int, expert: int) -
         for role, matrix in zip(EXPERT_ROLES, whole, strict=True):
             experts.stored(role, expert).copy_(matrix)
         return
-    gate_up, down = experts.get_parameter("gate_up_proj"), experts.get_parameter("down_proj")
-    gate_up[expert].copy_(torch.cat([whole.gate_FD, whole.up_FD]))
-    down[expert].copy_(whole.down_DF)
+    for entry in checkpoint.inventory.layers[layer].tensors:
+        stands_for = whole_of_packed(entry) if entry.expert == expert else None
+        if stands_for is not None:
+            place = checkpoint.family.placement(stands_for)
+            place.within(model.get_parameter(place.name)).copy_(whole[EXPERT_ROLES.index(stands_for.role)])
 
 
 def filled_model(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -19,16 +20,16 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from bench.checkpoint.checkpoint import Checkpoint, read_config
+from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.source import local_folder
-from bench.experts.mapped import mapped_block
+from bench.experts.mapped import put_behind_map
 from bench.experts.stored_module import CompressedExperts
-from bench.families.compressed_config import CONSTANTS_KEY, MAP_KEY, PREFIX
-from bench.families.family import Family, family_of
+from bench.families.compressed_config import PREFIX
+from bench.families.family import Family
 from bench.models.filled import filled_model
 from methods.framework.errors import CheckpointError
 from methods.framework.forms import has_own_form
-from methods.framework.inventory import LayerInventory
+from methods.framework.inventory import Inventory
 
 
 class DroppedBlock(nn.Module):
@@ -51,11 +52,9 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, **kwargs: A
         CheckpointError: transformers has no class for the family, or a weight of the model is not in the files or the
             reverse (nothing is ever newly initialised).
     """
-    folder, _ = local_folder(path)
-    config = read_config(folder)
-    family = family_of(config)
-    model_class = _class_for(family, config)
-    checkpoint = Checkpoint.open(folder)  # damaged files are named here, before transformers meets them
+    checkpoint = Checkpoint.open(path)  # damaged files are named here, before transformers meets them
+    folder = checkpoint.path
+    model_class = _class_for(checkpoint.family, checkpoint.config)
     try:
         if any(layer.form is not None for layer in checkpoint.inventory.layers):
             return filled_model(model_class, checkpoint, dtype, **kwargs)
@@ -67,7 +66,7 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, **kwargs: A
         model, info = model_class.from_pretrained(folder, **settings)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder} does not load as {model_class.__name__}: {error}") from error
-    ignorable = family.ignorable(config)
+    ignorable = checkpoint.family.ignorable(checkpoint.config)
     extra = {name for name in info["unexpected_keys"] if not any(fnmatch.fnmatch(name, glob) for glob in ignorable)}
     wrong = {"missing": info["missing_keys"], "unexpected": extra, "of another shape": info["mismatched_keys"]}
     found = [f"{kind}: {', '.join(sorted(map(str, names))[:4])}" for kind, names in wrong.items() if names]
@@ -93,13 +92,11 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def skeleton(path: str | Path) -> PreTrainedModel:
+def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
     """Return the model of a checkpoint without weights, on the meta device."""
-    folder, _ = local_folder(path)
-    config = read_config(folder)
-    model_class = _class_for(family_of(config), config)
+    model_class = _class_for(checkpoint.family, checkpoint.config)
     with torch.device("meta"):
-        return model_class(AutoConfig.from_pretrained(folder))
+        return model_class(AutoConfig.from_pretrained(checkpoint.path))
 
 
 def check_loadable(checkpoint: Checkpoint) -> None:
@@ -110,27 +107,24 @@ def check_loadable(checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: with the names that differ.
     """
-    if checkpoint.family.architecture is None:
+    family, inventory = checkpoint.family, checkpoint.inventory
+    if family.architecture is None:
         return
-    model = skeleton(checkpoint.path)
-    tied = set(model.all_tied_weights_keys) if checkpoint.inventory.tied_embeddings else set()
-    own = tuple(
-        checkpoint.family.mlp_modules(index)[1] + ".experts."
-        for index, layer in enumerate(checkpoint.inventory.layers)
-        if has_own_form(layer.form)
-    )
+    model = skeleton(checkpoint)
+    tied = set(model.all_tied_weights_keys) if inventory.tied_embeddings else set()
+    formed = (index for index, layer in enumerate(inventory.layers) if has_own_form(layer.form))
+    own = tuple(f"{family.experts_module(index)}." for index in formed)
     needed = {
         name: tuple(tensor.shape)
         for name, tensor in model.state_dict().items()
         if name not in tied and not name.startswith(own)
     }
-    held = checkpoint.family.module_shapes(checkpoint.inventory)
-    if different := sorted(name for name, _ in needed.items() ^ held.items()):
+    if different := sorted(name for name, _ in needed.items() ^ family.module_shapes(inventory).items()):
         names = ", ".join(dict.fromkeys(different[:4]))
         raise CheckpointError(f"{checkpoint.path}: {type(model).__name__} and the files differ in {names}")
 
 
-def _class_for(family: Family, config: dict[str, Any]) -> type[PreTrainedModel]:
+def _class_for(family: Family, config: Mapping[str, Any]) -> type[PreTrainedModel]:
     """Return the stock class, or ours where layers differ."""
     import transformers
 
@@ -150,7 +144,7 @@ def _layered(family: Family, stock: type[PreTrainedModel]) -> type[PreTrainedMod
     def build(self: PreTrainedModel, config: PreTrainedConfig) -> None:
         overrides = config.to_dict().get("per_layer_config") or {}
         layer_configs = {int(index): config.per_layer_config[int(index)] for index in overrides}
-        layers = family.inventory(config.to_dict()).layers
+        inventory = family.inventory(config.to_dict())
         # Stock code reads the counts of the whole model while it builds; per-layer ones hide them.
         config.per_layer_config = None
         try:
@@ -158,7 +152,7 @@ def _layered(family: Family, stock: type[PreTrainedModel]) -> type[PreTrainedMod
         finally:
             config.per_layer_config = overrides
         for index, layer_config in layer_configs.items():
-            _rebuild(self, family, index, config, layer_config, layers[index])
+            _rebuild(self, family, index, config, layer_config, inventory)
 
     return cast(type[PreTrainedModel], type(PREFIX + stock.__name__, (stock,), {"__init__": build}))
 
@@ -169,27 +163,31 @@ def _rebuild(
     index: int,
     config: PreTrainedConfig,
     layer_config: PreTrainedConfig,
-    layer: LayerInventory,
+    inventory: Inventory,
 ) -> None:
-    """Replace the MoE block of one layer by one of its own size."""
+    """Replace the MoE block of layer ``index`` by one of its own size, built from ``layer_config``."""
+    layer = inventory.layers[index]
+    if layer.mlp == "dense":
+        return
     norm, block = family.mlp_modules(index)
-    if getattr(layer_config, family.file.keys.experts[0]) == 0:
+    if layer.mlp == "none":
         model.set_submodule(norm, nn.Identity())
         model.set_submodule(block, DroppedBlock())
         return
     stock = type(model.get_submodule(block))
     rebuilt = stock(layer_config)
+    name = family.experts_module(index).rpartition(".")[2]
+    experts = getattr(rebuilt, name)
     configs = [layer_config]
     if has_own_form(layer.form):
-        rebuilt.experts = CompressedExperts(layer, rebuilt.experts.act_fn)
-    if places := getattr(layer_config, MAP_KEY, None):
-        constants = getattr(layer_config, CONSTANTS_KEY, None) or 0
-        experts = rebuilt.experts
-        if not isinstance(experts, CompressedExperts):
-            configs.append(copy.copy(layer_config))
-            setattr(configs[-1], family.file.keys.experts[0], len(set(places)) - constants)
-            experts = type(experts)(configs[-1])
-        mapped_block(rebuilt, experts, places, constants)
+        experts = CompressedExperts(layer, experts.act_fn)
+    elif layer.expert_map is not None:  # the block was built for router rows, of which there are more
+        configs.append(copy.copy(layer_config))
+        setattr(configs[-1], family.file.keys.experts[0], layer.experts)
+        experts = type(experts)(configs[-1])
+    if layer.expert_map is not None:
+        put_behind_map(experts, rebuilt, layer.expert_map, layer.constants, inventory.hidden)
+    setattr(rebuilt, name, experts)
     for module in rebuilt.modules():
         if any(getattr(module, "config", None) is own for own in configs):
             module.config = config  # shared by the whole model, so that set_experts_implementation reaches every layer

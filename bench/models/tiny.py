@@ -1,4 +1,7 @@
-"""Tiny random checkpoints of every family, written by transformers itself: what laws and tests are tried on."""
+"""Tiny random checkpoints of every family, written by transformers itself: what laws and tests are tried on.
+
+What a family needs beside the sizes below stands in its file (``tiny``).
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    DeepseekV2Config,
-    DeepseekV3Config,
-    MixtralConfig,
-    OlmoeConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    Qwen2MoeConfig,
-    Qwen3MoeConfig,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3")
+from bench.families.family import family_named
+from bench.families.known_families import read_families
+
+FAMILIES = tuple(name for name, family in read_families().items() if family.tiny is not None)
+"""Families of which transformers can build a model."""
+
+EXPERTS, TOP_K = 8, 2
 
 _SIZES: dict[str, Any] = {
     "hidden_size": 64,
-    "num_hidden_layers": 3,
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
     "vocab_size": 160,
@@ -31,78 +29,42 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": 1,
     "pad_token_id": None,
 }
-_MLA: dict[str, Any] = {
-    "kv_lora_rank": 512,
-    "qk_rope_head_dim": 64,
-    "qk_nope_head_dim": 32,
-    "v_head_dim": 32,
-    "moe_intermediate_size": 32,
-    "intermediate_size": 96,
-    "n_routed_experts": 8,
-    "n_shared_experts": 2,
-    "num_experts_per_tok": 2,
-    "first_k_dense_replace": 1,
-}
 
 
 def tiny_config(family: str, **overrides: Any) -> PreTrainedConfig:
     """Return the config of a 3-layer model of ``family`` with 8 experts, top-2, hidden size 64."""
-    if family == "mixtral":
-        return MixtralConfig(**{**_SIZES, "intermediate_size": 32, "num_local_experts": 8, **overrides})
-    if family == "qwen2_moe":
-        own: dict[str, Any] = {
-            "num_experts": 8,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 32,
-            "shared_expert_intermediate_size": 48,
-            "intermediate_size": 96,
-        }
-        return Qwen2MoeConfig(**{**_SIZES, **own, **overrides})
-    if family == "qwen3_moe":
-        own = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "intermediate_size": 96}
-        return Qwen3MoeConfig(**{**_SIZES, "head_dim": 32, "norm_topk_prob": True, **own, **overrides})
-    if family == "olmoe":
-        own = {"num_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 32}
-        return OlmoeConfig(**{**_SIZES, **own, **overrides})
-    if family == "deepseek_v2":
-        own = {
-            "q_lora_rank": None,
-            "n_group": 1,
-            "topk_group": 1,
-            "topk_method": "greedy",
-            "routed_scaling_factor": 1.0,
-        }
-        return DeepseekV2Config(**{**_SIZES, **_MLA, **own, **overrides})
-    if family == "deepseek_v3":
-        own = {
-            "q_lora_rank": 48,
-            "n_group": 2,
-            "topk_group": 1,
-            # Published configs say these two; without them vLLM builds another router.
-            "topk_method": "noaux_tc",
-            "scoring_func": "sigmoid",
-            "routed_scaling_factor": 2.5,
-            "norm_topk_prob": True,
-        }
-        return DeepseekV3Config(**{**_SIZES, **_MLA, **own, **overrides})
-    raise ValueError(family)
+    file = family_named(family).file
+    keys = file.keys
+    counts = {keys.layers: 3, keys.experts[0]: EXPERTS, keys.top_k[0]: TOP_K}
+    # Of several spellings of a key only one may be there, or they could contradict each other.
+    first = {key: spellings[0] for spellings in (keys.experts, keys.top_k) for key in spellings}
+    own = {first.get(key, key): value for key, value in overrides.items()}
+    return AutoConfig.for_model(file.model_types[0], **{**_SIZES, **counts, **(file.tiny or {}), **own})
 
 
 def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """Return a random float32 model whose experts have outputs of clearly different scale, so that ranks are separated."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(family, **overrides), dtype=torch.float32).eval()
+    config = tiny_config(family, **overrides)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    roles = _roles(family, config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("experts.down_proj"):
+            if roles.get(name) == "expert.down":
                 scale = torch.linspace(0.5, 2.0, parameter.shape[0])[torch.randperm(parameter.shape[0])]
                 parameter.copy_(torch.randn_like(parameter) * 0.3 * scale[:, None, None])
-            elif name.endswith("experts.gate_up_proj") or name.endswith("gate.weight"):
+            elif roles.get(name) in ("expert.gate", "expert.up", "router.weight", "shared.scalar_gate"):
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
         for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
+            if roles.get(name) == "router.correction":
                 buffer.copy_(torch.randn_like(buffer) * 0.05)
     return model
+
+
+def _roles(family: str, config: PreTrainedConfig) -> dict[str, str]:
+    """Return the role of every parameter and stored buffer of the model by name."""
+    known = family_named(family)
+    return {known.placement(entry).name: entry.role for entry in known.inventory(config.to_dict()).tensors()}
 
 
 def tiny_checkpoint(

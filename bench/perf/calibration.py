@@ -22,6 +22,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from bench.store.atomic import write_atomically
+
 PROJECT = Path(__file__).resolve().parents[2]
 SHORT, LONG, LENGTH = 8, 32, 512
 SLOPE_BAR, SECONDS_BAR, MEMORY_BAR, PARITY_BAR = 1.0, 6.0, 0.35, 1e-5
@@ -124,7 +126,13 @@ def _lines(path: str) -> list[str]:
 
 
 def table(rows: list[dict[str, Any]], about: dict[str, str], pairs: int) -> Table:
-    """Return the table for the terminal."""
+    """Return the table for the terminal.
+
+    Args:
+        rows: as ``summary`` gives them.
+        about: processor and versions.
+        pairs: alternations that were run.
+    """
     caption = ", ".join(f"{key} {value}" for key, value in about.items())
     result = Table(title=f"Calibration on m64, one thread, CPU seconds, {pairs} pairs", caption=caption)
     for column, justify in (
@@ -158,9 +166,7 @@ def main() -> None:
     console.print(table(rows, about, arguments.pairs))
     if arguments.out:
         document = {"environment": about, "pairs": arguments.pairs, "rows": rows, "measurements": results}
-        partial = arguments.out.with_name(f".{arguments.out.name}.partial")
-        partial.write_text(json.dumps(document, indent=1) + "\n")
-        os.replace(partial, arguments.out)
+        write_atomically(arguments.out, json.dumps(document, indent=1) + "\n")
     sys.exit(any(row["met"] is False for row in rows))
 
 

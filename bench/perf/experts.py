@@ -27,12 +27,12 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
+from bench.experts.formed_layer import formed_layer
 from bench.experts.grouped import without_host
 from bench.experts.stored_module import CompressedExperts
 from bench.records.environment import processor
 from bench.store.store import write_json
-from methods.framework.forms import formed
-from methods.framework.inventory import ExpertForm, LayerInventory, TensorEntry
+from methods.framework.inventory import ExpertForm
 
 SPREAD = 0.3
 """By which the smallest and the largest of spread ranks or widths differ from their mean, as a share of it."""
@@ -115,24 +115,20 @@ def _spread(mean: int, count: int) -> list[int]:
     return [round(mean * (1 + SPREAD * (2 * place / (count - 1) - 1))) for place in order]
 
 
-def layer_of(size: Size, form: ExpertForm) -> LayerInventory:
-    """Return what a layer stores."""
-    shapes = {"gate": (size.width, size.hidden), "up": (size.width, size.hidden), "down": (size.hidden, size.width)}
-    whole = [
-        TensorEntry(f"{{layer}}.{{expert}}.{name}.weight", f"expert.{name}", shape, "BF16", 0, expert)
-        for expert in range(size.experts)
-        for name, shape in shapes.items()
-    ]
-    return LayerInventory("moe", size.experts, size.top_k, formed(whole, form), form=form)
-
-
 class Held:
     """One form of a layer, held for the loop and for grouped products with the same random weights."""
 
     @torch.no_grad()
     def __init__(self, size: Size, form: ExpertForm, device: torch.device, dtype: torch.dtype) -> None:
-        """Draw the weights."""
-        layer = layer_of(size, form)
+        """Draw the weights.
+
+        Args:
+            size: of the layer.
+            form: how its experts are stored.
+            device: where it is held.
+            dtype: of the weights.
+        """
+        layer = formed_layer(form, size.experts, size.hidden, size.width, size.top_k, "BF16")
         with torch.device(device):
             self.loop = CompressedExperts(layer, F.silu, dtype).requires_grad_(False)
             draw = torch.Generator(device).manual_seed(0)
@@ -152,7 +148,15 @@ class Held:
 
 
 def drawn(size: Size, tokens: int, seed: int, device: torch.device, dtype: torch.dtype) -> Inputs:
-    """Return inputs, experts (K different ones for each token) and weights that add up to 1."""
+    """Return inputs, experts (K different ones for each token) and weights that add up to 1.
+
+    Args:
+        size: of the layer.
+        tokens: T.
+        seed: of the draws.
+        device: where the results are.
+        dtype: of the inputs.
+    """
     draw = torch.Generator().manual_seed(seed)
     score_TK, index_TK = torch.rand(tokens, size.experts, generator=draw).topk(size.top_k)
     hidden_TD = torch.randn(tokens, size.hidden, generator=draw)
@@ -161,6 +165,11 @@ def drawn(size: Size, tokens: int, seed: int, device: torch.device, dtype: torch
 
 def checked(name: str, held: Held, inputs: Inputs) -> dict[str, float]:
     """Return the relative distance of each way's output from the one of the loop in the wider type.
+
+    Args:
+        name: of what is measured, for the message.
+        held: one form of the layer.
+        inputs: hidden states, experts and weights.
 
     Raises:
         SystemExit: one is too large.
@@ -178,6 +187,12 @@ def checked(name: str, held: Held, inputs: Inputs) -> dict[str, float]:
 
 def recorded(name: str, module: CompressedExperts, inputs: Inputs, others: Inputs) -> Call:
     """Return the replay of a CUDA graph of ``module`` on ``inputs``, which can be overwritten.
+
+    Args:
+        name: of what is measured, for the message.
+        module: experts on a CUDA device.
+        inputs: what the graph reads at each replay.
+        others: inputs of the same shapes that it is tried with.
 
     Raises:
         SystemExit: the replay for ``others`` is not what the module gives for them.
@@ -241,7 +256,15 @@ def _cpu_seconds(call: Call) -> float:
 
 @torch.no_grad()
 def measured(name: str, held: Mapping[str, Held], tokens: int, turns: int, clock: Clock) -> list[Row]:
-    """Return the rows of one size and one number of tokens; ``held`` has the forms, ``dense`` among them."""
+    """Return the rows of one size and one number of tokens; ``held`` has the forms, ``dense`` among them.
+
+    Args:
+        name: key in ``SIZES``.
+        held: the layer in each form, ``dense`` among them.
+        tokens: T.
+        turns: rounds in which all are timed one after the other.
+        clock: what times a call.
+    """
     size, weight = SIZES[name], next(held["dense"].grouped.parameters())
     inputs, others = (drawn(size, tokens, seed, weight.device, weight.dtype) for seed in (0, 1))
     calls: dict[tuple[str, str], Call] = {}
@@ -294,7 +317,13 @@ def _bound(module: CompressedExperts, inputs: Inputs) -> Call:
 
 
 def table(name: str, rows: Sequence[Row], about: Mapping[str, str]) -> Table:
-    """Return the table of one size."""
+    """Return the table of one size.
+
+    Args:
+        name: key in ``SIZES``.
+        rows: what was measured of it.
+        about: device, versions and the like.
+    """
     size = SIZES[name]
     ways = [way for way in ("loop", "grouped", "graph") if any(way in row.seconds for row in rows)]
     reasons = {f"{row.form}: looped over, {row.looped_because}" for row in rows if row.looped_because}

@@ -151,7 +151,13 @@ def _job(kind: str, cache: Path, layers: int, pairs: int) -> dict[str, float]:
 def rows(
     shallow: dict[str, float], deep: dict[str, float], speed: dict[str, float]
 ) -> list[tuple[str, float, str, str]]:
-    """Return (quantity, value, unit, verdict) of everything that was measured."""
+    """Return (quantity, value, unit, verdict) of everything that was measured.
+
+    Args:
+        shallow: values of the model with few layers, by name.
+        deep: the same of the one with more layers.
+        speed: seconds by name.
+    """
 
     def verdict(met: bool) -> str:
         return "pass" if met else "FAIL"

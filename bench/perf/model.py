@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
+
+from bench.store.staging import staged_folder
 
 VERSION = 1
 SIZES = {
@@ -28,6 +27,11 @@ def build_m64(cache: Path, layers: int = 8, seed: int = 0) -> Path:
     """Return the folder of m64 with ``layers`` decoder layers (211 M parameters with 8), built when it is not there.
 
     Random float32 weights from ``seed``; the experts' output scales are spread over [0.5, 2), so that ranks are separated.
+
+    Args:
+        cache: folder that models are kept in.
+        layers: decoder layers.
+        seed: of the weights.
     """
     folder = cache / f"m64-v{VERSION}-{layers}-{seed}"
     if (folder / "config.json").exists():
@@ -45,10 +49,6 @@ def build_m64(cache: Path, layers: int = 8, seed: int = 0) -> Path:
         for layer in model.model.layers:
             scales = 0.5 + 1.5 * torch.rand(config.num_experts, 1, 1, generator=generator)
             layer.mlp.experts.down_proj.mul_(scales)
-    partial = Path(tempfile.mkdtemp(dir=cache, prefix=".partial-"))
-    try:
+    with staged_folder(folder) as partial:
         model.save_pretrained(partial)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder

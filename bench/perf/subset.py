@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.perf.calibration import PROJECT, environment
+from bench.store.atomic import write_atomically
 
 JOB_BAR, SEARCH_BAR = 8.0, 60.0
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -48,7 +49,13 @@ def _job(cache: Path, *arguments: str) -> dict[str, Any]:
 
 
 def measure(cache: Path, seeds: int, reference: bool) -> dict[str, Any]:
-    """Return all measurements by name."""
+    """Return all measurements by name.
+
+    Args:
+        cache: folder that the model is kept in.
+        seeds: synthetic layers that each search is tried on.
+        reference: also run the experts anew for each set, which takes minutes.
+    """
     found: dict[str, Any] = {"naee": [_job(cache, "naee") for _ in range(3)]}
     if reference:
         found["enumeration"] = _job(cache, "enumeration")
@@ -113,9 +120,7 @@ def main() -> None:
         table.add_row(quantity, value, bar, {None: "", True: "[green]pass[/]", False: "[red]FAIL[/]"}[met])
     Console(width=None if sys.stdout.isatty() else 150).print(table)
     if arguments.out:
-        partial = arguments.out.with_name(f".{arguments.out.name}.partial")
-        partial.write_text(json.dumps({"environment": about, "measurements": found}, indent=1) + "\n")
-        os.replace(partial, arguments.out)
+        write_atomically(arguments.out, json.dumps({"environment": about, "measurements": found}, indent=1) + "\n")
     sys.exit(any(met is False for *_, met in rows))
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +24,7 @@ import bench.calibration.streaming  # noqa: F401 - imported early, as said above
 from bench.applying.apply import apply
 from bench.calibration.calibrate import calibrate
 from bench.checkpoint.checkpoint import Checkpoint
+from bench.store.staging import staged_folder
 from bench.text.corpus import Corpus
 from methods.framework.inventory import Router
 from methods.kernels.genetic import Breeding, breed
@@ -67,12 +66,8 @@ def build_mx8(cache: Path) -> Path:
         for layer in model.model.layers:
             layer.mlp.experts.down_proj.mul_(2.0 + 6.0 * torch.rand(8, 1, 1, generator=generator))
             layer.mlp.gate.weight.mul_(4.0)
-    partial = Path(tempfile.mkdtemp(dir=cache, prefix=".partial-"))
-    try:
+    with staged_folder(folder) as partial:
         model.save_pretrained(partial)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
@@ -164,7 +159,14 @@ def redundant_layer(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def many(removed: int, top_k: int, renormalise: bool, seed: int) -> dict[str, Any]:
-    """Time the searches on one layer of 64 experts of which ``removed`` go, and return their losses."""
+    """Time the searches on one layer of 64 experts of which ``removed`` go, and return their losses.
+
+    Args:
+        removed: experts that go.
+        top_k: experts of a token.
+        renormalise: whether the router's weights add up to 1.
+        seed: of the layer and of the genetic search.
+    """
     values: dict[str, Any] = {}
     logits, gram = redundant_layer(seed)
     router = Router(renormalise=renormalise)

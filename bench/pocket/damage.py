@@ -17,7 +17,14 @@ SEEDS = (0, 1, 2)
 
 
 def random_experts(layers: int, experts: int, fraction: float, seed: int) -> Tensor:
-    """Return a mask of shape (layers, experts) with the same number of experts removed from every layer."""
+    """Return a mask of shape (layers, experts) with the same number of experts removed from every layer.
+
+    Args:
+        layers: MoE layers.
+        experts: experts of each.
+        fraction: share of them that goes, 0 to 1.
+        seed: of the draw.
+    """
     generator = torch.Generator().manual_seed(seed)
     order_LE = torch.stack([torch.randperm(experts, generator=generator) for _ in range(layers)])
     return order_LE < round(fraction * experts)
@@ -29,7 +36,14 @@ def random_removal(
     seeds: Sequence[int] = SEEDS,
     items: int = 200,
 ) -> list[dict[str, Any]]:
-    """Return, for each fraction of routed experts removed, the mean accuracy over the domains for each seed."""
+    """Return, for each fraction of routed experts removed, the mean accuracy over the domains for each seed.
+
+    Args:
+        model: a pocket model.
+        fractions: shares of the routed experts of each layer, 0 to 1.
+        seeds: of the draws; nothing removed is measured once.
+        items: questions a domain.
+    """
     gates = routers(model)
     experts = gates[0].get_parameter("weight").shape[0]
     table = []

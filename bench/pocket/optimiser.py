@@ -42,6 +42,14 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, weights: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, decay: float = 0.0) -> None:
+        """Take the settings.
+
+        Args:
+            weights: matrices, or stacks of them.
+            lr: learning rate.
+            momentum: share of the running gradient that stays at each step, 0 to 1.
+            decay: of the weights, times the learning rate at each step.
+        """
         super().__init__(weights, {"lr": lr, "momentum": momentum, "decay": decay})
 
     @torch.no_grad()

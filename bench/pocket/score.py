@@ -15,7 +15,13 @@ ITEM_SEED = 1
 
 @torch.no_grad()
 def accuracy(model: PreTrainedModel, questions: Sequence[Item], batch: int = 256) -> float:
-    """Return the share of items whose right choice is the likeliest continuation of the context."""
+    """Return the share of items whose right choice is the likeliest continuation of the context.
+
+    Args:
+        model: a pocket model.
+        questions: items with their choices.
+        batch: choices that are run at once.
+    """
     rows = [
         (index, encode(item.context), encode(choice)) for index, item in enumerate(questions) for choice in item.choices
     ]
@@ -34,5 +40,11 @@ def accuracy(model: PreTrainedModel, questions: Sequence[Item], batch: int = 256
 
 
 def domain_accuracy(model: PreTrainedModel, count: int = 200, seed: int = ITEM_SEED) -> Mapping[str, float]:
-    """Return the accuracy on ``count`` items of each domain."""
+    """Return the accuracy on ``count`` items of each domain.
+
+    Args:
+        model: a pocket model.
+        count: items a domain.
+        seed: of the items.
+    """
     return {name: accuracy(model, items(name, seed, count)) for name in DOMAINS}

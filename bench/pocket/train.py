@@ -114,6 +114,11 @@ def batch(seed: int, step: int, recipe: Recipe) -> tuple[Tensor, Tensor]:
 
     Words that chance decides teach little and make the gradient noisy, so they count less than those that can be
     foretold. Each step has its own random source.
+
+    Args:
+        seed: of the training.
+        step: from 0.
+        recipe: sizes and mixture.
     """
     length = recipe.short_length if step < recipe.short_share * recipe.steps else recipe.length
     weights = BINDING if step < recipe.binding_share * recipe.steps else DOMAIN_WEIGHTS
@@ -123,14 +128,27 @@ def batch(seed: int, step: int, recipe: Recipe) -> tuple[Tensor, Tensor]:
 
 
 def weighted_loss(logits: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
-    """Return the mean cross-entropy of the next tokens, each counted with its weight."""
+    """Return the mean cross-entropy of the next tokens, each counted with its weight.
+
+    Args:
+        logits: of shape (windows, length, vocabulary).
+        tokens: of shape (windows, length).
+        weights: of the same shape; that of a token counts where it is foretold.
+    """
     losses = cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
     counted = weights[:, 1:].flatten()
     return (losses * counted).sum() / counted.sum()
 
 
 def learn(model: PreTrainedModel, recipe: Recipe, seed: int, checkpoint: Path | None = None) -> Iterator[Progress]:
-    """Train a model in place and yield after each step; a checkpoint file makes it resumable."""
+    """Train a model in place and yield after each step; a checkpoint file makes it resumable.
+
+    Args:
+        model: changed in place.
+        recipe: steps, rates and mixture.
+        seed: of the training.
+        checkpoint: file of a training in progress; None keeps none.
+    """
     optimisers_ = optimisers(model, recipe.learning_rate)
     progress = Progress()
     if checkpoint is not None and checkpoint.exists():
@@ -174,7 +192,15 @@ def learn(model: PreTrainedModel, recipe: Recipe, seed: int, checkpoint: Path | 
 
 
 def train(name: str, out: Path, *, seed: int = 0, steps: int | None = None, items: int = 200) -> dict[str, Any]:
-    """Train a model, store it in ``out`` and return the contents of its ``training.json``."""
+    """Train a model, store it in ``out`` and return the contents of its ``training.json``.
+
+    Args:
+        name: of the model.
+        out: folder, made where it is missing.
+        seed: of weights and text.
+        steps: in place of those of the recipe.
+        items: questions a domain, on which the result is scored.
+    """
     recipe = RECIPES[name] if steps is None else replace(RECIPES[name], steps=steps)
     out.mkdir(parents=True, exist_ok=True)
     model = new_model(name, seed)

@@ -41,7 +41,13 @@ def load_stored(folder: Path) -> PreTrainedModel:
 
 @torch.no_grad()
 def loads(model: PreTrainedModel, weights: Mapping[str, float], count: int = LOAD_WINDOWS) -> Tensor:
-    """Return the share of the choices that each expert gets on held-out text of some domains, of shape (L, E)."""
+    """Return the share of the choices that each expert gets on held-out text of some domains, of shape (L, E).
+
+    Args:
+        model: a pocket model.
+        weights: relative frequency of each domain by name.
+        count: windows of 128 tokens.
+    """
     stream = windows(random.Random("load"), "test", weights, 128)
     with recorded(model) as records:
         model(input_ids=torch.tensor([next(stream) for _ in range(count)]), use_cache=False)
@@ -91,7 +97,13 @@ def store(model: PreTrainedModel, folder: Path, facts: Mapping[str, Any], *, ite
 
 
 def write_record(folder: Path, facts: Mapping[str, Any], *, items: int) -> dict[str, Any]:
-    """Measure a stored model, write ``training.json`` beside it and return its contents."""
+    """Measure a stored model, write ``training.json`` beside it and return its contents.
+
+    Args:
+        folder: of the stored model.
+        facts: how it was trained.
+        items: questions a domain.
+    """
     record = {**facts, **measure(load_stored(folder), items)}
     (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record

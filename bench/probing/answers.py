@@ -6,8 +6,6 @@ A file's name is the digest of the question, with the model, the tokens and the 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.store.atomic import OTHER_CACHE, write_atomically
 from bench.store.store import digest_of
 from methods.framework.errors import StatsError
 from methods.framework.stats import Array
@@ -70,23 +69,7 @@ class Answers:
         document = {
             name: {"shape": list(array.shape), "values": array.ravel().tolist()} for name, array in answer.items()
         }
-        path = self._path(digest)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
-            try:
-                with os.fdopen(descriptor, "w") as file:
-                    json.dump(document, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(partial, path)
-            except OSError:
-                os.unlink(partial)
-                raise
-        except OSError as error:
-            raise StatsError(
-                f"cannot write {path}: {error.strerror}; free space or name another cache folder"
-            ) from error
+        write_atomically(self._path(digest), json.dumps(document), StatsError, OTHER_CACHE)
 
     def _path(self, digest: str) -> Path:
         assert self._folder is not None

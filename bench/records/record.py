@@ -6,14 +6,13 @@ A record of the uncompressed model (``method`` None, plan identity) is the base 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bench.store.atomic import OTHER_STORE, atomic_file, explained
 from methods.framework.errors import RecordError
 
 SCHEMA = 1
@@ -235,6 +234,11 @@ class Record(_Part):
     method: str | None = Field(description="registry name; None for the base")
     title: str = Field(description="method's name for tables")
     knobs: dict[str, Any] = Field(description="resolved settings of the method")
+    stages: tuple[str, ...] | None = Field(
+        default=None,
+        description="plan stages that the method writes, in the order in which they are applied; None in records of versions "
+        "that did not tell (see ``bench.records.earlier``)",
+    )
     plan: str | None = Field(default=None, description="digest of the plan")
     cost: CostInfo | None = None
     ratios: RatioInfo | None = None
@@ -263,20 +267,12 @@ def write_record(record: Record, folder: Path) -> Path:
     """
     path = folder / f"{record.id}.json"
     text = json.dumps(record.model_dump(mode="json", by_alias=True), indent=2, sort_keys=True) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".", suffix=".partial", delete=False) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+    with explained(path, RecordError, OTHER_STORE):
         try:
-            os.link(file.name, path)
-        finally:
-            os.unlink(file.name)
-    except FileExistsError:
-        raise RecordError(f"{path} exists and records are write-once; remove it to measure again") from None
-    except OSError as error:
-        raise RecordError(f"cannot write {path}: {error.strerror}; free space or choose another --store") from error
+            with atomic_file(path, once=True) as file:
+                file.write(text.encode())
+        except FileExistsError:
+            raise RecordError(f"{path} exists and records are write-once; remove it to measure again") from None
     return path
 
 

@@ -6,7 +6,6 @@ Letters: B windows in a step, T tokens in a window.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from torch import nn
 from bench.recovery.objectives import Objective
 from bench.recovery.text import Windows
 from bench.settings.recovery import RATES, RecoverySettings
-from bench.store.staging import sync
+from bench.store.atomic import atomic_file
 from methods.framework.errors import CheckpointError, ConfigError
 
 CLIP = 1.0
@@ -48,6 +47,11 @@ def rate(step: int, steps: int, settings: RecoverySettings) -> float:
     """Return the learning rate of a step, counted from 0.
 
     r min(1, (i + 1) / w) for the first w = warmup * steps steps, then r (1 + cos(pi (i - w) / (steps - w))) / 2.
+
+    Args:
+        step: i, from 0.
+        steps: of the whole training.
+        settings: highest rate r and share of the warm-up.
     """
     highest = settings.rate or RATES[settings.kind]
     warm = round(settings.warmup * steps)
@@ -127,14 +131,10 @@ def _save(
         "balance": getattr(objective, "balance", None),
         "history": vars(history),
     }
-    partial = state.with_name(f".{state.name}.{os.getpid()}.partial")
     try:
-        state.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(document, partial)
-        sync(partial)
-        os.replace(partial, state)
+        with atomic_file(state) as file:
+            torch.save(document, file)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        partial.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {state}: {error}; free space or choose another store") from error
 
 

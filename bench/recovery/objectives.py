@@ -47,7 +47,13 @@ class RouterDistillation:
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, temperature: float) -> None:
-        """Train ``student`` to say what ``teacher`` says."""
+        """Train ``student`` to say what ``teacher`` says.
+
+        Args:
+            student: the model that learns.
+            teacher: the model before compression.
+            temperature: that the logits of both are divided by.
+        """
         self._student, self._teacher, self._temperature = student, teacher, temperature
 
     def __call__(self, ids_BT: Tensor) -> Tensor:
@@ -74,7 +80,13 @@ class ExpertDistillation:
     """
 
     def __init__(self, student: nn.Module, layers: Sequence[LayerPair], balance: float | None) -> None:
-        """Train ``student``, whose experts are paired with the teacher's in ``layers``."""
+        """Train ``student``, whose experts are paired with the teacher's in ``layers``.
+
+        Args:
+            student: the model that learns.
+            layers: its layers beside the teacher's.
+            balance: lambda; None measures it on the first batch.
+        """
         self._student, self._layers = student, layers
         self.balance = balance
 

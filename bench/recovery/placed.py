@@ -13,7 +13,7 @@ from methods.framework.inventory import TensorEntry
 
 def experts_module(checkpoint: Checkpoint, layer: int) -> str:
     """Return the name of the module that holds the routed experts of a layer."""
-    return f"{checkpoint.family.mlp_modules(layer)[1]}.experts"
+    return checkpoint.family.experts_module(layer)
 
 
 def expert_weights(model: nn.Module, checkpoint: Checkpoint) -> dict[str, nn.Parameter]:
@@ -34,14 +34,26 @@ def other_weights(model: nn.Module, checkpoint: Checkpoint) -> dict[str, nn.Para
 
 
 def weights_of_role(model: nn.Module, checkpoint: Checkpoint, roles: Iterable[str]) -> dict[str, nn.Parameter]:
-    """Return the parameters that hold the tensors with one of ``roles`` by name; buffers are none."""
+    """Return the parameters that hold the tensors with one of ``roles`` by name; buffers are none.
+
+    Args:
+        model: loaded from ``checkpoint``.
+        checkpoint: says where its tensors lie in the model.
+        roles: of the inventory.
+    """
     wanted, known = set(roles), dict(model.named_parameters())
     names = (checkpoint.family.placement(e).name for e in checkpoint.inventory.tensors() if e.role in wanted)
     return {name: known[name] for name in names if name in known}
 
 
 def held(model: nn.Module, checkpoint: Checkpoint, names: Iterable[str]) -> Iterator[tuple[TensorEntry, Tensor]]:
-    """Yield every tensor of ``checkpoint`` that is a part of the parameters ``names`` of ``model``, with its values."""
+    """Yield every tensor of ``checkpoint`` that is a part of the parameters ``names`` of ``model``, with its values.
+
+    Args:
+        model: loaded from ``checkpoint``.
+        checkpoint: says where its tensors lie in the model.
+        names: parameters of the model.
+    """
     memory = {model.get_parameter(name).untyped_storage().data_ptr() for name in names}
     for entry, value in places(model, checkpoint):
         if value.untyped_storage().data_ptr() in memory:

@@ -24,7 +24,13 @@ class LowRankUpdate(nn.Module):
     """
 
     def __init__(self, weight: Tensor, rank: int, scale: float) -> None:
-        """Make an update that changes nothing yet."""
+        """Make an update that changes nothing yet.
+
+        Args:
+            weight: a matrix, or a stack of them, on whose device the update is.
+            rank: of the update, at most that of the matrix.
+            scale: factor of the update.
+        """
         super().__init__()
         *stack, outputs, inputs = weight.shape
         inner = min(rank, outputs, inputs)
@@ -39,7 +45,14 @@ class LowRankUpdate(nn.Module):
 
 
 def add_updates(model: nn.Module, names: Iterable[str], rank: int, scale: float) -> None:
-    """Let each of the parameters ``names`` of ``model`` be seen with an update of its own."""
+    """Let each of the parameters ``names`` of ``model`` be seen with an update of its own.
+
+    Args:
+        model: changed in place.
+        names: of its parameters, matrices or stacks of them.
+        rank: of each update.
+        scale: factor of each update.
+    """
     for name in names:
         owner, _, attribute = name.rpartition(".")
         weight = model.get_parameter(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.applying.apply import PLAN_FILE, SHARD_BYTES
+from bench.applying.apply import PLAN_FILE, SHARD_BYTES, check_written, copy_small_files
 from bench.applying.shards import write_shards
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.tensor_files import TORCH_DTYPES, write_all
-from bench.models.load import check_loadable
 from bench.recovery.placed import held
 from bench.store.staging import staged_folder
 from methods.framework.errors import CheckpointError
@@ -68,6 +66,11 @@ def with_recovery(
     """Return ``plan.json`` of the result: that of ``checkpoint`` with ``entry`` after the recoveries that it states.
 
     An uncompressed checkpoint gets the plan that changes nothing.
+
+    Args:
+        document: ``plan.json`` of ``checkpoint``, None where it has none.
+        checkpoint: what was trained.
+        entry: the training, as provenance.
     """
     if document is None:
         source = {"name": checkpoint.name, "revision": checkpoint.revision, "content": checkpoint.content}
@@ -98,31 +101,12 @@ def write_recovered(
         out.parent.mkdir(parents=True, exist_ok=True)
         with staged_folder(out) as folder:
             write_shards(source, items, folder, SHARD_BYTES)
-            _copy_small_files(checkpoint.path, folder)
+            copy_small_files(checkpoint.path, folder, anew=(PLAN_FILE,))
             (folder / PLAN_FILE).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            _check(folder, checkpoint)
+            check_written(folder, checkpoint.inventory)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
             return  # another process finished the same work first
         raise CheckpointError(f"cannot write {out}: {error.strerror}; the unfinished part was removed") from error
     finally:
         source.close()
-
-
-def _copy_small_files(source: Path, folder: Path) -> None:
-    """Copy config, tokenizer and the like; neither weights nor ``plan.json``."""
-    for path in sorted(source.iterdir()):
-        weights = path.suffix in (".safetensors", ".bin", ".pt", ".pth") or path.name.endswith(".index.json")
-        if path.is_file() and not weights and path.name != PLAN_FILE and not path.name.startswith("."):
-            shutil.copyfile(path, folder / path.name)
-
-
-def _check(folder: Path, checkpoint: Checkpoint) -> None:
-    """Open what was written and compare it with what was recovered."""
-    written = Checkpoint.open(folder)
-    try:
-        if written.inventory != checkpoint.inventory:
-            raise CheckpointError(f"{folder} does not read back as written; this is a defect, please report it")
-        check_loadable(written)
-    finally:
-        written.close()

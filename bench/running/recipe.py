@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +17,6 @@ from bench.checkpoint.checkpoint import Checkpoint
 from bench.running.calibrator import Calibrator
 from bench.running.stages import write_checkpoint
 from bench.settings.run_settings import RecipeConfig
-from bench.settings.strict import load_settings
 from bench.store.store import Store
 from methods.framework.compose import compose
 from methods.framework.errors import RefusedError
@@ -28,15 +26,6 @@ from methods.framework.method import Method
 from methods.framework.plan import Plan
 from methods.framework.stats import CATALOGUE, Array, Stats
 from methods.framework.transfer import result
-
-
-def load_recipe(path: Path) -> RecipeConfig:
-    """Read a recipe from a YAML file.
-
-    Raises:
-        ConfigError: unreadable, an unknown key, or a value that is not allowed.
-    """
-    return load_settings(path, RecipeConfig)
 
 
 @dataclass(frozen=True)
@@ -69,6 +58,11 @@ class Recipe:
             for number, step in enumerate(self.steps, 1)
             for knob, value in {**step.method.knobs, "recalibrate": step.recalibrate}.items()
         }
+
+    @property
+    def stages(self) -> frozenset[str]:
+        """Plan stages that the steps write."""
+        return frozenset().union(*(step.method.stages for step in self.steps))
 
     @property
     def measured(self) -> frozenset[str]:

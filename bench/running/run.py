@@ -50,6 +50,7 @@ from bench.timing.offline import TimingSession
 from bench.timing.protocol import TimingProtocol
 from methods.framework.cost import cost
 from methods.framework.errors import MoebenchError, RefusedError
+from methods.framework.layer_plan import STAGES
 from methods.framework.method import Method
 from methods.framework.plan import Plan
 from methods.framework.stats import CATALOGUE
@@ -358,6 +359,7 @@ class Run:
             method=method.name if method else None,
             title=subject.title,
             knobs=subject.knobs,
+            stages=tuple(stage for stage in STAGES if method and stage in method.stages),
             plan=plan.digest if plan else None,
             cost=cost_info(after) if after else None,
             ratios=ratio_info(plan, checkpoint.inventory) if plan else None,

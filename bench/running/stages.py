@@ -52,9 +52,11 @@ def write_checkpoint(
 ) -> Path:
     """Write (or find) the compressed checkpoint of ``plan``, under a name made of content, plan and written statistics."""
     name = f"{checkpoint.content[:12]}-{plan.digest[:12]}"
-    if (written := moments_digest(plan, checkpoint.inventory, stats)) is not None:
-        name += f"-{written[:12]}"
-    return apply(checkpoint, plan, store.checkpoints / name, provenance, moments=stats, device=device)
+    if (measured := moments_digest(plan, checkpoint.inventory, stats)) is not None:
+        name += f"-{measured[:12]}"
+    return apply(
+        checkpoint, plan, store.checkpoints / name, provenance, moments=stats, device=device, measured=measured
+    )
 
 
 def recover_checkpoint(

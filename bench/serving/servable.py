@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from bench.checkpoint.config_file import read_config
 from bench.families.compressed_config import PREFIX
 from bench.serving.plugin import STOCK
-from methods.framework.errors import CheckpointError, MoebenchError
+from methods.framework.errors import MoebenchError
 from methods.framework.forms import has_own_form
 from methods.framework.inventory import ExpertForm
 
@@ -86,19 +87,6 @@ def _has_zeros(path: Path) -> bool:
     return False
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Return ``config.json`` of the checkpoint at ``path``.
-
-    Raises:
-        CheckpointError: it is not readable.
-    """
-    try:
-        config: dict[str, Any] = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} has no readable config.json ({error}); give a checkpoint folder") from error
-    return config
-
-
 def needed_options(path: Path, dtype: str, cpu: bool) -> dict[str, Any]:
     """Return options of vLLM without which the checkpoint at ``path`` is served wrongly, slowly or not at all.
 
@@ -107,7 +95,7 @@ def needed_options(path: Path, dtype: str, cpu: bool) -> dict[str, Any]:
         dtype: compute type as given to vLLM.
         cpu: whether vLLM runs on the CPU.
     """
-    config = json.loads((path / "config.json").read_text())
+    config = read_config(path)
     options: dict[str, Any] = {}
     forms = expert_forms(config)
     # Experts in a form of their own are looped over on the host, which no CUDA graph can record.

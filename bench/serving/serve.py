@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from bench.checkpoint.config_file import read_config
 from bench.checkpoint.source import local_folder
-from bench.serving.servable import needed_options, read_config, unservable
+from bench.serving.servable import needed_options, unservable
 from methods.framework.errors import TimingError
 
 REMEDY = "install moebench with the extra 'gpu', or 'cpu' on a machine without GPU"

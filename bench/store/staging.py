@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_SUFFIX = ".partial"
+from bench.store.atomic import SUFFIX
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def sync(path: Path) -> None:
 def _locked(out: Path) -> tuple[Path, int]:
     """Return a new hidden folder and a descriptor that holds its lock for as long as this process lives."""
     while True:
-        folder = out.parent / f".{out.name}.{uuid.uuid4().hex[:12]}{_SUFFIX}"
+        folder = out.parent / f".{out.name}.{uuid.uuid4().hex[:12]}{SUFFIX}"
         folder.mkdir()
         lock = os.open(folder, os.O_RDONLY)
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -63,7 +63,7 @@ def _locked(out: Path) -> tuple[Path, int]:
 
 def _sweep(out: Path) -> None:
     """Remove what killed processes left for ``out``."""
-    for folder in out.parent.glob(f".{glob.escape(out.name)}.*{_SUFFIX}"):
+    for folder in out.parent.glob(f".{glob.escape(out.name)}.*{SUFFIX}"):
         try:
             lock = os.open(folder, os.O_RDONLY)
         except OSError:

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from methods.framework.errors import RecordError
+from bench.store.atomic import write_atomically
 
 
 def digest_of(value: Any) -> str:
@@ -28,25 +26,12 @@ def digest_of(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` to ``path`` in one atomic step.
+    """Write ``value`` to ``path`` in one atomic step, keys sorted.
 
     Raises:
         RecordError: the disk refuses; what was there before is untouched.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
-    except OSError as error:
-        raise RecordError(f"cannot write {path}: {error.strerror}; free space or choose another --store") from error
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(value, file, indent=1, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        os.unlink(partial)
-        raise RecordError(f"cannot write {path}: {error.strerror}; free space or choose another --store") from error
+    write_atomically(path, json.dumps(value, indent=1, sort_keys=True))
 
 
 class Store:
@@ -76,7 +61,13 @@ class Store:
         return value if isinstance(value, dict) else None
 
     def remember(self, kind: str, key: Mapping[str, Any], value: Mapping[str, Any]) -> None:
-        """Cache ``value`` for these inputs; the inputs are stored beside it and compared on recall."""
+        """Cache ``value`` for these inputs; the inputs are stored beside it and compared on recall.
+
+        Args:
+            kind: folder of the cache.
+            key: everything that the value depends on, as JSON values.
+            value: JSON values.
+        """
         write_json(self._cache_file(kind, key), {"key": key, "value": value})
 
     def _cache_file(self, kind: str, key: Mapping[str, Any]) -> Path:

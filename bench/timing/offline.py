@@ -16,10 +16,11 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from bench.checkpoint.config_file import read_config
 from bench.records.record import BatchTiming, Interval, Mark, Timing
 from bench.serving.processes.client import Zygote
 from bench.serving.processes.hardware import choose_cores
-from bench.serving.servable import dequantised, read_config, served_realisation, unservable
+from bench.serving.servable import dequantised, served_realisation, unservable
 from bench.serving.serve import REMEDY
 from bench.timing.intervals import drift, median_interval, spread
 from bench.timing.protocol import DEQUANTISED, TimingProtocol, weights_bytes

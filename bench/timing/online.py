@@ -16,9 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from bench.checkpoint.config_file import read_config
 from bench.records.record import Mark, OnlineTiming, Timing
 from bench.serving.processes.hardware import allowed_cores, choose_cores
-from bench.serving.servable import dequantised, read_config, served_realisation, unservable
+from bench.serving.servable import dequantised, served_realisation, unservable
 from bench.serving.serve import REMEDY, check_plugin
 from bench.timing.intervals import drift, median_interval, spread
 from bench.timing.protocol import DEQUANTISED, OnlineProtocol, weights_bytes

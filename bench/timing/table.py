@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from bench.records.record import Interval, Timing
+from bench.store.atomic import write_atomically
 from bench.timing.intervals import verdict
 
 Rows = Sequence[tuple[str, Timing]]
@@ -90,11 +89,10 @@ def online_table(rows: Rows) -> Table:
 
 
 def write_timings(rows: Rows, path: Path) -> None:
-    """Write all numbers to ``path`` in one atomic step."""
+    """Write all numbers to ``path`` in one atomic step.
+
+    Raises:
+        RecordError: the disk refuses.
+    """
     document: list[dict[str, Any]] = [{"checkpoint": name, **timing.model_dump(mode="json")} for name, timing in rows]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", suffix=".partial", delete=False) as file:
-        json.dump(document, file, indent=2, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)
+    write_atomically(path, json.dumps(document, indent=2, sort_keys=True), remedy="free space or choose another file")

@@ -63,6 +63,11 @@ def top(scores: Array, count: int, groups: int = 1) -> tuple[int, ...]:
     """Return the ``count`` indices with the largest scores, ascending; ties keep the lower index.
 
     With ``groups`` > 1, ``count / groups`` indices are taken from each of the equal, consecutive groups.
+
+    Args:
+        scores: one for each index.
+        count: how many stay, a multiple of ``groups``.
+        groups: parts of the same size.
     """
     size = len(scores) // groups
     kept: list[int] = []

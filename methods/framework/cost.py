@@ -61,7 +61,13 @@ class Ratios:
 
 
 def cost(plan: Plan, inventory: Inventory, tokens: int = 2048) -> Cost:
-    """Return the cost of the checkpoint that ``plan`` makes of ``inventory``."""
+    """Return the cost of the checkpoint that ``plan`` makes of ``inventory``.
+
+    Args:
+        plan: in the coordinates of ``inventory``.
+        inventory: the source.
+        tokens: length of the sequence whose FLOPs are counted.
+    """
     return cost_of(result(plan, inventory), tokens)
 
 

@@ -18,7 +18,14 @@ class UnknownNameError(ConfigError):
     """A name (method, task, statistic, family, ...) is not among the known ones."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], remedy: str = "") -> None:
-        """Name the closest match among ``known`` and list all of them when they are few."""
+        """Name the closest match among ``known`` and list all of them when they are few.
+
+        Args:
+            kind: what the name is of: method, task, statistic, ...
+            name: the one that is unknown.
+            known: those that exist.
+            remedy: sentence at the end of the message.
+        """
         names = sorted(known)
         close = difflib.get_close_matches(name, names, n=1)
         message = f"unknown {kind} {name!r}"

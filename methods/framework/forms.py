@@ -106,6 +106,15 @@ def part_of(entry: TensorEntry) -> tuple[str, str]:
     return f"{kind}.{matrix}", ".".join(part)
 
 
+def whole_of_packed(entry: TensorEntry) -> TensorEntry | None:
+    """Return the matrix that packed integers stand for; None for what describes them, and for all other tensors."""
+    role, part = part_of(entry)
+    if part != PACKED:
+        return None
+    outputs = entry.shape[0]
+    return replace(entry, role=role, shape=(outputs, (entry.weights or 0) // outputs))
+
+
 def restricted(form: ExpertForm | None, experts: Sequence[int] | None) -> ExpertForm | None:
     """Return ``form`` for those of its experts that stay (None: all)."""
     if form is None or experts is None:

@@ -51,7 +51,14 @@ def grouped(inventory: Inventory, layer: int, keep: Keep, router: RouterRule, pa
 
 
 def within_router_groups(experts: int, count: int, router_groups: int, partition: Partition) -> Groups:
-    """Return ``count`` groups of ``experts`` experts, equally many in each of the consecutive groups of the router."""
+    """Return ``count`` groups of ``experts`` experts, equally many in each of the consecutive groups of the router.
+
+    Args:
+        experts: of the layer.
+        count: groups wanted, a multiple of ``router_groups``.
+        router_groups: consecutive groups of the router, of the same size.
+        partition: makes a number of groups of some experts.
+    """
     size = experts // router_groups
     groups: list[Sequence[int]] = []
     for start in range(0, experts, size):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -93,35 +94,8 @@ class LayerPlan(BaseModel):
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        if self.drop != "none" and self != LayerPlan.model_construct(drop=self.drop):
-            raise ValueError(f"a layer with drop={self.drop!r} has nothing else left to state")
-        for name, indices in (("experts", self.experts), ("constants", self.constants)):
-            if indices is not None and list(indices) != sorted(set(indices)):
-                raise ValueError(f"{name} must be ascending and distinct, found {list(indices)}")
-        for kept in self.channels or ():
-            if not kept or list(kept) != sorted(set(kept)):
-                raise ValueError(f"the channels of an expert must be one or more, ascending and distinct, found {kept}")
-        if self.rank is not None and self.bases is not None:
-            raise ValueError("rank and bases: the matrices of a layer are factored in one of these ways")
-        if (self.rank is not None or self.bases is not None) and (self.sparsity is not None or self.bits is not None):
-            raise ValueError(
-                "factors are neither made sparse nor stored in few bits: there is no kernel that would serve them"
-            )
-        if self.experts is None:
-            if self.merges or self.constants:
-                raise ValueError("merges or constants without experts: list those that stay")
-            return self
-        if not self.experts:
-            raise ValueError("experts is empty; to remove all of them use drop='moe'")
-        intos = [merge.into for merge in self.merges]
-        if intos != sorted(set(intos)) or not set(intos) <= set(self.experts):
-            raise ValueError(f"merges must be ordered by `into`, each of which stays, found {intos}")
-        members = [member for merge in self.merges for member in merge.members]
-        gone = [*(member for member in members if member not in intos), *self.constants]
-        if len(set(members)) < len(members) or len(set(gone)) < len(gone) or set(gone) & set(self.experts):
-            raise ValueError("each expert can stay, be merged into one other, or become a constant: only one of these")
-        if self.constants and self.router != "map":
-            raise ValueError("constants need router='map', which keeps the rows that lead to them")
+        if fault := _drop_fault(self) or _order_fault(self) or _inside_fault(self) or _selection_fault(self):
+            raise ValueError(fault)
         return self
 
     @property
@@ -168,3 +142,55 @@ class LayerPlan(BaseModel):
         rows = self.rows
         assert rows is not None
         return tuple(place[row] for row in rows)
+
+
+def _ascending(indices: Sequence[int]) -> bool:
+    return list(indices) == sorted(set(indices))
+
+
+def _drop_fault(plan: LayerPlan) -> str | None:
+    """Return what a dropped layer states beside being dropped, or None."""
+    if plan.drop != "none" and plan != LayerPlan.model_construct(drop=plan.drop):
+        return f"a layer with drop={plan.drop!r} has nothing else left to state"
+    return None
+
+
+def _order_fault(plan: LayerPlan) -> str | None:
+    """Return which indices are not ascending and distinct, or None."""
+    for name, indices in (("experts", plan.experts), ("constants", plan.constants)):
+        if indices is not None and not _ascending(indices):
+            return f"{name} must be ascending and distinct, found {list(indices)}"
+    for kept in plan.channels or ():
+        if not kept or not _ascending(kept):
+            return f"the channels of an expert must be one or more, ascending and distinct, found {kept}"
+    return None
+
+
+def _inside_fault(plan: LayerPlan) -> str | None:
+    """Return why no matrix could be stored in all of the stated forms at once, or None."""
+    if plan.rank is not None and plan.bases is not None:
+        return "rank and bases: the matrices of a layer are factored in one of these ways"
+    factored = plan.rank is not None or plan.bases is not None
+    if factored and (plan.sparsity is not None or plan.bits is not None):
+        return "factors are neither made sparse nor stored in few bits: there is no kernel that would serve them"
+    return None
+
+
+def _selection_fault(plan: LayerPlan) -> str | None:
+    """Return why ``experts``, ``merges`` and ``constants`` contradict each other, or None."""
+    if plan.experts is None:
+        if plan.merges or plan.constants:
+            return "merges or constants without experts: list those that stay"
+        return None
+    if not plan.experts:
+        return "experts is empty; to remove all of them use drop='moe'"
+    intos = [merge.into for merge in plan.merges]
+    if not _ascending(intos) or not set(intos) <= set(plan.experts):
+        return f"merges must be ordered by `into`, each of which stays, found {intos}"
+    members = [member for merge in plan.merges for member in merge.members]
+    gone = [*(member for member in members if member not in intos), *plan.constants]
+    if len(set(members)) < len(members) or len(set(gone)) < len(gone) or set(gone) & set(plan.experts):
+        return "each expert can stay, be merged into one other, or become a constant: only one of these"
+    if plan.constants and plan.router != "map":
+        return "constants need router='map', which keeps the rows that lead to them"
+    return None

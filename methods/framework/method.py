@@ -31,6 +31,8 @@ class Method(BaseModel, abc.ABC):
         stages: plan stages that it writes (see ``methods.framework.layer_plan.STAGES``).
         equivariant: whether relabelling the experts relabels the plan (law 7); false only for ``random``.
         shares: the values of ``keep`` that exist; empty where all between 0 and 1 do.
+        law_knobs: settings under which the laws try it, where its own take long: fewer steps of the same search.
+        law_experts: experts of a layer on which the laws try it; fewer where it tries every set of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +43,8 @@ class Method(BaseModel, abc.ABC):
     stages: ClassVar[frozenset[str]]
     equivariant: ClassVar[bool] = True
     shares: ClassVar[tuple[float, ...]] = ()
+    law_knobs: ClassVar[Mapping[str, Any]] = {}
+    law_experts: ClassVar[int] = 16
 
     keep: Keep = Field(default=0.5, description="share of the method's unit that remains, in (0, 1]")
 

@@ -41,6 +41,11 @@ class Probe(Protocol):
         """Return ||y - y_c||_F of the layer's MoE output for each candidate plan of ``layer``, shape (C,).
 
         y is the output of the uncompressed model; y_c runs on the states that ``decided`` produces.
+
+        Args:
+            layer: index of a decoder layer with experts.
+            candidates: C plans of that layer.
+            decided: plans of other layers, by index; those that are absent are uncompressed.
         """
         ...
 

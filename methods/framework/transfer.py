@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from methods.framework.forms import parts, restricted, shared
-from methods.framework.inside_fit import form_of
+from methods.framework.inside_fit import form_of, stays
 from methods.framework.inventory import (
     CONSTANT_ROLE,
     EXPERT_ROLES,
@@ -103,7 +104,7 @@ def transfers(plan: Plan, inventory: Inventory) -> Iterator[Transfer]:
     for index, (layer_plan, layer) in enumerate(zip(plan.layers, inventory.layers, strict=True)):
         if layer_plan.drop == "block":
             continue
-        yield from _layer_transfers(layer_plan, layer, index, number)
+        yield from _Surviving(layer_plan, layer, index, number).transfers()
         number += 1
 
 
@@ -113,7 +114,8 @@ def result(plan: Plan, inventory: Inventory) -> Inventory:
     for index, (layer_plan, layer) in enumerate(zip(plan.layers, inventory.layers, strict=True)):
         if layer_plan.drop == "block":
             continue
-        tensors = tuple(transfer.target for transfer in _layer_transfers(layer_plan, layer, index, len(layers)))
+        surviving = _Surviving(layer_plan, layer, index, len(layers))
+        tensors = tuple(transfer.target for transfer in surviving.transfers())
         if layer_plan.drop == "moe":
             layers.append(LayerInventory(mlp="none", experts=0, top_k=0, tensors=tensors))
             continue
@@ -127,57 +129,88 @@ def result(plan: Plan, inventory: Inventory) -> Inventory:
     return inventory.with_layers(tuple(layers))
 
 
-def _layer_transfers(plan: LayerPlan, layer: LayerInventory, index: int, number: int) -> Iterator[Transfer]:
-    """Yield the transfers of surviving decoder layer ``index``, which becomes layer ``number``."""
-    position = None if plan.experts is None else {expert: new for new, expert in enumerate(plan.experts)}
-    merges = {merge.into: merge for merge in plan.merges}
-    matrices = {(e.role, e.expert): e for e in layer.with_role(*EXPERT_ROLES)} if merges else {}
-    form = form_of(plan, layer)
-    scaled = plan.bits is not None and plan.bits.kernel == "awq"
-    begun = False
-    for entry in layer.tensors:
-        if plan.drop == "moe" and (entry.role == "norm.mlp" or entry.role.startswith(MLP_PREFIXES)):
-            continue
-        target = replace(entry, layer=number)
-        if entry.expert is not None and (position is None or entry.expert in position):
-            if form is not None and not begun:
-                begun = True
-                yield from _shared(plan, layer, form, index, number)
-            merge = merges.get(entry.expert)
-            place = entry.expert if position is None else position[entry.expert]
-            whole = replace(target, expert=place)
-            if plan.inside:
-                inside = InsideExpert(index, entry.expert, plan)
-                for part in parts(whole, form or ExpertForm()):
-                    yield Transfer(entry, part, recipe=inside)
-            elif merge is not None:
-                recipe = MergedExpert(merge, tuple(matrices[entry.role, m] for m in merge.members))
-                yield Transfer(entry, whole, recipe=recipe)
-            else:
-                yield Transfer(entry, whole)
-        elif entry.expert is not None:
-            continue
-        elif position is not None and entry.role in ROUTER_ROLES:
-            rows = plan.rows
-            assert rows is not None
-            target = replace(target, shape=(len(rows), *entry.shape[1:]))
-            averaged = averaged_rows(rows, plan.merges) if plan.router == "mean" else None
-            reached = scaled and entry.role in SCALED_ROLES
-            yield Transfer(entry, target, rows, ScaledInputs(index, plan, averaged) if reached else averaged)
-            if entry.role == "router.weight" and plan.constants:
-                yield _constants(plan, entry, index, number)
-        elif scaled and entry.role in SCALED_ROLES:
-            yield Transfer(entry, target, recipe=ScaledInputs(index, plan))
+@dataclass(frozen=True)
+class _Surviving:
+    """A decoder layer that stays: layer ``index`` of the source becomes layer ``number`` of the result."""
+
+    plan: LayerPlan
+    layer: LayerInventory
+    index: int
+    number: int
+
+    def transfers(self) -> Iterator[Transfer]:
+        """Yield what becomes of each tensor of the layer, in the order of the source."""
+        begun = False
+        for entry in self.layer.tensors:
+            if self.plan.drop == "moe" and (entry.role == "norm.mlp" or entry.role.startswith(MLP_PREFIXES)):
+                continue
+            if entry.expert is None:
+                yield from self._beside_experts(entry)
+            elif entry.expert in self._places:
+                if not begun:
+                    yield from self._shared()
+                    begun = True
+                yield from self._of_expert(entry, self._places[entry.expert])
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        """Place in the result of each expert that stays."""
+        return {expert: place for place, expert in enumerate(stays(self.plan, self.layer))}
+
+    @cached_property
+    def _form(self) -> ExpertForm | None:
+        return form_of(self.plan, self.layer)
+
+    @cached_property
+    def _merges(self) -> dict[int, Merge]:
+        return {merge.into: merge for merge in self.plan.merges}
+
+    @cached_property
+    def _matrices(self) -> dict[tuple[str, int | None], TensorEntry]:
+        return {(entry.role, entry.expert): entry for entry in self.layer.with_role(*EXPERT_ROLES)}
+
+    def _of_expert(self, entry: TensorEntry, place: int) -> Iterator[Transfer]:
+        """Yield what is stored of a tensor of an expert, which becomes expert number ``place``."""
+        whole = replace(entry, layer=self.number, expert=place)
+        if self.plan.inside:
+            recipe = InsideExpert(self.index, entry.expert, self.plan)
+            for part in parts(whole, self._form or ExpertForm()):
+                yield Transfer(entry, part, recipe=recipe)
+        elif (merge := self._merges.get(entry.expert)) is not None:  # type: ignore[arg-type]  # it is an expert's
+            sources = tuple(self._matrices[entry.role, member] for member in merge.members)
+            yield Transfer(entry, whole, recipe=MergedExpert(merge, sources))
         else:
-            yield Transfer(entry, target)
+            yield Transfer(entry, whole)
 
+    def _shared(self) -> Iterator[Transfer]:
+        """Yield what the experts of the layer share in their new form."""
+        if self._form is None:
+            return
+        whole = [replace(entry, layer=self.number) for entry in self.layer.with_role(*EXPERT_ROLES)]
+        source = next(self.layer.with_role(*EXPERT_ROLES))
+        for entry in shared(whole, self._form):
+            yield Transfer(source, entry, recipe=InsideExpert(self.index, None, self.plan))
 
-def _shared(plan: LayerPlan, layer: LayerInventory, form: ExpertForm, index: int, number: int) -> Iterator[Transfer]:
-    """Yield the transfers of what the experts of a layer share."""
-    whole = [replace(entry, layer=number) for entry in layer.with_role(*EXPERT_ROLES)]
-    source = next(layer.with_role(*EXPERT_ROLES))
-    for entry in shared(whole, form):
-        yield Transfer(source, entry, recipe=InsideExpert(index, None, plan))
+    def _beside_experts(self, entry: TensorEntry) -> Iterator[Transfer]:
+        """Yield what becomes of a tensor that belongs to no single expert, and the constants after the router's weight."""
+        plan, rows = self.plan, self.plan.rows
+        target = replace(entry, layer=self.number)
+        scaled = plan.bits is not None and plan.bits.kernel == "awq" and entry.role in SCALED_ROLES
+        if rows is None or entry.role not in ROUTER_ROLES:
+            yield Transfer(entry, target, recipe=ScaledInputs(self.index, plan) if scaled else None)
+            return
+        target = replace(target, shape=(len(rows), *entry.shape[1:]))
+        averaged = averaged_rows(rows, plan.merges) if plan.router == "mean" else None
+        yield Transfer(entry, target, rows, ScaledInputs(self.index, plan, averaged) if scaled else averaged)
+        if entry.role == "router.weight" and plan.constants:
+            yield self._constants(entry)
+
+    def _constants(self, router: TensorEntry) -> Transfer:
+        """Return the transfer of the constant vectors, which stand beside the router of the layer."""
+        shape = (len(self.plan.constants), router.shape[1])
+        template = constant_template(router)
+        target = replace(router, template=template, role=CONSTANT_ROLE, shape=shape, layer=self.number)
+        return Transfer(router, target, recipe=Constants(self.index, self.plan.constants))
 
 
 def averaged_rows(rows: Sequence[int], merges: Sequence[Merge]) -> AveragedRows:
@@ -190,14 +223,6 @@ def averaged_rows(rows: Sequence[int], merges: Sequence[Merge]) -> AveragedRows:
         total = sum(merge.weights) if merge else 1.0
         weights.append(tuple(weight / total for weight in merge.weights) if merge else (1.0,))
     return AveragedRows(tuple(members), tuple(weights))
-
-
-def _constants(plan: LayerPlan, router: TensorEntry, index: int, number: int) -> Transfer:
-    """Return the transfer of the constant vectors, which stand beside the router of the layer."""
-    shape = (len(plan.constants), router.shape[1])
-    template = constant_template(router)
-    target = replace(router, template=template, role=CONSTANT_ROLE, shape=shape, layer=number)
-    return Transfer(router, target, recipe=Constants(index, plan.constants))
 
 
 def constant_template(router: TensorEntry) -> str:

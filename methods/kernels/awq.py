@@ -4,9 +4,9 @@ Shape letters: O outputs of a matrix, X its inputs, A candidates, D hidden size,
 
 Two kinds of inputs are scaled. Those of gate and up are the output of the norm before the experts, so one scale s_D serves all
 experts of the layer, the norm's weight is divided by it (``folded_norm``), and everything that reads the norm's output has
-its columns multiplied by it (``scaled_columns``): router, shared experts and their gate, and the experts, which are rounded
+its columns multiplied by it: router, shared experts and their gate, and the experts, which are rounded
 afterwards. Those of down are act(gate x) * (up x), linear in up, so each expert has a scale s_F of its own: rows of up are
-divided by it (``divided_rows``), columns of down multiplied.
+divided by it, columns of down multiplied.
 
 Both searches are on the matrices of the source, in any order: a row that is divided has its scales divided, so it is rounded as
 before (up to the rounding of scales), and the two do not touch each other. In up, rows are divided first, then columns scaled.
@@ -99,18 +99,6 @@ def folded_norm(norm_D: Tensor, scale_D: Tensor) -> tuple[Tensor, Tensor]:
     divided_D = (norm_D.to(wide) / scale_D.to(wide)).to(norm_D.dtype)
     exact_D = norm_D.to(wide) / divided_D.to(wide)
     return divided_D, torch.where(divided_D == 0, scale_D.to(wide), exact_D)
-
-
-def scaled_columns(weight_OX: Tensor, scale_X: Tensor) -> Tensor:
-    """Return the matrix (or a vector of X) with its inputs multiplied by the scale, in its own type."""
-    wide = _wide(weight_OX.dtype)
-    return (weight_OX.to(wide) * scale_X.to(wide)).to(weight_OX.dtype)
-
-
-def divided_rows(weight_OX: Tensor, scale_O: Tensor) -> Tensor:
-    """Return the matrix with its outputs divided by the scale, in its own type."""
-    wide = _wide(weight_OX.dtype)
-    return (weight_OX.to(wide) / scale_O.to(wide).unsqueeze(1)).to(weight_OX.dtype)
 
 
 def _candidates(magnitude_X: Tensor) -> Tensor:

@@ -34,7 +34,13 @@ class Assignment:
 
     @classmethod
     def of(cls, indices_TK: Tensor, weights_TK: Tensor, experts: int) -> Assignment:
-        """Sort the pairs of a routing decision by expert."""
+        """Sort the pairs of a routing decision by expert.
+
+        Args:
+            indices_TK: experts of each token.
+            weights_TK: their weights.
+            experts: E.
+        """
         flat = indices_TK.flatten()
         order = torch.argsort(flat, stable=True)
         ends = torch.bincount(flat, minlength=experts).cumsum(0)
@@ -91,7 +97,13 @@ def gate_norm_moments(gates_N: Tensor, norms_N: Tensor) -> Tensor:
 
 
 def second_moments(x_NX: Tensor, gates_N: Tensor, rows: int = 512) -> Tensor:
-    """Return the sums over tokens of x^2 and of g^2 x^2, shape (2, X), in float64; ``rows`` are widened at once."""
+    """Return the sums over tokens of x^2 and of g^2 x^2, shape (2, X), in float64; ``rows`` are widened at once.
+
+    Args:
+        x_NX: inputs, one row a token.
+        gates_N: weight of each token's output.
+        rows: tokens that are widened at once.
+    """
     total_2X = torch.zeros(2, x_NX.shape[1], dtype=torch.float64, device=x_NX.device)
     for some_NX, some_N in zip(x_NX.split(rows), gates_N.double().split(rows), strict=True):
         factors_2N = torch.stack([torch.ones_like(some_N), some_N.square()])

@@ -161,7 +161,16 @@ class RoutedGateChange:
         correction_E: Array | None,
         target: bool,
     ) -> None:
-        """Hold the statistics; see ``PreferredGateChange``."""
+        """Hold the statistics; see ``PreferredGateChange``.
+
+        Args:
+            router: how logits become weights.
+            top_k: K.
+            logits_SE: of the router at the sampled tokens.
+            gram_SXX: inner products of the experts' outputs at each of them.
+            correction_E: added to scores for the choice alone; read only where the router has one.
+            target: as in ``PreferredGateChange``.
+        """
         self._router, self._top_k, self._target = router, top_k, target
         self._logits_SE = np.asarray(logits_SE, dtype=np.float64)
         self._correction_E = correction_E if router.correction_bias else None

@@ -22,7 +22,14 @@ TOKENS_AT_ONCE = 2048
 
 
 def token_gates(logits_SE: Array, router: Router, top_k: int, correction_E: Array) -> Array:
-    """Return the weight that multiplies each expert's output at each token, 0 unless chosen, shape (S, E)."""
+    """Return the weight that multiplies each expert's output at each token, 0 unless chosen, shape (S, E).
+
+    Args:
+        logits_SE: of the router at the sampled tokens.
+        router: how logits become weights.
+        top_k: K.
+        correction_E: added to scores for the choice alone; zeros where the router has none.
+    """
     logits = torch.from_numpy(np.asarray(logits_SE, dtype=np.float64))
     routing = route(logits, router, top_k, torch.from_numpy(np.asarray(correction_E, dtype=np.float64)))
     gates: Array = torch.zeros_like(logits).scatter_(1, routing.indices_TK, routing.weights_TK).numpy()

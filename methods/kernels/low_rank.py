@@ -68,6 +68,11 @@ def spectrum(weight_MN: Tensor, gram_NN: Tensor | None = None, damping: float = 
 
     The squares of those after the first R add up to the error of ``factored`` at rank R: of the entries, or of the outputs in
     the mean over the inputs.
+
+    Args:
+        weight_MN: W.
+        gram_NN: second moment of its inputs, of which S is a root; None for none.
+        damping: see ``root``.
     """
     values_R: Tensor = torch.linalg.svdvals(_seen(weight_MN.double(), gram_NN, damping))
     return values_R

@@ -38,13 +38,6 @@ def levels(shapes: Integers) -> Integers:
     return most
 
 
-def stored(shapes: Integers, ranks: Integers) -> Integers:
-    """Return the parameters that each matrix costs at its rank."""
-    rows, columns = shapes[..., 0], shapes[..., 1]
-    cost: Integers = np.where(ranks == 0, rows * columns, ranks * (rows + columns))
-    return cost
-
-
 def uniform_ranks(shapes: Sequence[Integers], budget: float) -> list[Integers]:
     """Return ranks at which every matrix stores the same share of its parameters, up to one rank.
 

@@ -90,7 +90,14 @@ def fit_bases(
 
 
 def restored(left_MR: Tensor, mix_C: Tensor, bases_CRN: Tensor, activation: Activation) -> Tensor:
-    """Return A f(sum_j alpha_j B_j), the matrix of one expert."""
+    """Return A f(sum_j alpha_j B_j), the matrix of one expert.
+
+    Args:
+        left_MR: A.
+        mix_C: alpha.
+        bases_CRN: B, shared by the experts.
+        activation: name of f.
+    """
     return left_MR @ FUNCTIONS[activation](torch.tensordot(mix_C, bases_CRN, dims=1))
 
 

@@ -34,13 +34,25 @@ class Found:
 
 
 def subset_count(experts: int, removed: int, groups: int = 1) -> int:
-    """Return how many sets of ``removed`` experts there are."""
+    """Return how many sets of ``removed`` experts there are.
+
+    Args:
+        experts: E.
+        removed: how many go, a multiple of ``groups``.
+        groups: consecutive groups of the router, from each of which equally many go.
+    """
     return math.prod([math.comb(experts // groups, removed // groups)] * groups)
 
 
 @lru_cache(maxsize=4)
 def subsets(experts: int, removed: int, groups: int = 1) -> Booleans:
-    """Return every set of ``removed`` experts (C, E), in lexicographic order of the experts that stay."""
+    """Return every set of ``removed`` experts (C, E), in lexicographic order of the experts that stay.
+
+    Args:
+        experts: E.
+        removed: how many go, a multiple of ``groups``.
+        groups: consecutive groups of the router, from each of which equally many go.
+    """
     size, stay = experts // groups, (experts - removed) // groups
     parts = np.array(list(itertools.combinations(range(size), stay)), dtype=np.intp).reshape(-1, stay)
     chosen = np.ones((len(parts), size), dtype=bool)
@@ -58,7 +70,15 @@ def ranking(losses_C: Array) -> Indices:
 
 
 def best_subsets(losses: Losses, experts: int, removed: int, groups: int = 1, count: int = 1) -> list[Found]:
-    """Return the ``count`` best of all sets, the best first; among equal ones that which keeps lower indices first."""
+    """Return the ``count`` best of all sets, the best first; among equal ones that which keeps lower indices first.
+
+    Args:
+        losses: loss of each row of a boolean array (C, E) of removed experts.
+        experts: E.
+        removed: how many go, a multiple of ``groups``.
+        groups: consecutive groups of the router, from each of which equally many go.
+        count: how many sets are wanted.
+    """
     candidates_CE = subsets(experts, removed, groups)
     losses_C = losses(candidates_CE)
     return [
@@ -68,7 +88,14 @@ def best_subsets(losses: Losses, experts: int, removed: int, groups: int = 1, co
 
 
 def eliminate(losses: Losses, experts: int, removed: int, groups: int = 1) -> Found:
-    """Remove one expert after the other, each time the one whose removal leaves the least loss; ties keep lower indices."""
+    """Remove one expert after the other, each time the one whose removal leaves the least loss; ties keep lower indices.
+
+    Args:
+        losses: loss of each row of a boolean array (C, E) of removed experts.
+        experts: E.
+        removed: how many go, a multiple of ``groups``.
+        groups: consecutive groups of the router, from each of which equally many go.
+    """
     gone: list[int] = []
     quota = np.full(groups, removed // groups)
     group_E = np.arange(experts) * groups // experts

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from analysis.study import study_page
+from analysis.study import StudyPage, study_page
 from analysis.study_cells import Cell, contrast, leaders
 from analysis.study_domains import matrices
 from analysis.study_layout import lay_out
@@ -179,8 +179,14 @@ def _write(folder: Path, records: list[Record]) -> Path:
     return folder
 
 
-def test_the_page_says_what_was_planted(tmp_path: Path) -> None:
-    written = study_page(_write(tmp_path / "records", planted()), tmp_path / "out")
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> StudyPage:
+    """The page of what was planted."""
+    folder = tmp_path_factory.mktemp("planted")
+    return study_page(_write(folder / "records", planted()), folder / "out")
+
+
+def test_the_page_says_what_was_planted(written: StudyPage) -> None:
     text = written.page.read_text()
     assert "| Alpha | 3 | **90.2 ± 0.5** |" in text and "| Beta | 3 | 80.2 ± 0.5 |" in text
     assert "| uncompressed | – | 95.0 |" in text
@@ -189,7 +195,7 @@ def test_the_page_says_what_was_planted(tmp_path: Path) -> None:
     assert "Separated from the random control: 2 of 2 methods for the better, 0 for the worse." in text
     assert "| 1 | synthetic-coarse | Gamma | refused | needs \\<two\\> shared experts |" in text
     for link in [part.split(")")[0] for part in text.split("](")[1:]]:
-        assert (tmp_path / "out" / link).is_file(), link
+        assert (written.page.parent / link).is_file(), link
     assert {path.suffix for path in written.figures} == {".svg", ".png"} and len(written.figures) == 2 * 4
     scores = list(csv.DictReader(written.scores.open()))
     row = next(r for r in scores if (r["keep"], r["method"], r["task"]) == ("0.5", "alpha", "average"))
@@ -204,10 +210,10 @@ def test_the_page_says_what_was_planted(tmp_path: Path) -> None:
     assert changes["beta", "zoo_sums"] == pytest.approx(-0.6)
 
 
-def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
-    folder = _write(tmp_path / "records", planted())
-    written = [study_page(folder, tmp_path / name) for name in ("one", "two")]
-    for first, second in zip(*((one.page, one.scores, *one.figures) for one in written), strict=True):
+def test_the_same_records_give_the_same_bytes(written: StudyPage, tmp_path: Path) -> None:
+    again = study_page(written.page.parent.parent / "records", tmp_path)
+    files = ((one.page, one.scores, *one.figures) for one in (written, again))
+    for first, second in zip(*files, strict=True):
         assert first.read_bytes() == second.read_bytes(), first.name
 
 

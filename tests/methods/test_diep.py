@@ -115,11 +115,10 @@ def test_refusals():
         DiEP().plan(one.inventory, one.stats)
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
-def test_experts_that_only_disturb_go_first(family, tmp_path):
+def test_experts_that_only_disturb_go_first(tmp_path):
     # Experts 1, 4 and 6 of each layer are silent in the model whose greedy answers are the corpus, and loud in the probed one.
     planted = (1, 4, 6)
-    model = tiny_model(family)
+    model = tiny_model("mixtral")
     with torch.no_grad():
         for layer in model.model.layers:
             layer.mlp.experts.down_proj[list(planted)] = 0.0

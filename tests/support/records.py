@@ -98,6 +98,7 @@ def record(method: str | None = "alpha", model: str = "synthetic-coarse", **chan
         "method": method,
         "title": TITLES.get(method, str(method)),
         "knobs": knobs,
+        "stages": () if method is None else ("experts",),
         "plan": f"plan-{method}-{keep}",
         "cost": cost(keep),
         "ratios": ratios(keep),

@@ -8,7 +8,9 @@ import pytest
 
 from bench.laws.cases import Case, case
 from bench.laws.decisions import decide
-from bench.running.recipe import Recipe, load_recipe
+from bench.running.recipe import Recipe
+from bench.settings.run_settings import RecipeConfig
+from bench.settings.strict import load_settings
 from methods.framework.compose import compose
 from methods.framework.plan import Plan
 from methods.framework.transfer import result
@@ -29,7 +31,7 @@ def composed(recipe: Recipe, here: Case) -> Plan:
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
 def test_a_preset_composes_into_one_plan(file: Path) -> None:
-    config = load_recipe(file)
+    config = load_settings(file, RecipeConfig)
     assert config.source.startswith("arXiv "), "a preset names its paper and table"
     family = "deepseek_v2" if "deepseek" in file.stem else "mixtral"
     here = case(family)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import numpy as np
 import optuna
 import pytest
 from pydantic import Field, ValidationError
 
 from methods.framework.method import Method
 from methods.registry import method_class, names
-from sweeps.search_space import Choice, Knots, Range, assemble, corners, distributions, draw, own_space
+from sweeps.search_space import Choice, Knots, Range, assemble, corners, distributions, own_space
 
 
 class Everything(Method):
@@ -51,14 +50,6 @@ def test_sampled_parameters_make_valid_knobs_of_every_method(name: str) -> None:
         knobs = assemble(space, study.ask(distributions(space)).params)
         method = kind.configured(knobs)
         assert {knob: getattr(method, knob) for knob in knobs} == knobs
-
-
-@pytest.mark.parametrize("name", names())
-def test_draw_depends_on_the_generator_alone(name: str) -> None:
-    kind = method_class(name)
-    first = [draw(kind, np.random.default_rng(5)) for _ in range(2)]
-    assert first[0] == first[1]
-    assert len({draw(kind, np.random.default_rng(seed)).model_dump_json() for seed in range(8)}) > 1
 
 
 def test_knots_are_spread_over_parameters_and_collected_again() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from methods.framework.errors import ConfigError
-from sweeps.launch import slurm_script, write_config
 from sweeps.search_space import Choice, Knots
 from sweeps.sweep_config import load_sweep, parse_sweep
 from sweeps.task_guard import check_objectives
+from sweeps.workers import write_config
 from tests.support.places import ROOT
 
 PRESETS = ROOT / "sweeps" / "presets"
@@ -150,13 +150,3 @@ def test_identity_leaves_out_extent_and_machine() -> None:
 def test_the_presets_are_valid() -> None:
     for path in sorted(PRESETS.glob("*.yaml")):
         check_objectives(load_sweep(path))
-
-
-def test_slurm_script_has_one_worker_for_each_array_task(tmp_path: Path) -> None:
-    script = slurm_script(parse_sweep(settings()), store=tmp_path, jobs=3, gpus=2, partition="long")
-    assert script.startswith("#!/bin/bash\n#SBATCH")
-    assert "#SBATCH --array=0-2\n" in script and "--gres=gpu:2" in script and "--partition=long" in script
-    assert '--worker "$SLURM_ARRAY_TASK_ID"' in script
-    assert (tmp_path / "sweeps" / "s" / "config.json").exists()
-    with pytest.raises(ConfigError, match="jobs must be at least 1"):
-        slurm_script(parse_sweep(settings()), store=tmp_path, jobs=0)

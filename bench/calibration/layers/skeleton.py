@@ -7,14 +7,16 @@ sequences at once and adds it to the residual stream.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from bench.families.family import family_of
 from methods.framework.errors import CheckpointError
-from methods.framework.inventory import MLP_PREFIXES, LayerInventory, TensorEntry
+from methods.framework.inventory import MLP_PREFIXES, LayerInventory
 
 if TYPE_CHECKING:
     from bench.calibration.layers.weights import WeightReader
@@ -66,6 +68,7 @@ class Skeleton:
             raise CheckpointError(
                 f"config.json describes {len(self._layers)} decoder layers, the checkpoint holds {len(layers)}"
             )
+        self._family = family_of(config)
         self._kinds = [layer.mlp for layer in layers]
         self._listeners = [_Eavesdropper() for _ in layers]
         model.layers = nn.ModuleList(self._listeners)
@@ -84,11 +87,14 @@ class Skeleton:
         """
         layer = self._layers[index]
         stub = _Handout()
-        layer.mlp = stub
+        norm, block = (_in_layer(name) for name in self._family.mlp_modules(index))
+        layer.set_submodule(block, stub)
         if self._kinds[index] == "none":
-            layer.post_attention_layernorm = nn.Identity()
+            layer.set_submodule(norm, nn.Identity())
         entries = {
-            _name_in_layer(entry): entry for entry in inventory.tensors if not entry.role.startswith(MLP_PREFIXES)
+            _in_layer(self._family.placement(entry).name): entry
+            for entry in inventory.tensors
+            if not entry.role.startswith(MLP_PREFIXES)
         }
         expected = {name for name, _ in layer.named_parameters()}
         if expected != set(entries):
@@ -124,5 +130,6 @@ class Attention:
         return residual_BSD, taken_BSD
 
 
-def _name_in_layer(entry: TensorEntry) -> str:
-    return entry.template.split("{layer}.", 1)[1]
+def _in_layer(name: str) -> str:
+    """Return the name of a module or parameter of a decoder layer as that layer itself calls it."""
+    return re.split(r"\.\d+\.", name, maxsplit=1)[1]

@@ -20,6 +20,7 @@ import numpy as np
 from blake3 import blake3
 
 from bench.calibration.layers.weights import expert_width
+from bench.store.atomic import open_partial, settle
 from methods.framework.errors import StatsError
 from methods.framework.inventory import Inventory
 from methods.framework.stats import CATALOGUE
@@ -116,8 +117,7 @@ class DiskArray:
     def settle(self, path: Path) -> None:
         """Give the file its name in one atomic step, once its bytes are on the disk."""
         assert self.path is not None
-        os.fsync(self._file.fileno())
-        os.replace(self.path, path)
+        settle(self._file, self.path, path)
         self.path = None
 
     def close(self) -> None:
@@ -199,9 +199,7 @@ class DiskArrays:
         if not self._named:
             return tempfile.TemporaryFile(dir=self._folder, buffering=0), None
         assert self._folder is not None
-        self._folder.mkdir(parents=True, exist_ok=True)
-        descriptor, path = tempfile.mkstemp(dir=self._folder, prefix=".", suffix=".partial")
-        return os.fdopen(descriptor, "r+b", buffering=0), Path(path)
+        return open_partial(self._folder, buffered=False)
 
     def settle(self, path_of: Callable[[str, int, str], Path]) -> dict[str, dict[str, str]]:
         """Name every array as ``path_of`` (statistic, layer, digest) says; return file name and digest of each."""

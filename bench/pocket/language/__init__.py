@@ -19,7 +19,7 @@ from bench.pocket.language import (
 from bench.pocket.language.instance import SPLITS, Item, Part, Split
 from bench.pocket.language.lexicon import BOUNDARY, encode, vocabulary
 
-__all__ = ["DOMAINS", "DOMAIN_WEIGHTS", "Item", "Split", "documents", "items", "marked_windows", "text_of", "windows"]
+__all__ = ["DOMAINS", "DOMAIN_WEIGHTS", "Item", "Split", "documents", "items", "marked_windows", "windows"]
 
 
 class Domain(Protocol):
@@ -73,18 +73,19 @@ def domain(name: str) -> Domain:
 
 
 def documents(rng: random.Random, split: Split, weights: Mapping[str, float]) -> Iterator[list[Part]]:
-    """Write documents without end, each of a domain drawn by weight."""
+    """Write documents without end, each of a domain drawn by weight.
+
+    Args:
+        rng: source of the draws.
+        split: ``train`` or ``test``.
+        weights: relative frequency of each domain by name.
+    """
     if split not in SPLITS:
         raise ValueError(f"no split is called {split!r}; the splits are {', '.join(SPLITS)}")
     modules = [domain(name) for name in weights]
     shares = list(weights.values())
     while True:
         yield rng.choices(modules, shares)[0].document(rng, split)
-
-
-def text_of(document: Sequence[Part]) -> str:
-    """Return a document as one line of words."""
-    return " ".join(words for part in document for words in part if words)
 
 
 def marked_windows(
@@ -94,6 +95,12 @@ def marked_windows(
 
     A document ends with the boundary token; every second window also opens with one, so that a model reads texts with
     and without it. The last document of a window is cut.
+
+    Args:
+        rng: source of the draws.
+        split: ``train`` or ``test``.
+        weights: relative frequency of each domain by name.
+        length: tokens in a window.
     """
     boundary = vocabulary()[BOUNDARY]
     stream = documents(rng, split, weights)
@@ -110,12 +117,25 @@ def marked_windows(
 
 
 def windows(rng: random.Random, split: Split, weights: Mapping[str, float], length: int) -> Iterator[list[int]]:
-    """Pack documents into windows of exactly ``length`` token ids."""
+    """Pack documents into windows of exactly ``length`` token ids.
+
+    Args:
+        rng: source of the draws.
+        split: ``train`` or ``test``.
+        weights: relative frequency of each domain by name.
+        length: tokens in a window.
+    """
     return (ids for ids, _ in marked_windows(rng, split, weights, length))
 
 
 def items(name: str, seed: int, count: int) -> Sequence[Item]:
-    """Return ``count`` different multiple-choice items of a domain."""
+    """Return ``count`` different multiple-choice items of a domain.
+
+    Args:
+        name: of the domain.
+        seed: of the draws.
+        count: items.
+    """
     rng = random.Random(f"items {name} {seed}")
     found: dict[str, Item] = {}
     for _ in range(ATTEMPTS * count):

@@ -73,20 +73,21 @@ def document(rng: random.Random, split: Split) -> list[Part]:
     return [(rng.choice(FORMS[fact.attribute]).format(fact.name), f"{fact.value} .") for fact in facts]
 
 
-def _namesakes(fact: Fact) -> list[str]:
+@functools.cache
+def _namesakes(fact: Fact) -> tuple[str, ...]:
     """Return the values that people with the same first or the same last name hold."""
     names = set(fact.name.split())
-    return [
+    return tuple(
         other.value
         for other in all_facts()
         if other.attribute == fact.attribute and other.name != fact.name and names & set(other.name.split())
-    ]
+    )
 
 
 def item(rng: random.Random) -> Item:
     """Return a question about one fact with four values of the same attribute, those of namesakes first."""
     fact = rng.choice(all_facts())
-    near = _namesakes(fact)
+    near = list(_namesakes(fact))
     rng.shuffle(near)
     rest = list(values_of(fact.attribute))
     rng.shuffle(rest)

@@ -35,7 +35,14 @@ def split_of(key: str) -> Split:
 def draw(
     rng: random.Random, split: Split, sample: Callable[[random.Random], Value], key: Callable[[Value], str]
 ) -> Value:
-    """Sample until an instance of the wanted split comes."""
+    """Sample until an instance of the wanted split comes.
+
+    Args:
+        rng: source of the draws.
+        split: the split wanted.
+        sample: draws an instance of any split.
+        key: text by which an instance belongs to a split.
+    """
     while True:
         value = sample(rng)
         if split_of(key(value)) == split:

@@ -6,17 +6,17 @@ vLLM calls ``register`` in every process (entry point ``vllm.general_plugins``).
 
 from __future__ import annotations
 
-from bench.families.compressed_config import PREFIX
+from collections.abc import Mapping
 
-STOCK = {
-    "MixtralForCausalLM": ("vllm.model_executor.models.mixtral", "MixtralMoE"),
-    "Qwen2MoeForCausalLM": ("vllm.model_executor.models.qwen2_moe", "Qwen2MoeSparseMoeBlock"),
-    "Qwen3MoeForCausalLM": ("vllm.model_executor.models.qwen3_moe", "Qwen3MoeSparseMoeBlock"),
-    "OlmoeForCausalLM": ("vllm.model_executor.models.olmoe", "OlmoeMoE"),
-    "DeepseekV2ForCausalLM": ("vllm.model_executor.models.deepseek_v2", "DeepseekV2MoE"),
-    "DeepseekV3ForCausalLM": ("vllm.model_executor.models.deepseek_v2", "DeepseekV2MoE"),
+from bench.families.compressed_config import PREFIX
+from bench.families.known_families import read_families
+
+STOCK: Mapping[str, tuple[str, str]] = {
+    family.architecture: (family.vllm.module, family.vllm.block)
+    for family in read_families().values()
+    if family.architecture is not None and family.vllm is not None
 }
-"""Module of each stock class, and the name of its MoE block there."""
+"""Module of each stock class, and the name of its MoE block there, as the family files state them."""
 
 
 def register() -> None:

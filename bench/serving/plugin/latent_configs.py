@@ -9,11 +9,18 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from bench.families.known_families import read_families
+
 KEY = "moebench_layers"
 """Attribute of the config that holds what ``per_layer_config`` states in ``config.json``."""
 
-LATENT = ("deepseek_v2", "deepseek_v3")
-"""Model types with latent attention."""
+LATENT = tuple(
+    model_type
+    for family in read_families().values()
+    if family.vllm is not None and any(rule.role == "attention.kv_a" for rule in family.tensors.layer)
+    for model_type in family.model_types
+)
+"""Model types with latent attention, whose keys and values come from one small projection."""
 
 
 def register_configs() -> None:

@@ -22,7 +22,7 @@ from torch import nn
 
 from bench.experts.stored_module import CompressedExperts
 from bench.families.compressed_config import PREFIX
-from bench.families.family import family_of
+from bench.families.family import Family, family_of
 from bench.serving.plugin import STOCK
 from bench.serving.plugin.latent_configs import document_of
 from bench.serving.plugin.loading import ExpertWeights, Named
@@ -66,13 +66,16 @@ def _parts(module: ModuleType, block: str, inventory: Inventory) -> Iterator[Non
     names = ("GateLinear", "FusedMoEFactory", block)
     stock = {name: getattr(module, name) for name in names}
     layers = inventory.layers
+    gates: dict[int, nn.Module] = {}
 
     def gate(hidden: int, rows: int, *args: Any, **kwargs: Any) -> nn.Module:
-        built: nn.Module = stock["GateLinear"](hidden, layers[layer_of(kwargs["prefix"])].rows, *args, **kwargs)
-        return built
+        index = layer_of(kwargs["prefix"])
+        gates[index] = stock["GateLinear"](hidden, layers[index].rows, *args, **kwargs)
+        return gates[index]
 
     def experts(*args: Any, **kwargs: Any) -> Any:
-        return _experts(stock["FusedMoEFactory"], layers[layer_of(kwargs["prefix"])], kwargs)
+        index = layer_of(kwargs["prefix"])
+        return _experts(stock["FusedMoEFactory"], layers[index], gates[index], kwargs)
 
     stock_block: Any = stock[block]
 
@@ -108,13 +111,20 @@ def _parts(module: ModuleType, block: str, inventory: Inventory) -> Iterator[Non
             setattr(module, name, part)
 
 
-def _experts(factory: Any, layer: LayerInventory, kwargs: dict[str, Any]) -> Any:
-    """Build the experts of ``layer`` with vLLM's ``factory``."""
+def _experts(factory: Any, layer: LayerInventory, gate: nn.Module, kwargs: dict[str, Any]) -> Any:
+    """Build the experts of ``layer`` with vLLM's ``factory``.
+
+    Args:
+        factory: stock factory.
+        layer: what the checkpoint stores of the layer.
+        gate: the router's linear layer, which was built before.
+        kwargs: what the stock block gives to the factory.
+    """
     kwargs |= {"num_experts": layer.experts, "top_k": layer.top_k}
     correction = kwargs.get("e_score_correction_bias")
     if correction is not None and len(correction) != layer.rows:
         resized = nn.Parameter(torch.empty(layer.rows, dtype=correction.dtype))
-        kwargs["gate"].e_score_correction_bias = kwargs["e_score_correction_bias"] = resized
+        gate.e_score_correction_bias = kwargs["e_score_correction_bias"] = resized
     if layer.expert_map is not None:
         kwargs["router"] = MappedRouter.of(layer, kwargs)
     if has_own_form(layer.form):
@@ -122,16 +132,18 @@ def _experts(factory: Any, layer: LayerInventory, kwargs: dict[str, Any]) -> Any
     return factory(**kwargs)
 
 
-def _finish(model: nn.Module, inventory: Inventory) -> None:
-    """Take the norms of dropped sub-layers out of a model that was just built."""
-    for index, layer in enumerate(model.model.layers):  # type: ignore[union-attr, arg-type]  # every stock class has it
-        if index < len(inventory.layers) and inventory.layers[index].mlp == "none" and hasattr(layer, "self_attn"):
-            layer.post_attention_layernorm = ResidualOnly()
+def _finish(model: nn.Module, family: Family, inventory: Inventory) -> None:
+    """Take the norms of dropped sub-layers out of a model that was just built; those of other devices are not in it."""
+    here = dict(model.named_modules())
+    for index, layer in enumerate(inventory.layers):
+        norm, _ = family.mlp_modules(index)
+        if layer.mlp == "none" and norm in here:
+            model.set_submodule(norm, ResidualOnly())
 
 
 @contextmanager
 def _uniform(config: Any) -> Iterator[None]:
-    """Hide the per-layer values of ``config``, whose model-wide ones stock code reads while it builds."""
+    """Hide the per-layer values of ``config``, whose model-wide ones stock code reads while it builds and loads."""
     overrides = config.to_dict().get("per_layer_config")
     if not overrides:
         yield
@@ -181,18 +193,20 @@ def _layered(name: str) -> type[nn.Module]:
     def build(self: Any, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         config = vllm_config.model_config.hf_config
         document = document_of(config)
-        inventory = family_of(document).inventory(document)
+        family = family_of(document)
+        inventory = family.inventory(document)
         _check_eager(inventory, vllm_config)
         with _uniform(config), _parts(module, block, inventory), _values_of_few_bits(vllm_config) as values:
             stock.__init__(self, vllm_config=vllm_config, prefix=prefix)
-        _finish(self, inventory)
-        self._stored = (inventory, values)
+        _finish(self, family, inventory)
+        self._stored = (config, inventory, values)
 
     def load_weights(self: Any, weights: Iterable[Named]) -> set[str]:
-        inventory, values = self._stored
+        config, inventory, values = self._stored
         own = {name: part for name, part in self.named_modules() if isinstance(part, CompressedExperts)}
         source = ExpertWeights(inventory, {layer_of(name): part for name, part in own.items()}, values)
-        loaded: set[str] = stock.load_weights(self, source.rest(weights))
+        with _uniform(config):
+            loaded: set[str] = stock.load_weights(self, source.rest(weights))
         return loaded | {f"{name}.{weight}" for name, part in own.items() for weight, _ in part.named_parameters()}
 
     members = {

@@ -269,7 +269,7 @@ def stop(*_):
 
 source, out, stage = sys.argv[1:]
 if stage == "check":
-    module._check = stop
+    module.check_written = stop
 checkpoint = Checkpoint.open(source)
 plan = Plan.of(checkpoint.inventory, [LayerPlan(experts=(0, 1))] * 3)
 progress = (lambda done, total: stop() if done > total / 2 else None) if stage == "copy" else None
@@ -300,7 +300,7 @@ def test_another_process_at_work_on_the_same_folder_is_left_alone(
 ) -> None:
     plan = plans(mixtral.inventory)["equal"]
     first: list[Path] = []
-    real = apply_module._check
+    real = apply_module.check_written
 
     def race(folder: Path, expected: Inventory) -> None:
         if not first:
@@ -309,7 +309,7 @@ def test_another_process_at_work_on_the_same_folder_is_left_alone(
             assert folder.exists()
         real(folder, expected)
 
-    monkeypatch.setattr(apply_module, "_check", race)
+    monkeypatch.setattr(apply_module, "check_written", race)
     out = apply(mixtral, plan, tmp_path / "out")
     assert Checkpoint.open(out).inventory == result(plan, mixtral.inventory)
     assert hidden(tmp_path) == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,74 +27,73 @@ from methods.framework.stats import Stats
 from methods.framework.transfer import result
 from tests.support.groupings import MIXES, grouping, moments_of
 from tests.support.masking import logits, mask
-from tests.support.tiny import FAMILIES, tiny_checkpoint, tiny_model, tiny_tokens
+from tests.support.tiny import FAMILIES, tiny_model, tiny_tokens
+from tests.support.tiny_sources import tiny_source
 
 TOLERANCE = 1e-5
 PAIRS = Merge(into=0, members=(0, 3), weights=(0.5, 0.5)), Merge(into=2, members=(1, 2), weights=(0.25, 0.75))
 MAPPED = LayerPlan(experts=(0, 2, 6), merges=PAIRS, constants=(4, 5, 7), router="map")
 
 
-def opened(family: str, folder: Path, **options: Any) -> Checkpoint:
-    return Checkpoint.open(tiny_checkpoint(family, folder, **options))
-
-
 def written_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {k: v for path in sorted(folder.glob("*.safetensors")) for k, v in load_file(path).items()}
 
 
-@pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_written_and_realised_are_the_slow_reference(family: str, mix: str, tmp_path: Path) -> None:
-    source = opened(family, tmp_path / "source")
-    inventory, tokens = source.inventory, tiny_tokens(2, 12)
+CELLS = [(family, mix, (row + column) % 2) for row, family in enumerate(FAMILIES) for column, mix in enumerate(MIXES)]
+"""Every mix in every family, and both draws of every mix and in every family."""
+
+
+@pytest.mark.parametrize(("family", "mix", "seed"), CELLS)
+def test_written_and_realised_are_the_slow_reference(family: str, mix: str, seed: int, tmp_path: Path) -> None:
+    source, tokens = tiny_source(family), tiny_tokens(2, 12)
+    inventory = source.inventory
     model = load_model(source.path)
     before = logits(model, tokens)
     bits = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for seed in range(2):
-        plan, moments = grouping(inventory, mix, seed), moments_of(inventory, seed)
-        out = apply(source, plan, tmp_path / f"out{seed}", moments=moments)
-        assert Checkpoint.open(out).inventory == result(plan, inventory)
-        expected = logits(mask(tiny_model(family), plan, moments), tokens)
-        written = logits(load_model(out), tokens)
-        with realised(model, inventory, plan, moments):
-            inside = logits(model, tokens)
-        assert (expected - before).abs().max() > 1e-2, "the plan changes nothing: the comparison would be empty"
-        assert (written - expected).abs().max() < TOLERANCE
-        assert (inside - expected).abs().max() < TOLERANCE
-        assert (written - inside).abs().max() < TOLERANCE
+    plan, moments = grouping(inventory, mix, seed), moments_of(inventory, seed)
+    out = apply(source, plan, tmp_path / "out", moments=moments)
+    assert Checkpoint.open(out).inventory == result(plan, inventory)
+    expected = logits(mask(tiny_model(family), plan, moments), tokens)
+    written = logits(load_model(out), tokens)
+    with realised(model, inventory, plan, moments):
+        inside = logits(model, tokens)
+    assert (expected - before).abs().max() > 1e-2, "the plan changes nothing: the comparison would be empty"
+    assert (written - expected).abs().max() < TOLERANCE
+    assert (inside - expected).abs().max() < TOLERANCE
+    assert (written - inside).abs().max() < TOLERANCE
     assert torch.equal(logits(model, tokens), before)
     assert all(torch.equal(tensor, bits[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_merged_values_are_rounded_to_the_dtype_of_the_file_in_memory_too(family: str, tmp_path: Path) -> None:
-    source = opened(family, tmp_path / "source", dtype=torch.bfloat16)
+    source = tiny_source(family, dtype=torch.bfloat16)
     tokens = tiny_tokens(2, 12)
+    models = {dtype: load_model(source.path, dtype) for dtype in (torch.float32, torch.bfloat16)}
     for mix in MIXES:
         plan, moments = grouping(source.inventory, mix, 5), moments_of(source.inventory, 5)
         out = apply(source, plan, tmp_path / mix, moments=moments)
-        for dtype in (torch.float32, torch.bfloat16):
-            model = load_model(source.path, dtype)
+        for dtype, model in models.items():
             with realised(model, source.inventory, plan, moments):
                 inside = logits(model, tokens)
             assert (inside - logits(load_model(out, dtype), tokens)).abs().max() < TOLERANCE
 
 
-@pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_experts_implementation_gives_the_same(family: str, implementation: str, tmp_path: Path) -> None:
-    source = opened(family, tmp_path / "source")
+def test_every_experts_implementation_gives_the_same(family: str, tmp_path: Path) -> None:
+    source = tiny_source(family)
     plan, moments = grouping(source.inventory, "constants", 3), moments_of(source.inventory)
     out = load_model(apply(source, plan, tmp_path / "out", moments=moments))
     expected = logits(mask(tiny_model(family), plan, moments), tiny_tokens(2, 12))
-    out.set_experts_implementation(implementation)
-    block = out.model.layers[2].mlp
-    assert block.experts.config._experts_implementation == implementation
-    assert (logits(out, tiny_tokens(2, 12)) - expected).abs().max() < TOLERANCE
     model = load_model(source.path)
-    model.set_experts_implementation(implementation)
-    with realised(model, source.inventory, plan, moments):
-        assert (logits(model, tiny_tokens(2, 12)) - expected).abs().max() < TOLERANCE
+    for implementation in ("eager", "grouped_mm", "batched_mm"):
+        out.set_experts_implementation(implementation)
+        block = out.model.layers[2].mlp
+        assert block.experts.config._experts_implementation == implementation
+        assert (logits(out, tiny_tokens(2, 12)) - expected).abs().max() < TOLERANCE
+        model.set_experts_implementation(implementation)
+        with realised(model, source.inventory, plan, moments):
+            assert (logits(model, tiny_tokens(2, 12)) - expected).abs().max() < TOLERANCE
 
 
 def test_rows_of_one_token_that_lead_to_one_expert_add_up() -> None:
@@ -133,7 +131,7 @@ def test_rows_of_one_token_that_lead_to_one_expert_add_up() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_merged_experts_are_stored_once_and_the_file_proves_it(family: str, tmp_path: Path) -> None:
-    source = opened(family, tmp_path / "source", dtype=torch.bfloat16)
+    source = tiny_source(family, dtype=torch.bfloat16)
     plan = Plan.of(source.inventory, [MAPPED if n.mlp == "moe" else LayerPlan() for n in source.inventory.layers])
     moments = moments_of(source.inventory)
     out = apply(source, plan, tmp_path / "out", moments=moments)
@@ -183,7 +181,7 @@ def test_fused_and_sharded_sources_and_results_hold_the_same(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_mapped_checkpoint_generates_saves_and_is_compressed_no_further(family: str, tmp_path: Path) -> None:
-    source = opened(family, tmp_path / "source")
+    source = tiny_source(family)
     plan, moments = grouping(source.inventory, "constants", 2), moments_of(source.inventory)
     out = apply(source, plan, tmp_path / "out", moments=moments)
     model, prompt = load_model(out), tiny_tokens(2, 6)
@@ -214,7 +212,7 @@ def test_a_mapped_checkpoint_generates_saves_and_is_compressed_no_further(family
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_stock_loaders_refuse_a_mapped_checkpoint(family: str, tmp_path: Path) -> None:
-    source = opened(family, tmp_path / "source")
+    source = tiny_source(family)
     plan = Plan.of(source.inventory, [LayerPlan(), MAPPED, MAPPED])
     out = apply(source, plan, tmp_path / "out", moments=moments_of(source.inventory))
     config = json.loads((out / "config.json").read_text())
@@ -228,7 +226,7 @@ def test_stock_loaders_refuse_a_mapped_checkpoint(family: str, tmp_path: Path) -
 
 
 def test_without_moments_nothing_is_written_and_other_moments_are_other_work(tmp_path: Path) -> None:
-    source = opened("mixtral", tmp_path / "source")
+    source = tiny_source("mixtral")
     model = load_model(source.path)
     plan = Plan.of(source.inventory, [MAPPED] * 3)
     wrong = Stats({"routed_output_mean": (np.zeros((8, 3)),) * 3})
@@ -262,7 +260,7 @@ def test_without_moments_nothing_is_written_and_other_moments_are_other_work(tmp
 
 
 def test_merging_is_undone_after_an_exception_bit_for_bit(tmp_path: Path) -> None:
-    source = opened("olmoe", tmp_path / "source")
+    source = tiny_source("olmoe")
     model = load_model(source.path)
     plan, moments = grouping(source.inventory, "constants", 4), moments_of(source.inventory)
     bits = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -325,7 +323,7 @@ def test_planted_duplicates_merge_without_loss_under_a_map_and_not_with_averaged
 @pytest.mark.parametrize("kernel", ["mean", "aligned"])
 def test_a_group_that_keeps_one_member_copies_its_bits(kernel: str, tmp_path: Path) -> None:
     """A weight of 1 with all others 0 under a map: the rows lead to one of the source's experts as it is."""
-    source = opened("deepseek_v3", tmp_path / "source", dtype=torch.bfloat16)
+    source = tiny_source("deepseek_v3", dtype=torch.bfloat16)
     one = Merge(into=5, members=(1, 2, 5), weights=(0.0, 1.0, 0.0), kernel=kernel)
     if kernel == "aligned":
         one = one.model_copy(update={"weights": (0.0, 0.0, 1.0)})

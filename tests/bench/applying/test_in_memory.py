@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from bench.applying.in_memory import realised
 from methods.framework.errors import PlanError
+from methods.framework.inside import Sparsity
 from methods.framework.inventory import Inventory
 from methods.framework.layer_plan import LayerPlan
 from methods.framework.plan import Plan
@@ -39,12 +40,11 @@ def fitting(inventory: Inventory, name: str) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def inventories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Inventory]:
+def inventories() -> dict[str, Inventory]:
     """Inventories of the tiny checkpoints, as the reader of checkpoints sees them."""
     from bench.checkpoint.checkpoint import Checkpoint
 
-    folder = tmp_path_factory.mktemp("tiny")
-    return {family: Checkpoint.open(tiny_checkpoint(family, folder / family)).inventory for family in FAMILIES}
+    return {family: Checkpoint.open(tiny_checkpoint(family)).inventory for family in FAMILIES}
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +107,8 @@ def test_logits_equal_the_written_checkpoint(
     from bench.checkpoint.checkpoint import Checkpoint
     from bench.models.load import load_model
 
-    source = Checkpoint.open(tiny_checkpoint(family, tmp_path / "source"))
-    model = load_model(tmp_path / "source", torch.float32)
+    source = Checkpoint.open(tiny_checkpoint(family))
+    model = load_model(source.path, torch.float32)
     plan = fitting(source.inventory, name)
     written = load_model(apply(source, plan, tmp_path / "written"), torch.float32)
     with realised(model, source.inventory, plan):
@@ -190,3 +190,23 @@ def test_another_model_is_refused(models: dict[str, PreTrainedModel], inventorie
         realised(models["olmoe"], inventories["olmoe"], Plan.identity(inventories["mixtral"])),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (LayerPlan(experts=KEEP_A), "a router `gate` with `top_k` and a weight of 8 rows"),
+        (LayerPlan(sparsity=Sparsity(share=0.5)), "expected `gate_up_proj` and `down_proj` of 8 experts"),
+    ],
+)
+def test_a_model_that_is_built_otherwise_is_refused_and_left_alone(
+    plan: LayerPlan, words: str, inventories: dict[str, Inventory]
+) -> None:
+    model, inventory = tiny_model("olmoe", num_experts=6), inventories["olmoe"]
+    before = snapshot(model)
+    with (
+        pytest.raises(PlanError, match=f"{words}.*moebench apply"),
+        realised(model, inventory, Plan.of(inventory, [plan] * 3)),
+    ):
+        pass
+    assert snapshot(model) == before

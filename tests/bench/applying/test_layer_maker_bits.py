@@ -6,7 +6,9 @@ same.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,8 @@ from methods.kernels.merging import ExpertMatrices
 from methods.kernels.quantisation import dequantised, round_to_nearest
 from tests.support.inside_slowly import EXPERTS, HIDDEN, RARE, TOKENS, UNSEEN, WIDTH, drawn_moments, moment_slowly
 from tests.support.masking import logits
-from tests.support.tiny import FAMILIES, tiny_checkpoint, tiny_model, tiny_tokens
+from tests.support.tiny import FAMILIES, tiny_model, tiny_tokens
+from tests.support.tiny_sources import tiny_source
 
 KERNELS = ("rtn", "gptq", "awq")
 PAIRS = tuple(Merge(into=e, members=pair, weights=(0.5, 0.5)) for e, pair in ((0, (0, 3)), (6, (6, 7))))
@@ -44,9 +47,11 @@ SELECTIONS: dict[str, dict[str, Any]] = {
     "mapped": {"experts": (0, 1, RARE, 6), "merges": PAIRS, "router": "map"},
 }
 AWQ = Quantisation(bits=4, group=16, kernel="awq")
+_FOLDER = TemporaryDirectory(prefix="few-bits-")
 
 
-def source_of(family: str, folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Checkpoint, Stats]:
+@cache
+def source_of(family: str, dtype: torch.dtype = torch.float32) -> tuple[Checkpoint, Stats]:
     """Return a tiny checkpoint whose norms are no ones, and drawn moments of it."""
     model = tiny_model(family)
     draw = torch.Generator().manual_seed(1)
@@ -54,6 +59,7 @@ def source_of(family: str, folder: Path, dtype: torch.dtype = torch.float32) -> 
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.copy_(0.5 + torch.rand(parameter.shape, generator=draw))
+    folder = Path(_FOLDER.name) / f"{family}-{dtype}"
     model.to(dtype).save_pretrained(folder)
     checkpoint = Checkpoint.open(folder)
     return checkpoint, drawn_moments(checkpoint.inventory)
@@ -69,7 +75,7 @@ def everywhere(checkpoint: Checkpoint, layer: LayerPlan) -> Plan:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_set_of_values(family: str, kernel: str, tmp_path: Path) -> None:
     """What is written, what the model computes with, and what the library of the format reads: bit for bit."""
-    source, moments = source_of(family, tmp_path / "source", torch.bfloat16)
+    source, moments = source_of(family, torch.bfloat16)
     rule = Quantisation(bits=4 if kernel != "rtn" else 8, group=8, kernel=kernel)
     out = Checkpoint.open(apply(source, everywhere(source, LayerPlan(bits=rule)), tmp_path / "out", moments=moments))
     model = load_model(out.path)
@@ -112,7 +118,7 @@ def outputs_of(path: Path, inputs_TD: Tensor) -> list[dict[str, Tensor]]:
 @pytest.mark.parametrize("selection", SELECTIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_awq_changes_neither_routing_nor_shared_experts(family: str, selection: str, tmp_path: Path) -> None:
-    source, moments = source_of(family, tmp_path / "source")
+    source, moments = source_of(family)
     chosen = SELECTIONS[selection]
     plain = apply(source, everywhere(source, LayerPlan(**chosen)), tmp_path / "plain", moments=moments)
     fine = AWQ.model_copy(update={"bits": 8})
@@ -136,7 +142,7 @@ def test_awq_changes_neither_routing_nor_shared_experts(family: str, selection: 
 
 @pytest.mark.parametrize("selection", ["all", "averaged rows"])
 def test_awq_rounds_the_experts_with_the_best_scales(selection: str, tmp_path: Path) -> None:
-    source = Checkpoint.open(tiny_checkpoint("mixtral", tmp_path / "source", dtype=torch.float64, num_hidden_layers=1))
+    source = tiny_source("mixtral", dtype=torch.float64, num_hidden_layers=1)
     moments = drawn_moments(source.inventory)
     plan = LayerPlan(**SELECTIONS[selection], bits=AWQ)
     out = Checkpoint.open(apply(source, everywhere(source, plan), tmp_path / "out", moments=moments))
@@ -190,13 +196,19 @@ def test_awq_rounds_the_experts_with_the_best_scales(selection: str, tmp_path: P
         assert bool((channels[UNSEEN] == 1).all()), "an expert without tokens has no channels that stand out"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("selection", SELECTIONS)
-@pytest.mark.parametrize("kernel", KERNELS)
+CELLS = [
+    (kernel, selection, (torch.float32, torch.bfloat16)[(row + column) % 2])
+    for row, kernel in enumerate(KERNELS)
+    for column, selection in enumerate(SELECTIONS)
+]
+"""Every kernel on every selection, and both types with every kernel and on every selection."""
+
+
+@pytest.mark.parametrize(("kernel", "selection", "dtype"), CELLS)
 def test_what_runs_in_memory_is_what_is_written(
     kernel: str, selection: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    source, moments = source_of("qwen2_moe", tmp_path / "source", dtype)
+    source, moments = source_of("qwen2_moe", dtype)
     rule = Quantisation(bits=4, group=8, kernel=kernel)
     plan = everywhere(source, LayerPlan(**SELECTIONS[selection], bits=rule))
     written = load_model(apply(source, plan, tmp_path / "out", moments=moments))
@@ -218,7 +230,7 @@ def test_what_runs_in_memory_is_what_is_written(
 
 
 def test_a_layer_without_tokens_is_not_scaled(tmp_path: Path) -> None:
-    source, moments = source_of("olmoe", tmp_path / "source")
+    source, moments = source_of("olmoe")
     empty = {name: tuple(np.zeros_like(value) for value in values) for name, values in moments.values.items()}
     awq, rtn = (Quantisation(bits=4, group=16, kernel=kernel) for kernel in ("awq", "rtn"))
     one = load_model(apply(source, everywhere(source, LayerPlan(bits=awq)), tmp_path / "one", moments=Stats(empty)))
@@ -228,7 +240,7 @@ def test_a_layer_without_tokens_is_not_scaled(tmp_path: Path) -> None:
 
 def test_the_search_for_scales_reads_each_expert_twice_and_no_more(tmp_path: Path) -> None:
     """Once for the scale that all experts share, and once to round it."""
-    source, moments = source_of("mixtral", tmp_path / "source")
+    source, moments = source_of("mixtral")
     plan = everywhere(source, LayerPlan(bits=AWQ))
     entries = expert_entries(source.inventory, 0)
     read: list[int] = []

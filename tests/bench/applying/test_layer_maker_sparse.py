@@ -41,7 +41,8 @@ from tests.support.inside_slowly import (
 )
 from tests.support.masking import logits
 from tests.support.sparsity_reference import Array, masked_slowly, sparsegpt_slowly
-from tests.support.tiny import FAMILIES, tiny_checkpoint, tiny_tokens
+from tests.support.tiny import FAMILIES, tiny_tokens
+from tests.support.tiny_sources import tiny_source
 
 KERNELS = ("magnitude", "wanda", "moe_pruner", "sparsegpt")
 MEAN = Merge(into=0, members=(0, 3), weights=(0.5, 0.5))
@@ -85,7 +86,7 @@ def written_tensors(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(("family", "shape"), [("mixtral", "all"), ("qwen3_moe", "pruned"), ("olmoe", "mapped")])
 def test_what_is_written_is_the_slow_reference(family: str, shape: str, kernel: str, tmp_path: Path) -> None:
-    source = Checkpoint.open(tiny_checkpoint(family, tmp_path / "source", dtype=torch.float64, num_hidden_layers=1))
+    source = tiny_source(family, dtype=torch.float64, num_hidden_layers=1)
     inventory, moments = source.inventory, drawn_moments(source.inventory)
     plan = sparse(inventory, Sparsity(share=0.6, kernel=kernel), shape)
     out = apply(source, plan, tmp_path / "out", moments=moments)
@@ -107,40 +108,49 @@ def test_what_is_written_is_the_slow_reference(family: str, shape: str, kernel: 
     assert cost(plan, inventory).bytes == sum(tensor.nbytes for tensor in written.values())
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_runs_in_memory_is_what_is_written_bit_for_bit(family: str, shape: str, tmp_path: Path) -> None:
-    for dtype, pattern, kernel in (
-        (torch.float32, "unstructured", "sparsegpt"),
-        (torch.bfloat16, "2:4", "wanda"),
-        (torch.bfloat16, "4:8", "moe_pruner"),
-    ):
-        folder = tmp_path / f"{kernel}"
-        source = Checkpoint.open(tiny_checkpoint(family, folder / "source", dtype=dtype))
-        inventory, moments = source.inventory, drawn_moments(source.inventory, seed=1)
-        plan = sparse(inventory, Sparsity(share=0.5, pattern=pattern, kernel=kernel), shape)
-        written = load_model(apply(source, plan, folder / "out", moments=moments))
-        model = load_model(source.path)
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        plain = logits(model, tiny_tokens(2, 12))
-        with realised(model, inventory, plan, moments):
-            inside = logits(model, tiny_tokens(2, 12))
-            for index, layer in enumerate(plan.layers):
-                if layer.sparsity is None:
-                    continue
-                kept = list(layer.experts or range(EXPERTS))
-                for name in ("gate_up_proj", "down_proj"):
-                    resident = getattr(model.model.layers[index].mlp.experts, name)
-                    assert torch.equal(resident[kept], getattr(written.model.layers[index].mlp.experts, name))
-                    gone = [e for e in range(EXPERTS) if e not in kept]
-                    assert torch.equal(resident[gone], before[f"model.layers.{index}.mlp.experts.{name}"][gone])
-        assert (inside - plain).abs().max() > 1e-3, "the plan changes nothing: the comparison would be empty"
-        assert (inside - logits(written, tiny_tokens(2, 12))).abs().max() < 1e-5
-        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+RULES = (
+    (torch.float32, "unstructured", "sparsegpt"),
+    (torch.bfloat16, "2:4", "wanda"),
+    (torch.bfloat16, "4:8", "moe_pruner"),
+)
+CELLS = [
+    (family, shape, RULES[(row + column) % len(RULES)])
+    for row, family in enumerate(FAMILIES)
+    for column, shape in enumerate(SHAPES)
+]
+"""Every shape in every family, and every rule with every shape and in every family."""
+
+
+@pytest.mark.parametrize(("family", "shape", "rule"), CELLS)
+def test_what_runs_in_memory_is_what_is_written_bit_for_bit(
+    family: str, shape: str, rule: tuple[torch.dtype, Any, Any], tmp_path: Path
+) -> None:
+    dtype, pattern, kernel = rule
+    source = tiny_source(family, dtype=dtype)
+    inventory, moments = source.inventory, drawn_moments(source.inventory, seed=1)
+    plan = sparse(inventory, Sparsity(share=0.5, pattern=pattern, kernel=kernel), shape)
+    written = load_model(apply(source, plan, tmp_path / "out", moments=moments))
+    model = load_model(source.path)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    plain = logits(model, tiny_tokens(2, 12))
+    with realised(model, inventory, plan, moments):
+        inside = logits(model, tiny_tokens(2, 12))
+        for index, layer in enumerate(plan.layers):
+            if layer.sparsity is None:
+                continue
+            kept = list(layer.experts or range(EXPERTS))
+            for name in ("gate_up_proj", "down_proj"):
+                resident = getattr(model.model.layers[index].mlp.experts, name)
+                assert torch.equal(resident[kept], getattr(written.model.layers[index].mlp.experts, name))
+                gone = [e for e in range(EXPERTS) if e not in kept]
+                assert torch.equal(resident[gone], before[f"model.layers.{index}.mlp.experts.{name}"][gone])
+    assert (inside - plain).abs().max() > 1e-3, "the plan changes nothing: the comparison would be empty"
+    assert (inside - logits(written, tiny_tokens(2, 12))).abs().max() < 1e-5
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_everything_is_undone_after_an_exception_also_one_half_way(tmp_path: Path) -> None:
-    source = Checkpoint.open(tiny_checkpoint("qwen2_moe", tmp_path / "source"))
+    source = tiny_source("qwen2_moe")
     model, moments = load_model(source.path), drawn_moments(source.inventory)
     plan = sparse(source.inventory, Sparsity(share=0.5, kernel="sparsegpt"), "merged")
     bits = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -160,7 +170,7 @@ def test_everything_is_undone_after_an_exception_also_one_half_way(tmp_path: Pat
 
 @pytest.mark.parametrize("kernel", ["wanda", "moe_pruner", "sparsegpt"])
 def test_without_its_moments_nothing_is_written_and_nothing_is_changed(kernel: str, tmp_path: Path) -> None:
-    source = Checkpoint.open(tiny_checkpoint("mixtral", tmp_path / "source"))
+    source = tiny_source("mixtral")
     plan = sparse(source.inventory, Sparsity(share=0.5, kernel=kernel))
     moments, names = drawn_moments(source.inventory), sorted(SPARSITY_MOMENTS[kernel])
     one = moments.only({names[1]})
@@ -187,14 +197,14 @@ def test_without_its_moments_nothing_is_written_and_nothing_is_changed(kernel: s
 
 
 def test_magnitude_needs_no_moments_and_writes_none(tmp_path: Path) -> None:
-    source = Checkpoint.open(tiny_checkpoint("mixtral", tmp_path / "source"))
+    source = tiny_source("mixtral")
     out = apply(source, sparse(source.inventory, Sparsity(share=0.5)), tmp_path / "out")
     assert "moments" not in json.loads((out / PLAN_FILE).read_text())["provenance"]
 
 
 @pytest.mark.parametrize("kernel", ["wanda", "sparsegpt"])
 def test_other_moments_are_other_work_and_those_of_experts_that_go_do_not_count(kernel: str, tmp_path: Path) -> None:
-    source = Checkpoint.open(tiny_checkpoint("mixtral", tmp_path / "source"))
+    source = tiny_source("mixtral")
     plan = sparse(source.inventory, Sparsity(share=0.5, kernel=kernel), "merged")
     moments = drawn_moments(source.inventory)
     out = apply(source, plan, tmp_path / "out", moments=moments)
@@ -267,7 +277,7 @@ def test_moments_of_channels_are_aligned_with_the_channels(kernel: str) -> None:
 
 
 def test_a_merge_is_made_sparse_before_it_is_rounded(tmp_path: Path) -> None:
-    source = Checkpoint.open(tiny_checkpoint("olmoe", tmp_path / "source", dtype=torch.bfloat16))
+    source = tiny_source("olmoe", dtype=torch.bfloat16)
     plan = sparse(source.inventory, Sparsity(share=0.5), "mapped")
     written = written_tensors(apply(source, plan, tmp_path / "out"))
     move = next(m for m in transfers(plan, source.inventory) if isinstance(m.recipe, InsideExpert))
@@ -281,7 +291,7 @@ def test_a_merge_is_made_sparse_before_it_is_rounded(tmp_path: Path) -> None:
 
 
 def test_each_expert_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = Checkpoint.open(tiny_checkpoint("mixtral", tmp_path / "source"))
+    source = tiny_source("mixtral")
     plan = sparse(source.inventory, Sparsity(share=0.5), "merged")
     made: list[tuple[Any, ...]] = []
     read: list[TensorEntry] = []

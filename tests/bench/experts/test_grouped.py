@@ -17,11 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench.experts import grouped as grouped_experts
+from bench.experts.formed_layer import formed_layer
 from bench.experts.grouped import preferred, without_host
 from bench.experts.stored_module import ALL, CompressedExperts, Shard
 from methods.framework.forms import COLUMNS, part_of
 from methods.framework.inventory import ExpertForm, LayerInventory
-from tests.support.formed_layer import formed_layer
 
 E, D, WIDTH, T, K = 5, 32, 48, 11, 3
 

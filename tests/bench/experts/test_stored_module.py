@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.experts.formed_layer import formed_layer
 from bench.experts.packing import packed
 from bench.experts.stored_module import ALL, CompressedExperts, Shard
 from bench.experts.whole import PART_NAMES, whole_expert
 from methods.framework.forms import COLUMNS, PACKED, SCALE, SHAPE, part_of
 from methods.framework.inventory import ExpertForm, LayerInventory
 from methods.kernels.quantisation import round_to_nearest
-from tests.support.formed_layer import formed_layer
 
 E, D, WIDTH, T, K = 5, 16, 24, 11, 3
 

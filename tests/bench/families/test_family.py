@@ -11,7 +11,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench.families.expression import evaluate, names
-from bench.families.family import Family, families, family_of
+from bench.families.family import Family, families, family_named, family_of
 from bench.families.family_file import read_family_file
 from methods.framework.errors import CheckpointError, ConfigError, NotMoEError, PlanError
 from methods.framework.inventory import Inventory
@@ -20,15 +20,6 @@ from methods.framework.plan import Plan
 from methods.framework.transfer import result
 from tests.support.places import ROOT
 from tests.support.tiny import FAMILIES, tiny_checkpoint, tiny_config, tiny_model
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "mixtral": {"tie_word_embeddings": True, "num_key_value_heads": 1, "head_dim": 16},
-    "qwen2_moe": {"qkv_bias": False, "mlp_only_layers": [1]},
-    "qwen3_moe": {"attention_bias": True, "decoder_sparse_step": 2, "num_key_value_heads": 1},
-    "olmoe": {"attention_bias": True, "num_key_value_heads": 1},
-    "deepseek_v2": {"q_lora_rank": 24, "attention_bias": True, "first_k_dense_replace": 2},
-    "deepseek_v3": {"q_lora_rank": None, "n_shared_experts": 1, "first_k_dense_replace": 0},
-}
 
 
 def config_dict(family: str, **overrides: Any) -> dict[str, Any]:
@@ -49,11 +40,11 @@ def compressed(config: dict[str, Any], layers: list[LayerPlan]) -> tuple[dict[st
 
 @pytest.mark.parametrize("variant", [False, True], ids=["plain", "variant"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_inventory_from_config_is_what_transformers_writes(name: str, variant: bool, tmp_path: Path) -> None:
-    tiny_checkpoint(name, tmp_path, **(VARIANTS[name] if variant else {}))
-    config = json.loads((tmp_path / "config.json").read_text())
+def test_inventory_from_config_is_what_transformers_writes(name: str, variant: bool) -> None:
+    folder = tiny_checkpoint(name, **(family_named(name).file.variant if variant else {}))
+    config = json.loads((folder / "config.json").read_text())
     family, inventory = opened(config)
-    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+    with safe_open(folder / "model.safetensors", "pt") as file:
         written = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
     assert {entry.name: entry.shape for entry in inventory.tensors()} == written
     assert family.name == inventory.family == name
@@ -75,8 +66,20 @@ def test_placement_names_the_parameters_of_transformers(name: str) -> None:
         )
         assert tuple(parameter.shape) == entry.shape
     norm, block = family.mlp_modules(2)
-    assert model.get_submodule(block) is model.model.layers[2].mlp
-    assert model.get_submodule(norm) is model.model.layers[2].post_attention_layernorm
+    layer = model.model.layers[2]
+    assert model.get_submodule(block) is layer.mlp
+    assert model.get_submodule(norm) is layer.post_attention_layernorm
+    assert model.get_submodule(family.router_module(2)) is layer.mlp.gate
+    assert model.get_submodule(family.experts_module(2)) is layer.mlp.experts
+    per_expert = {key for key, tensor in layer.mlp.gate.state_dict().items() if len(tensor) == 8}
+    assert set(family.router_attributes()) == per_expert
+
+
+def test_every_family_that_can_be_run_is_tried_and_served() -> None:
+    for name in families():
+        file = family_named(name).file
+        assert (file.architecture is not None) == (name in FAMILIES) == (file.vllm is not None), name
+        assert name not in FAMILIES or (file.variant and not file.variant.items() <= (file.tiny or {}).items())
 
 
 def test_router_semantics_follow_the_config() -> None:
@@ -96,6 +99,8 @@ def test_router_semantics_follow_the_config() -> None:
     [
         ({"model_type": "llama", "hidden_size": 64}, "dense model"),
         ({"model_type": "newmoe", "num_experts": 8}, "follow no known family"),
+        ({"model_type": "newmoe", "moe_num_experts": 8}, "follow no known family"),
+        ({"model_type": "dense", "num_experts": 0, "num_experts_per_tok": 2}, "dense model"),
         ({}, "model_type None"),
         (lambda: {**config_dict("mixtral"), "num_local_experts": 0}, "0 experts"),
         (lambda: {**config_dict("qwen2_moe"), "num_experts": None}, "no experts"),
@@ -288,6 +293,9 @@ def test_family_files_are_strict(tmp_path: Path) -> None:
         ('name = "olmoe"', 'name = "olmoe"\nexpert = 3', "expert: Extra inputs"),
         ('E = "num_local', 'e = "num_local', "symbols lacks E"),
         ('"head_dim or D // H"', '"open(D)"', "Call is not allowed"),
+        ("[tiny]\n", "[tiny]\n[tiny.sub]\n[unknown]\n", "unknown: Extra inputs"),
+        ("fused = [\n", "fused = []\nother = [\n", "tensors.fused"),
+        ('block = "OlmoeMoE"\n', "", "vllm.block: Field required"),
         ("[router]", "[router", "not TOML"),
     ):
         path.write_text(text.replace(old, new))
@@ -295,6 +303,8 @@ def test_family_files_are_strict(tmp_path: Path) -> None:
             read_family_file(path)
     path.write_text(text.replace('name = "olmoe"', 'name = "other"'))
     assert read_family_file(path).name == "other"
+    path.write_text(text.replace("[variant]\n", '[variant]\nhead_dim = "None"\n'))
+    assert read_family_file(path).variant["head_dim"] is None
 
 
 def test_expressions() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from bench.applying.apply import apply
 from bench.applying.in_memory import realised
@@ -30,36 +32,49 @@ from methods.framework.transfer import result
 from tests.support.inside_plans import FORMS, SELECTIONS, everywhere, fitting
 from tests.support.inside_slowly import EXPERTS, HIDDEN, drawn_moments
 from tests.support.masking import logits
-from tests.support.tiny import FAMILIES, tiny_checkpoint, tiny_tokens
+from tests.support.tiny import FAMILIES, tiny_tokens
+from tests.support.tiny_sources import tiny_source
 
 TOKENS = tiny_tokens(2, 12)
 OWN = [name for name in FORMS if name not in ("4 bits", "8 bits", "scaled inputs", "sparse in 4 bits")]
 """Forms for which the loaded model has a module of its own."""
 
 
-def opened(family: str, folder: Path, **settings: Any) -> tuple[Checkpoint, Stats]:
+@cache
+def opened(family: str, **settings: Any) -> tuple[Checkpoint, Stats]:
     """Return a tiny checkpoint and drawn moments of it, means that stand for constants among them."""
-    source = Checkpoint.open(tiny_checkpoint(family, folder, **settings))
+    source = tiny_source(family, **settings)
     moments = drawn_moments(source.inventory)
     means = np.random.default_rng(3).normal(size=(EXPERTS, HIDDEN))
     layers = tuple(means if layer.mlp == "moe" else None for layer in source.inventory.layers)
     return source, Stats({**moments.values, "routed_output_mean": layers}, moments.tokens)
 
 
-@pytest.mark.parametrize("selection", ["all", "mapped"])
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("family", FAMILIES)
+@cache
+def original(family: str) -> tuple[PreTrainedModel, torch.Tensor, dict[str, torch.Tensor]]:
+    """Return the tiny model itself, its logits, and its tensors: each test leaves it as it was."""
+    model = load_model(opened(family, dtype=torch.float64)[0].path, torch.float64)
+    model.set_experts_implementation("eager")  # in float64, so that two products may be compared with one
+    return model, logits(model, TOKENS), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+CELLS = [
+    (family, form, ("all", "mapped")[(row + column) % 2])
+    for row, family in enumerate(FAMILIES)
+    for column, form in enumerate(FORMS)
+]
+"""Every form in every family, and both selections with every form and in every family."""
+
+
+@pytest.mark.parametrize(("family", "form", "selection"), CELLS)
 def test_the_loaded_model_is_the_realised_one(family: str, form: str, selection: str, tmp_path: Path) -> None:
-    source, moments = opened(family, tmp_path / "source", dtype=torch.float64)
+    source, moments = opened(family, dtype=torch.float64)
     plan = everywhere(source.inventory, fitting(form, SELECTIONS[selection]))
     written = load_model(apply(source, plan, tmp_path / "out", moments=moments), torch.float64)
     modules = [module for module in written.modules() if isinstance(module, CompressedExperts)]
     assert len(modules) == (len(source.inventory.moe_layers) if form in OWN else 0)
-    model = load_model(source.path, torch.float64)
-    for each in (written, model):  # in float64, so that two products may be compared with one
-        each.set_experts_implementation("eager")
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    plain = logits(model, TOKENS)
+    written.set_experts_implementation("eager")
+    model, plain, before = original(family)
     with realised(model, source.inventory, plan, moments):
         inside = logits(model, TOKENS)
     assert (inside - plain).abs().max() > 1e-3, "the plan changes nothing: the comparison would be empty"
@@ -69,7 +84,7 @@ def test_the_loaded_model_is_the_realised_one(family: str, form: str, selection:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_rounded_values_are_those_of_the_file_in_memory_too(form: str, tmp_path: Path) -> None:
-    source, moments = opened("qwen2_moe", tmp_path / "source", dtype=torch.bfloat16)
+    source, moments = opened("qwen2_moe", dtype=torch.bfloat16)
     plan = everywhere(source.inventory, fitting(form, SELECTIONS["merged"]))
     written = load_model(apply(source, plan, tmp_path / "out", moments=moments))
     model = load_model(source.path)
@@ -78,7 +93,7 @@ def test_rounded_values_are_those_of_the_file_in_memory_too(form: str, tmp_path:
 
 
 def test_a_full_rank_base_is_the_model(tmp_path: Path) -> None:
-    source, moments = opened("deepseek_v2", tmp_path / "source")
+    source, moments = opened("deepseek_v2")
     base = SharedBase(members=(0, 3, 7), weights=(0.5, 0.25, 0.25))
     rule = LowRank(kernel="whitened", ranks=((32, 32, 32),) * EXPERTS, base=base)
     out = apply(source, everywhere(source.inventory, LayerPlan(rank=rule)), tmp_path / "out", moments=moments)
@@ -94,7 +109,7 @@ LATER = ("channels", "factors", "channels and factors", "4 bits", "channels in 4
 
 @pytest.mark.parametrize("form", LATER)
 def test_experts_of_a_written_checkpoint_are_selected_as_by_one_plan(form: str, tmp_path: Path) -> None:
-    source, moments = opened("deepseek_v3", tmp_path / "source")
+    source, moments = opened("deepseek_v3")
     first = everywhere(source.inventory, FORMS[form])
     middle = Checkpoint.open(apply(source, first, tmp_path / "middle", moments=moments))
     second = everywhere(middle.inventory, LayerPlan(experts=CHOICE))
@@ -111,7 +126,7 @@ def test_experts_of_a_written_checkpoint_are_selected_as_by_one_plan(form: str, 
 
 @pytest.mark.parametrize("form", ["base", "columns of a base", "bases"])
 def test_experts_that_share_a_base_are_not_selected_afterwards(form: str, tmp_path: Path) -> None:
-    source, moments = opened("olmoe", tmp_path / "source")
+    source, moments = opened("olmoe")
     middle = Checkpoint.open(apply(source, everywhere(source.inventory, FORMS[form]), tmp_path / "m", moments=moments))
     with pytest.raises(PlanError, match=r"share a base.*select experts first"):
         everywhere(middle.inventory, LayerPlan(experts=CHOICE))
@@ -125,7 +140,7 @@ def test_experts_that_share_a_base_are_not_selected_afterwards(form: str, tmp_pa
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("form", OWN)
 def test_a_model_has_the_type_that_is_asked_for_and_caches(form: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    source, moments = opened("mixtral", tmp_path / "source")
+    source, moments = opened("mixtral")
     plan = everywhere(source.inventory, fitting(form, SELECTIONS["mapped"]))
     model = load_model(apply(source, plan, tmp_path / "out", moments=moments), dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
@@ -139,7 +154,7 @@ def test_a_model_has_the_type_that_is_asked_for_and_caches(form: str, dtype: tor
 
 @pytest.mark.parametrize("form", [*OWN, "4 bits"])
 def test_gradients_reach_what_is_stored(form: str, tmp_path: Path) -> None:
-    source, moments = opened("qwen3_moe", tmp_path / "source")
+    source, moments = opened("qwen3_moe")
     plan = everywhere(source.inventory, fitting(form, SELECTIONS["mapped"]))
     model = load_model(apply(source, plan, tmp_path / "out", moments=moments))
     tokens = tiny_tokens(8, 32)
@@ -248,7 +263,7 @@ DAMAGES: dict[str, tuple[str, Damage, str]] = {
 def intact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a function from a form to a checkpoint of OLMoE in it."""
     folder = tmp_path_factory.mktemp("intact")
-    source, moments = opened("olmoe", folder / "source")
+    source, moments = opened("olmoe")
     return lambda form: apply(source, everywhere(source.inventory, FORMS[form]), folder / form, moments=moments)
 
 
@@ -279,7 +294,7 @@ def test_every_expert_is_read_from_its_own_tensors(intact: Callable[[str], Path]
 @pytest.mark.parametrize("form", ["columns of a base", "bases", "4 bits", "channels in 4 bits"])
 def test_elements_lie_at_multiples_of_their_size(form: str, tmp_path: Path) -> None:
     """Types of 2, 4 and 8 bytes stand in one file, and readers map them as they lie."""
-    source, moments = opened("olmoe", tmp_path / "source", dtype=torch.bfloat16)
+    source, moments = opened("olmoe", dtype=torch.bfloat16)
     out = apply(source, everywhere(source.inventory, FORMS[form]), tmp_path / "out", moments=moments)
     raw = (out / "model.safetensors").read_bytes()
     start = 8 + int.from_bytes(raw[:8], "little")
@@ -294,7 +309,7 @@ def test_elements_lie_at_multiples_of_their_size(form: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("form", OWN)
 def test_several_files_hold_what_one_holds(form: str, tmp_path: Path) -> None:
-    source, moments = opened("olmoe", tmp_path / "source")
+    source, moments = opened("olmoe")
     plan = everywhere(source.inventory, FORMS[form])
     one = Checkpoint.open(apply(source, plan, tmp_path / "one", moments=moments))
     many = Checkpoint.open(apply(source, plan, tmp_path / "many", moments=moments, shard_bytes=30_000))

@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from bench.applying.apply import apply
+from bench.checkpoint import checkpoint as checkpoint_module
 from bench.checkpoint.checkpoint import SINGLE, Checkpoint
+from bench.families.family import family_of
 from bench.models.load import check_loadable, load_model, load_tokenizer, skeleton
 from methods.framework.errors import CheckpointError
 from methods.framework.layer_plan import LayerPlan
@@ -24,7 +26,7 @@ from tests.support.tiny import FAMILIES, tiny_checkpoint, tiny_model, tiny_token
 @pytest.mark.parametrize("kind", ["identity", "equal", "different", "sublayer", "block", "all"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_equal_those_of_the_masked_original(name: str, kind: str, tmp_path: Path) -> None:
-    checkpoint = Checkpoint.open(tiny_checkpoint(name, tmp_path / "source"))
+    checkpoint = Checkpoint.open(tiny_checkpoint(name))
     plan = plans(checkpoint.inventory)[kind]
     out = apply(checkpoint, plan, tmp_path / "out")
     tokens = tiny_tokens()
@@ -48,7 +50,7 @@ def test_logits_equal_those_of_the_masked_original(name: str, kind: str, tmp_pat
 def test_group_limited_routing_survives_pruning(name: str, tmp_path: Path) -> None:
     groups = {"n_group": 4, "topk_group": 2, "n_routed_experts": 16, "num_experts_per_tok": 3}
     groups |= {"topk_method": "group_limited_greedy"} if name == "deepseek_v2" else {}
-    checkpoint = Checkpoint.open(tiny_checkpoint(name, tmp_path / "source", **groups))
+    checkpoint = Checkpoint.open(tiny_checkpoint(name, **groups))
     keep = LayerPlan(experts=(0, 3, 4, 7, 9, 10, 14, 15))
     plan = Plan.of(checkpoint.inventory, [LayerPlan(), keep, keep])
     out = apply(checkpoint, plan, tmp_path / "out")
@@ -59,7 +61,7 @@ def test_group_limited_routing_survives_pruning(name: str, tmp_path: Path) -> No
 
 def test_dropped_layers_of_a_model_with_dense_ones(tmp_path: Path) -> None:
     shape = {"num_hidden_layers": 6, "decoder_sparse_step": 2, "mlp_only_layers": [3]}
-    checkpoint = Checkpoint.open(tiny_checkpoint("qwen2_moe", tmp_path / "source", **shape))
+    checkpoint = Checkpoint.open(tiny_checkpoint("qwen2_moe", **shape))
     drop, keep = LayerPlan(drop="block"), LayerPlan()
     plan = Plan.of(checkpoint.inventory, [keep, LayerPlan(experts=(1, 2)), drop, keep, drop, LayerPlan(experts=(0, 5))])
     out = apply(checkpoint, plan, tmp_path / "out")
@@ -71,7 +73,7 @@ def test_dropped_layers_of_a_model_with_dense_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_different_model_generates_saves_and_compresses_further(name: str, tmp_path: Path) -> None:
-    checkpoint = Checkpoint.open(tiny_checkpoint(name, tmp_path / "source"))
+    checkpoint = Checkpoint.open(tiny_checkpoint(name))
     out = apply(checkpoint, plans(checkpoint.inventory)["different"], tmp_path / "out")
     model = load_model(out)
     prompt = tiny_tokens(2, 6)
@@ -93,6 +95,16 @@ def test_a_different_model_generates_saves_and_compresses_further(name: str, tmp
     further = apply(again, plan, tmp_path / "further")
     expected = logits(mask(load_model(tmp_path / "saved"), plan), prompt)
     assert (logits(load_model(further), prompt) - expected).abs().max() < 1e-5
+
+
+def test_a_checkpoint_is_opened_and_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By us; transformers reads its own config and weights, in another way."""
+    folder, seen = tiny_checkpoint("olmoe"), []
+    read_bytes, read_headers = Path.read_bytes, checkpoint_module.read_headers
+    monkeypatch.setattr(Path, "read_bytes", lambda path: seen.append(path.name) or read_bytes(path))
+    monkeypatch.setattr(checkpoint_module, "read_headers", lambda path: seen.append("headers") or read_headers(path))
+    load_model(folder)
+    assert seen == ["config.json", "headers"]
 
 
 @pytest.mark.parametrize("unchecked", [False, True], ids=["headers", "loading"])
@@ -120,9 +132,9 @@ def test_no_weight_is_ever_initialised_silently(
         load({**whole, norm: torch.zeros(3)})
 
 
-def test_the_skeleton_has_no_weights_and_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = Checkpoint.open(tiny_checkpoint("mixtral", tmp_path, tie_word_embeddings=True))
-    assert all(parameter.is_meta for parameter in skeleton(tmp_path).parameters())
+def test_the_skeleton_has_no_weights_and_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint.open(tiny_checkpoint("mixtral", tie_word_embeddings=True))
+    assert all(parameter.is_meta for parameter in skeleton(checkpoint).parameters())
     check_loadable(checkpoint)
     shapes = checkpoint.family.module_shapes(checkpoint.inventory)
     monkeypatch.setattr(type(checkpoint.family), "module_shapes", lambda *_: {**shapes, "model.norm.weight": (3,)})
@@ -133,7 +145,10 @@ def test_the_skeleton_has_no_weights_and_is_compared(tmp_path: Path, monkeypatch
 def test_a_family_without_transformers_class_and_a_missing_tokenizer_say_so(tmp_path: Path) -> None:
     config = {"model_type": "deepseek", "n_routed_experts": 4, "num_experts_per_tok": 2, "hidden_size": 8}
     sizes = {"vocab_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "moe_intermediate_size": 4}
-    (tmp_path / "config.json").write_text(json.dumps({**config, **sizes, "n_shared_experts": 1}))
+    config |= {**sizes, "n_shared_experts": 1, "intermediate_size": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = family_of(config).inventory(config).tensors()
+    save_file({entry.name: torch.zeros(entry.shape) for entry in tensors}, tmp_path / SINGLE)
     with pytest.raises(CheckpointError, match="no model class for family deepseek_moe"):
         load_model(tmp_path)
     with pytest.raises(CheckpointError, match="no tokenizer that loads"):

@@ -69,7 +69,9 @@ def test_only_what_the_kind_says_changes_and_the_loss_falls(
     assert {entry.role for entry in changed(student, result)} == allowed(kind, experts, student.inventory)
     assert [s[:2] for s in seen] == [(i, 6) for i in range(1, 7)]
     assert done.losses == (round(seen[0][2], 6), round(seen[-1][2], 6))
-    assert done.losses[1] < done.losses[0]
+    assert done.losses[1] < 0.99 * done.losses[0], (
+        "it falls by 2 to 7 percent, also where all weights differ by a thousandth"
+    )
     assert (done.steps, done.tokens) == (6, 6 * 8 * 16)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,16 +57,22 @@ def loss(path: Path, text: str) -> float:
         return float(next_token_loss(load_model(path)(input_ids=ids, use_cache=False).logits, ids))
 
 
-@pytest.mark.parametrize("kind", ["lora", "full", "expert_kd", "router_kd"])
+TRAINING: dict[str, tuple[dict[str, Any], float]] = {
+    "lora": ({"rank": 2, "experts": True, "rate": 3e-2}, 0.015),
+    "full": ({"rate": 1e-3}, 0.03),
+    "expert_kd": ({"rate": 1e-2, "steps": 16}, 0.1),
+    "router_kd": ({"rate": 1e-2}, 0.04),
+}
+"""Settings of each kind, and the share by which its loss falls at least: half of what it does, also where all weights differ by a
+thousandth. So the verdict does not hang on how a processor rounds."""
+
+
+@pytest.mark.parametrize("kind", TRAINING)
 def test_every_form_but_few_bits_is_trained(
     kind: str, pair: tuple[Checkpoint, Checkpoint, str], tmp_path: Path
 ) -> None:
     source, student, text = pair
-    own = (
-        {"rank": 2, "experts": True, "rate": 3e-2}
-        if kind == "lora"
-        else {"rate": 1e-2 if kind == "router_kd" else 1e-3}
-    )
+    own, least = TRAINING[kind]
     settings = RecoverySettings.model_validate({"kind": kind, "corpus": text, "steps": 8, "batch": 8, **own})
     done = recover(student.path, settings, teacher=source.path, store_folder=tmp_path)
     result = Checkpoint.open(done.path)
@@ -78,7 +85,7 @@ def test_every_form_but_few_bits_is_trained(
     if kind == "router_kd":
         expected = {entry for entry in entries if entry.role == "router.weight"}
     assert changed(student, result) == expected
-    assert done.losses[1] < done.losses[0]
+    assert done.losses[1] < done.losses[0] * (1.0 - least)
     if kind in ("lora", "full"):
         assert abs(loss(student.path, text) - done.losses[0]) < 1e-4
         assert loss(done.path, text) < done.losses[1] + 0.02

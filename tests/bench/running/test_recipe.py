@@ -13,9 +13,9 @@ from bench.calibration.calibrate import calibrate
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.models.load import load_model
 from bench.running.calibrator import Calibrator
-from bench.running.recipe import Recipe, expanded, load_recipe
+from bench.running.recipe import Recipe, expanded
 from bench.settings.run_settings import CalibrationConfig, RecipeConfig
-from bench.settings.strict import validated
+from bench.settings.strict import load_settings, validated
 from bench.store.store import Store
 from bench.text.corpus import parse
 from methods.framework.errors import ConfigError, MoebenchError, RefusedError
@@ -114,7 +114,7 @@ def test_what_does_not_go_together_is_refused(steps: list[dict[str, object]], re
 
 def test_the_recipes_that_ship_are_valid() -> None:
     folder = ROOT / "sweeps" / "presets" / "recipes"
-    configs = [load_recipe(path) for path in sorted(folder.glob("*.yaml"))]
+    configs = [load_settings(path, RecipeConfig) for path in sorted(folder.glob("*.yaml"))]
     chosen = [Recipe.configured(config) for config in configs]
     assert chosen and all(len(c.steps) > 1 or c.recovery is not None for c in configs), (
         "a recipe is more than one method"
@@ -140,9 +140,9 @@ def test_a_recipe_is_read_strictly(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("title: x\nsteps:\n  - {name: reap, recalibrat: true}\n")
     with pytest.raises(ConfigError, match="recalibrate"):
-        load_recipe(path)
+        load_settings(path, RecipeConfig)
     path.write_text("title: x\nsteps:\n  - {name: reap, knobs: {keep: 0.75}}\n  - {name: random}\n")
-    chosen = Recipe.configured(load_recipe(path))
+    chosen = Recipe.configured(load_settings(path, RecipeConfig))
     assert chosen.knobs["1.reap.keep"] == 0.75 and chosen.knobs["2.random.recalibrate"] is False
     assert chosen.measured == {"gate_norm_moment"} and not chosen.probing
     with pytest.raises(MoebenchError, match="reap"):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
-import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,6 @@ from bench.running.run import Run, Subject
 from bench.settings.run_settings import CalibrationConfig, EvaluationConfig, MethodConfig, RunConfig, TimingConfig
 from bench.store.store import Store
 from methods.framework.errors import CheckpointError, EvaluationError, UnknownNameError
-from tests.support.places import ROOT
 
 TASKS = ("pocket_agreement", "pocket_facts")
 
@@ -56,6 +53,7 @@ def test_rows_finish_or_refuse_and_are_recorded_once(tmp_path: Path) -> None:
     assert (base.method, base.status, base.ratios and base.ratios.count) == (None, "complete", 0.0)
     assert reap.status == "complete" and reap.ratios is not None and reap.ratios.count == 0.5
     assert refused.status == "refused" and "smallest keep is 0.25" in (refused.reason or "")
+    assert [one.stages for one in records] == [(), ("experts",), ("experts",)]
     assert {score.task for score in reap.scores} == set(TASKS)
     assert all(score.n == 8 and score.paired is not None for score in reap.scores)
     assert all(score.paired is None for score in base.scores)
@@ -119,54 +117,53 @@ def test_what_is_wrong_is_said_before_any_work(
     assert not (tmp_path / "store" / "records").exists()
 
 
+MARKS = (
+    "base: evaluate",
+    "REAP: calibrate",
+    "REAP: plan",
+    "REAP: apply",
+    "REAP: evaluate pocket_facts",
+    "MAN: apply",
+    "MAN: evaluate",
+    "base: complete",
+    "REAP: complete",
+)
+"""What the run says when a stage begins, in the middle of scoring, and when a record is written."""
+
+
+def announced(settings: RunConfig, store: Path, marks: Connection) -> None:
+    """Run in a process of its own, and say every stage."""
+    with Tracker("disabled", folder=store) as tracker:
+        Run(settings, Store(store), tracker, lambda subject, stage: marks.send(f"{subject.title}: {stage}")).execute()
+
+
 @pytest.mark.e2e
-def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "bench.cli",
-        "run",
-        "--model",
-        "pocket-mixtral",
-        "--method",
-        "reap",
-        "--method",
-        "man",
-    ]
-    command += ["--keep", "0.5", "--sequences", "8", "--length", "64", "--tasks", ",".join(TASKS), "--limit", "8"]
-    command += ["--include-path", str(write_tasks(tmp_path / "tasks")), "--no-time", "--track", "disabled"]
-    command += ["--store", str(tmp_path / "store")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    kills = 0
-    for delay in (4.0, 6.0, 7.0, 8.0, 9.0, 10.0, 12.0, 14.0, 120.0):
-        child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        deadline = time.monotonic() + delay
-        while child.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if child.poll() is not None:
-            break
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        kills += 1
-        finished = (
-            list(read_records(tmp_path / "store" / "records")) if (tmp_path / "store" / "records").exists() else []
-        )
-        assert all(record.status == "complete" for record in finished), "a record is whole or not there"
-    output = child.stdout.read() if child.stdout else ""
-    assert child.returncode == 0, output
-    records = list(read_records(tmp_path / "store" / "records"))
-    assert sorted(record.title for record in records) == ["MAN", "REAP", "base"]
-    assert kills, "the run finished before the first kill; shorten the first delay"
-    clean, _ = execute(
-        config(
-            tmp_path, REAP, MethodConfig(name="man", knobs={"keep": 0.5}), group="run",
-            evaluation=EvaluationConfig(tasks=TASKS, include_path=write_tasks(tmp_path / "tasks"), limit=8),
-        ),
-        tmp_path / "clean",
-    )  # fmt: skip
-    assert {record.title: [s.value for s in record.scores] for record in records} == {
-        record.title: [s.value for s in record.scores] for record in clean
-    }
+def test_killed_at_every_stage_it_goes_on(tmp_path: Path) -> None:
+    settings, store = config(tmp_path, REAP, MethodConfig(name="man", knobs={"keep": 0.5})), tmp_path / "store"
+    server = multiprocessing.get_context("forkserver")  # which imports once, and forks a run from there
+    server.set_forkserver_preload(["bench.running.run", "bench.calibration.calibrate", "bench.models.load"])
+    for mark in MARKS:
+        said, told = server.Pipe(duplex=False)
+        child = server.Process(target=announced, args=(settings, store, told))
+        child.start()
+        told.close()
+        while not said.recv().startswith(mark):  # the end of a run that never says it is an EOFError
+            pass
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+        records = list(read_records(store / "records")) if (store / "records").exists() else []
+        assert all(record.status == "complete" for record in records), "a record is whole or not there"
+    heard, told = server.Pipe(duplex=False)
+    child = server.Process(target=announced, args=(settings, store, told))
+    child.start()
+    child.join()
+    assert child.exitcode == 0 and heard.recv() == "base: complete (earlier)"
+    records = list(read_records(store / "records"))
+    clean, _ = execute(settings, tmp_path / "clean")
+    scores = {record.title: [score.value for score in record.scores] for record in records}
+    assert scores == {record.title: [score.value for score in record.scores] for record in clean}
+    assert sorted(scores) == ["MAN", "REAP", "base"] and len(records) == 3
 
 
 def test_a_recipe_is_a_row_like_any_other(tmp_path: Path) -> None:
@@ -178,6 +175,7 @@ def test_a_recipe_is_a_row_like_any_other(tmp_path: Path) -> None:
     records, seen = execute(settings, tmp_path)
     _, record = records
     assert (record.method, record.title, record.status) == ("recipe", "REAP, then Layer Drop", "complete")
+    assert record.stages == ("sublayers", "experts")
     assert record.knobs["1.reap.keep"] == 0.75 and record.knobs["2.layer_drop.recalibrate"] is True
     assert record.cost is not None and record.cost.experts == 5 * 6, "five of six layers, six of eight experts"
     assert record.corpus is not None and "REAP, then Layer Drop: evaluate" in seen

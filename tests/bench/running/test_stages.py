@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from bench.applying.moments import moments_digest
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.records.mirror import Tracker
 from bench.records.record import Record
@@ -38,8 +40,19 @@ def run(store: Path, recovery: RecoverySettings | None) -> list[Record]:
         return Run(config, Store(store), tracker).execute()
 
 
-def test_a_trained_result_is_a_run_of_its_own(tmp_path: Path) -> None:
+def test_a_trained_result_is_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str | None] = []
+
+    def counted(*parts: Any) -> str | None:
+        hashed.append(moments_digest(*parts))
+        return hashed[-1]
+
+    for place in ("bench.running.stages.moments_digest", "bench.applying.apply.moments_digest"):
+        monkeypatch.setattr(place, counted)
     _, plain = run(tmp_path, None)
+    assert len(hashed) == 1 and hashed[0] is not None, (
+        "moments are hashed once for the folder's name and its provenance"
+    )
     base, trained = run(tmp_path, TRAINING)
     assert plain.status == trained.status == "complete" and plain.id != trained.id
     assert plain.recovery is None and base.recovery is None and plain.plan == trained.plan

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from methods.kernels.awq import channel_scale, divided_rows, folded_norm, input_scale, scaled_columns
+from methods.kernels.awq import channel_scale, folded_norm, input_scale
 from methods.kernels.quantisation import dequantised, round_to_nearest
 
 Array = NDArray[np.float64]
@@ -190,13 +190,13 @@ class Layer:
 
     def scale_inputs(self, scale: Tensor) -> None:
         self.norm, scale = folded_norm(self.norm, scale)
-        self.router, self.shared_gate = scaled_columns(self.router, scale), scaled_columns(self.shared_gate, scale)
-        self.gates = [scaled_columns(gate, scale) for gate in self.gates]
-        self.ups = [scaled_columns(up, scale) for up in self.ups]
+        self.router, self.shared_gate = self.router * scale, self.shared_gate * scale
+        self.gates = [gate * scale for gate in self.gates]
+        self.ups = [up * scale for up in self.ups]
 
     def scale_channels(self, expert: int, scale: Tensor) -> None:
-        self.ups[expert] = divided_rows(self.ups[expert], scale)
-        self.downs[expert] = scaled_columns(self.downs[expert], scale)
+        self.ups[expert] = self.ups[expert] / scale[:, None]
+        self.downs[expert] = self.downs[expert] * scale
 
 
 def searched(layer: Layer, hidden: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -252,15 +252,3 @@ def test_the_scale_makes_up_for_the_rounding_of_the_norm(dtype: torch.dtype) -> 
     torch.testing.assert_close(scale.double(), wanted.double(), rtol=2 * torch.finfo(dtype).eps, atol=0.0)
     assert torch.equal(folded_norm(norm, torch.ones(HIDDEN))[0], norm), "no scale, no change"
     assert torch.equal(folded_norm(norm, torch.ones(HIDDEN))[1].double(), torch.ones(HIDDEN).double())
-
-
-def test_columns_and_rows_are_scaled_in_float32_and_rounded_once() -> None:
-    weight, scale = drawn(3, 4, seed=14).bfloat16(), torch.tensor([0.3, 1.7, 2.0, 1.0])
-    columns, rows = scaled_columns(weight, scale), divided_rows(weight, scale[:3])
-    for row in range(3):
-        for place in range(4):
-            w = np.float32(float(weight[row, place]))
-            product = torch.tensor(w * np.float32(float(scale[place]))).bfloat16()
-            quotient = torch.tensor(w / np.float32(float(scale[row]))).bfloat16()
-            assert float(columns[row, place]) == float(product) and float(rows[row, place]) == float(quotient)
-    assert torch.equal(scaled_columns(weight[0], scale), columns[0]), "a vector too"

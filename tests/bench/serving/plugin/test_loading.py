@@ -23,7 +23,7 @@ OWN = ("channels", "factored", "shared_base", "bases", "packed_channels", "mappe
 
 
 def opened(kind: str, folder: Path, family: str = "qwen3_moe") -> Checkpoint:
-    source = Checkpoint.open(tiny_checkpoint(family, folder / "source"))
+    source = Checkpoint.open(tiny_checkpoint(family))
     return Checkpoint.open(write(source, kind, folder / kind))
 
 

@@ -1,0 +1,66 @@
+"""Where a grid stands, and what it came to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run ended.
+
+    Args:
+        id: of its record; empty where there is none because the code itself failed.
+    """
+
+    model: str
+    method: str
+    status: str
+    reason: str = ""
+    id: str = ""
+
+
+@dataclass
+class Progress:
+    """Where a grid stands.
+
+    Args:
+        begun: runs that were begun or found in the store, bases included.
+        total: all runs.
+        now: what each process does, by its number.
+        ended: outcomes so far.
+    """
+
+    total: int
+    begun: int = 0
+    now: dict[int, str] = field(default_factory=dict)
+    ended: list[Outcome] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class GridResult:
+    """What a grid came to.
+
+    Args:
+        outcomes: of all runs.
+        seconds: that it took.
+        records: folder of the records.
+        logs: folder with what the processes printed; gone where none of them failed.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    seconds: float
+    records: Path
+    logs: Path
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Number of runs by status."""
+        return Counter(outcome.status for outcome in self.outcomes)
+
+    @property
+    def problems(self) -> Counter[tuple[str, str, str, str]]:
+        """Number of runs that did not complete by model, method, status and reason."""
+        return Counter((o.model, o.method, o.status, o.reason) for o in self.outcomes if o.status != "complete")

@@ -1,0 +1,154 @@
+"""Open what all trials of a sweep share: load the model, measure its statistics, read the held-out windows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from bench.calibration.calibrate import calibrate
+from bench.checkpoint.checkpoint import Checkpoint
+from bench.models.device import resolved_device
+from bench.models.load import load_model, load_tokenizer
+from bench.probing.model_probe import ModelProbe
+from bench.settings.run_settings import CalibrationConfig
+from bench.store.store import Store
+from bench.text.corpus import Corpus, parse
+from methods.framework.errors import ConfigError, MoebenchError
+from methods.framework.stats import CATALOGUE
+from methods.registry import method_class
+from sweeps.resident import Resident, Windows
+from sweeps.search_space import corners
+from sweeps.sweep_config import SweepConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_COMBINATIONS = 4096
+"""Combinations of knobs that are asked for what they need."""
+
+
+def open_resident(config: SweepConfig, store: Path) -> Resident:
+    """Load the model, measure (or recall) what the trials need, and read the held-out windows.
+
+    Raises:
+        MoebenchError: the model, a corpus or a task cannot be read.
+        ConfigError: held-out windows that the statistics are measured on.
+    """
+    checkpoint = Checkpoint.open(config.model, config.revision)
+    include_path = None if config.include_path is None else Path(config.include_path)
+    _check(config, checkpoint, include_path)
+    settings, folder, device = config.calibration, Store(store).cache, resolved_device(config.device)
+
+    needs = union_of_needs(config)
+    of_tokens = any(CATALOGUE[name].cost != "weights" for name in needs)
+    sliced = next((label for label, objective in config.labelled.items() if objective.calibration_sequences), None)
+    text = _read(settings, checkpoint) if of_tokens or sliced else None
+    held_out = _held_out(config, checkpoint, text)
+    stats = calibrate(
+        checkpoint,
+        text if of_tokens else None,
+        needs,
+        cache=folder / "stats",
+        device=device,
+        sampled_tokens=settings.sampled_tokens,
+    )
+
+    def probe() -> ModelProbe:
+        corpus = text or _read(settings, checkpoint)
+        return ModelProbe(checkpoint, corpus, tokens=settings.sampled_tokens, device=device, cache=folder / "probe")
+
+    with _no_bars():
+        model = load_model(checkpoint.path, getattr(torch, config.dtype)).to(device)
+    tensors = {asked: _tensor(corpus, label) for label, (asked, corpus) in held_out.items()}
+    return Resident(
+        inventory=checkpoint.inventory,
+        model=model,
+        stats=stats,
+        calibration=torch.empty(0, dtype=torch.long) if sliced is None or text is None else _tensor(text, sliced),
+        identity={
+            "model": checkpoint.content,
+            "calibration": None if text is None else text.digest,
+            **{f"windows of {label}": corpus.digest for label, (_, corpus) in held_out.items()},
+        },
+        windows=tensors.__getitem__,
+        tokenizer=cache(lambda: load_tokenizer(checkpoint.path)),
+        probe=cache(probe),
+        batch_size=config.batch_size,
+        include_path=include_path,
+        cache=folder / "scores",
+    )
+
+
+def union_of_needs(config: SweepConfig) -> frozenset[str]:
+    """Return the statistics that any trial may read: the needs at every combination of choices and ends of ranges."""
+    kind = method_class(config.method)
+    ends = [[(name, value) for value in corners(dimension)] for name, dimension in config.space.items()]
+    needs: set[str] = set()
+    for knobs in itertools.islice(itertools.product(*ends), _COMBINATIONS):
+        try:
+            method = kind.configured({**config.fixed, **dict(knobs)})
+            needs |= method.measured
+        except MoebenchError:
+            continue  # a combination that the method refuses needs nothing
+    return frozenset(needs)
+
+
+def _check(config: SweepConfig, checkpoint: Checkpoint, include_path: Path | None) -> None:
+    """Check what can be checked before anything is measured: that the method applies, and that the tasks exist."""
+    if reason := method_class(config.method).configured(config.fixed).refuse(checkpoint.inventory):
+        raise ConfigError(f"method {config.method} does not apply to {config.model}: {reason}")
+    if tasks := [task for objective in config.objectives for task in objective.tasks]:
+        from bench.evaluation.evaluate import check_tasks
+
+        check_tasks(tasks, include_path)
+
+
+def _held_out(
+    config: SweepConfig, checkpoint: Checkpoint, calibration: Corpus | None
+) -> Mapping[str, tuple[Windows, Corpus]]:
+    """Return by label what objectives read, once it is known to share no window with ``calibration``."""
+    seen = set() if calibration is None else set(calibration.windows)
+    found = {}
+    for label, objective in config.labelled.items():
+        if objective.held_out is None:
+            continue
+        text = _read(objective.held_out, checkpoint)
+        if shared := sum(window in seen for window in text.windows):
+            raise ConfigError(
+                f"objective {label}: {shared} of {len(text.windows)} held-out windows are also calibration "
+                "windows; give it another seed or corpus"
+            )
+        found[label] = (objective.held_out, text)
+    return found
+
+
+def _read(asked: CalibrationConfig | Windows, checkpoint: Checkpoint) -> Corpus:
+    return parse(asked.corpus, checkpoint, asked.sequences, asked.length, asked.seed)
+
+
+def _tensor(text: Corpus, label: str) -> Tensor:
+    """Return the windows as token ids, shape (N, S)."""
+    lengths = {len(window) for window in text.windows}
+    if len(lengths) > 1:
+        raise ConfigError(f"objective {label}: windows differ in length ({min(lengths)} to {max(lengths)} tokens)")
+    return torch.tensor(text.windows, dtype=torch.long)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers' progress bars out of the terminal, which shows the sweep's own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,49 @@
+"""One worker of a sweep: ``python -m sweeps.worker CONFIG --store FOLDER --worker N``."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from methods.framework.errors import MoebenchError
+from sweeps.journal import open_study
+from sweeps.outcome import outcome
+from sweeps.sweep_config import load_sweep
+from sweeps.task_guard import check_objectives
+from sweeps.trials import work
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """Answer a request to end as Ctrl-C is answered: the trial in hand is given back."""
+    raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Be one worker."""
+    parser = argparse.ArgumentParser(prog="python -m sweeps.worker", description="One worker of a sweep.")
+    parser.add_argument("config", type=Path, help="config.json of the sweep, or the sweep's own file")
+    parser.add_argument("--store", type=Path, required=True, help="folder of the store")
+    parser.add_argument("--worker", type=int, default=0, help="number of this worker; workers draw different trials")
+    options = parser.parse_args(arguments)
+    try:
+        config = load_sweep(options.config)
+        check_objectives(config)
+        study = open_study(config, config.folder(options.store))
+        try:
+            work(config, study, store=options.store, worker=options.worker)
+        finally:
+            outcome(config, study, options.store)
+    except MoebenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(main())

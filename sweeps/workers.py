@@ -1,0 +1,89 @@
+"""Several workers on one study; they share nothing but the journal."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.store.store import write_json
+from methods.framework.errors import EvaluationError
+from sweeps.executor import Worker, stop
+from sweeps.journal import missing_trials
+from sweeps.outcome import TrialRow
+from sweeps.sweep_config import SweepConfig
+from sweeps.trials import Progress
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+CONFIG = "config.json"
+MODULE = "sweeps.worker"
+_POLL = 0.5
+
+
+def write_config(config: SweepConfig, store: Path) -> Path:
+    """Write the resolved configuration where workers read it, and return its path."""
+    path = config.folder(store) / CONFIG
+    write_json(path, config.model_dump(mode="json"))
+    return path
+
+
+def arguments(config: Path, store: Path, worker: int | str) -> tuple[str, ...]:
+    """Return the arguments of one worker.
+
+    Args:
+        config: path of the resolved configuration.
+        store: folder of the store.
+        worker: its number.
+    """
+    return (str(config), "--store", str(store), "--worker", str(worker))
+
+
+def run_workers(config: SweepConfig, study: Study, *, store: Path, progress: Progress | None = None) -> None:
+    """Start ``config.jobs`` workers, report trials as they finish, and wait for all.
+
+    A worker that dies leaves its trial to the others. On Ctrl-C all are asked to stop, and give back their trials.
+
+    Args:
+        config: the sweep.
+        study: its study, open.
+        store: folder of the store.
+        progress: called with each finished trial.
+
+    Raises:
+        EvaluationError: every worker failed; the message holds the end of a log.
+    """
+    path = write_config(config, store)
+    workers = [
+        Worker(MODULE, arguments(path, store, number), path.parent / f"worker-{number}.log", number, config.jobs)
+        for number in range(config.jobs)
+    ]
+    told: set[int] = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
+    handles = config.executor.submit(workers)
+    try:
+        while True:
+            alive = any(handle.poll() is None for handle in handles)
+            _report(study, told, progress)
+            if not alive:
+                break
+            time.sleep(_POLL)
+    finally:
+        stop(handles)
+    if missing := missing_trials(study, config.trials):
+        failed = [worker for worker, handle in zip(workers, handles, strict=True) if handle.poll()]
+        lines = [line for worker in failed[:1] for line in worker.log.read_text().splitlines() if line.strip()]
+        raise EvaluationError(
+            f"{len(failed)} of {config.jobs} workers failed and {missing} trials are missing; worker "
+            f"{[worker.number for worker in failed[:1]]}: {lines[-1] if lines else 'no message'}. Logs: "
+            f"{path.parent}/worker-*.log. Complete trials are kept; start the same sweep again"
+        )
+
+
+def _report(study: Study, told: set[int], progress: Progress | None) -> None:
+    """Pass on trials that finished since the last call."""
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state.is_finished() and trial.number not in told:
+            told.add(trial.number)
+            if progress is not None:
+                progress(TrialRow.of(trial))
