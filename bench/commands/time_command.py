@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from bench.checkpoint.source import local_folder
+from bench.commands.options import Model
+from bench.commands.printing import console
+from bench.commands.setting_options import Given, Part, with_settings
 from bench.records.record import Timing
 from bench.settings.run_settings import TimingConfig
 from bench.settings.strict import validated
@@ -17,6 +22,37 @@ from bench.timing.table import Rows
 from methods.framework.errors import ConfigError
 
 LOGS = Path("logs")
+_OFFERED = ("repeats", "rounds", "prompt", "generate", "dtype", "threads", "residency", "kv_cache_bytes")
+
+
+@with_settings(Part(TimingConfig, _OFFERED))
+def time(
+    given: Given,
+    base: Model,
+    compressed: Annotated[list[str], typer.Argument(help="likewise; each is timed in alternation with the base")],
+    batch: Annotated[list[int], typer.Option(help="sequences at once; may be repeated")] = [],  # noqa: B006  # typer reads it
+    online: Annotated[bool, typer.Option("--online", help="time servers under load by `vllm bench serve`")] = False,
+    rate: Annotated[list[float], typer.Option(help="online: requests per second, or inf; may be repeated")] = [],  # noqa: B006  # as above
+    requests: Annotated[int | None, typer.Option(help="online: requests of each run")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for all numbers")] = None,
+) -> None:
+    """Time checkpoints, and print a table of speeds and one of memory."""
+    from bench.timing.table import memory_table, offline_table, online_table, write_timings
+
+    rows = time_models(
+        base,
+        compressed,
+        given,
+        batches=batch,
+        rates=rate,
+        requests=requests,
+        online=online,
+        report=lambda text: console(stderr=True).print(text, soft_wrap=True, highlight=False),
+    )
+    if out is not None:
+        write_timings(rows, out)
+    console().print((online_table if online else offline_table)(rows))
+    console().print(memory_table(rows))
 
 
 def time_models(

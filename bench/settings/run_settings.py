@@ -143,7 +143,7 @@ class TimingConfig(Extended):
 class RunConfig(Strict):
     """Everything that determines the results of ``moebench run``."""
 
-    model: str = Field(description="folder or hub id")
+    model: str = Field(description="folder, hub id or pocket model")
     revision: str | None = Field(default=None, description="hub revision")
     methods: tuple[MethodConfig, ...] = ()
     recipes: tuple[RecipeConfig, ...] = ()
