@@ -161,7 +161,8 @@ def run(
 ) -> None:
     """Compress one model by several methods; evaluate, time, record and track each."""
     from bench.commands.live import run_with_table
-    from bench.settings.run_settings import RunConfig, expand, parse_method
+    from bench.settings.method_settings import expand, parse_method
+    from bench.settings.run_settings import RunConfig
     from bench.settings.strict import read_settings, validated
 
     document = read_settings(config) if config else {}

@@ -45,7 +45,7 @@ def open_checkpoint(model: str, revision: str | None = None) -> Any:
 
 def configured_method(name: str, knobs: list[str]) -> Any:
     """Return the method with the knobs that a user set."""
-    from bench.settings.run_settings import parse_method
+    from bench.settings.method_settings import parse_method
 
     return parse_method(f"{name}:{','.join(knobs)}").configured()
 

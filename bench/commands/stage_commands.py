@@ -70,7 +70,7 @@ def plan(
 ) -> None:
     """Let a method decide, and write its plan."""
     from bench.running.calibrator import Calibrator
-    from bench.settings.run_settings import CalibrationConfig
+    from bench.settings.stage_settings import CalibrationConfig
     from bench.settings.strict import validated
     from bench.store.store import Store, write_json
 

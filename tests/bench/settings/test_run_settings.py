@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from bench.pocket import TASKS
-from bench.settings.run_settings import EvaluationConfig, MethodConfig, RunConfig, parse_method
+from bench.settings.method_settings import MethodConfig, parse_method
+from bench.settings.run_settings import RunConfig
+from bench.settings.stage_settings import EvaluationConfig
 from bench.settings.strict import load_settings
 from methods.framework.errors import ConfigError
 
