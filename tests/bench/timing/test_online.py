@@ -14,7 +14,7 @@ import pytest
 from bench.commands.time_command import time_models
 from bench.serving.engine import Engine, engine_named
 from bench.settings.strict import validated
-from bench.settings.timing_settings import OnlineProtocol, TimingConfig
+from bench.settings.timing_settings import OnlineProtocol
 from bench.timing.online import OnlineSession
 from bench.timing.servers import METRICS, load_options, read_result, without_tokenizer
 from bench.timing.table import online_table
@@ -219,14 +219,6 @@ def test_options_that_do_not_belong_together_are_refused(given: dict[str, Any], 
     options = {"settings": {}, "batches": [], "rates": [], "requests": None, "online": False, **given}
     with pytest.raises(ConfigError, match=said):
         time_models("pocket-mixtral", ["pocket-mixtral"], report=print, **options)
-
-
-def test_later_settings_leave_the_ids_of_earlier_runs_alone() -> None:
-    assert "kv_cache_bytes" not in TimingConfig().model_dump(mode="json")
-    assert TimingConfig().model_dump(mode="json")["batch"] == 4
-    assert TimingConfig(kv_cache_bytes=5, batch=(1, 2)).model_dump(mode="json")["kv_cache_bytes"] == 5
-    with pytest.raises(ConfigError, match=r"batch sizes are at least 1, each given once, found \(1, 0\)"):
-        validated({"batch": (1, 0)}, TimingConfig, "options")
 
 
 def test_both_models_get_the_same_options(tmp_path: Path) -> None:
