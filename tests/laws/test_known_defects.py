@@ -166,7 +166,7 @@ def _modules(package: str) -> list[Any]:
     import pkgutil
 
     found = importlib.import_module(package)
-    return [importlib.import_module(f"{package}.{module.name}") for module in pkgutil.iter_modules(found.__path__)]
+    return [importlib.import_module(module.name) for module in pkgutil.walk_packages(found.__path__, f"{package}.")]
 
 
 @pytest.mark.parametrize("name", registry.names())

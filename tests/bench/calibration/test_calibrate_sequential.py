@@ -12,8 +12,8 @@ from bench.running.calibrator import Calibrator
 from bench.settings.stage_settings import CalibrationConfig
 from bench.store.store import Store
 from methods.framework.errors import RefusedError
+from methods.framework.inside import Sparsity
 from methods.framework.layer_plan import LayerPlan
-from methods.framework.plan import Sparsity
 from methods.registry import method
 
 

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench.applying.apply import apply
-from bench.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint, content
+from bench.checkpoint import content
+from bench.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint
 from bench.models.load import load_model
 from methods.framework.errors import CheckpointError, NotMoEError
 from methods.framework.inventory import CONSTANT_ROLE

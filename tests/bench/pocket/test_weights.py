@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from bench.pocket import DOMAINS, POCKET_MODELS, TASKS, corpus, pocket_path, report, write_tasks
+from bench.pocket import DOMAINS, POCKET_MODELS, TASKS, corpus, measured, pocket_path, write_tasks
 from bench.pocket.balance import entropy, recorded, routers, specialisation, without
 from bench.pocket.damage import random_experts
 from bench.pocket.language import items
@@ -184,8 +184,8 @@ def test_accuracy_counts_the_likeliest_choice() -> None:
 
 
 def test_the_readme_holds_the_measured_tables() -> None:
-    text = (Path(report.__file__).parent / "README.md").read_text()
-    assert report.tables() in text
+    text = (Path(measured.__file__).parent / "README.md").read_text()
+    assert measured.tables() in text
 
 
 @pytest.mark.e2e
