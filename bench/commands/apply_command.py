@@ -8,7 +8,7 @@ from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, StoreOp
 from bench.commands.plan_file import read_plan
 from bench.commands.printing import bar, console
 from bench.commands.setting_options import Given, Part, with_settings
-from bench.settings.run_settings import CalibrationConfig
+from bench.settings.stage_settings import CalibrationConfig
 
 
 @with_settings(Part(CalibrationConfig, CORPUS_OPTIONS, panel="Calibration"))

@@ -9,7 +9,7 @@ import typer
 from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, StoreOption
 from bench.commands.printing import bar, console
 from bench.commands.setting_options import Given, Part, with_settings
-from bench.settings.run_settings import CalibrationConfig
+from bench.settings.stage_settings import CalibrationConfig
 
 
 @with_settings(Part(CalibrationConfig, CORPUS_OPTIONS, panel="Calibration"))

@@ -10,7 +10,8 @@ import typer
 from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, StoreOption
 from bench.commands.printing import bar, console, print_cost
 from bench.commands.setting_options import Given, Part, with_settings
-from bench.settings.run_settings import CalibrationConfig, parse_method
+from bench.settings.method_settings import parse_method
+from bench.settings.stage_settings import CalibrationConfig
 
 
 @with_settings(Part(CalibrationConfig, (*CORPUS_OPTIONS, "propagation"), panel="Calibration"))

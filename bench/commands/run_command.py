@@ -9,7 +9,9 @@ import typer
 
 from bench.commands.options import DEFAULT_STORE, StoreOption, TrackOption
 from bench.commands.setting_options import Given, Part, with_settings
-from bench.settings.run_settings import CalibrationConfig, EvaluationConfig, RunConfig, expand, parse_method
+from bench.settings.method_settings import expand, parse_method
+from bench.settings.run_settings import RunConfig
+from bench.settings.stage_settings import CalibrationConfig, EvaluationConfig
 from bench.settings.strict import read_settings, validated
 
 _CALIBRATION = ("corpus", "sequences", "length", "seed", "propagation", "device")

@@ -13,11 +13,10 @@ from bench.commands.options import Model
 from bench.commands.printing import console
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.records.record import Timing
-from bench.settings.run_settings import TimingConfig
 from bench.settings.strict import validated
+from bench.settings.timing_settings import OnlineProtocol, TimingConfig, TimingProtocol
 from bench.timing.offline import TimingSession
 from bench.timing.online import OnlineSession
-from bench.timing.protocol import OnlineProtocol, TimingProtocol
 from bench.timing.table import Rows
 from methods.framework.errors import ConfigError
 
@@ -71,7 +70,7 @@ def time_models(
     Args:
         base: folder, hub id or pocket model.
         compressed: likewise, each of them paired with the base.
-        settings: fields of ``TimingConfig``, those that are None left at their defaults.
+        settings: fields of ``PairProtocol`` and of the protocol chosen, those that are None left at their defaults.
         batches: batch sizes, offline only.
         rates: requests per second, online only.
         requests: of each run, online only; None for the default.
@@ -91,10 +90,10 @@ def time_models(
         raise ConfigError("--rate and --requests are for servers; add --online, or give --batch")
     if batches:
         given["batch"] = batches[0] if len(batches) == 1 else tuple(batches)
-    config = validated(given, TimingConfig, "options").model_dump(exclude={"enabled"})
+    session = _session(given, online, rates, requests, report)
     folders = [(name, local_folder(name)[0]) for name in (base, *compressed)]
     rows: list[tuple[str, Timing]] = []
-    with _session(config, given, online, rates, requests, report) as session:
+    with session:
         for name, folder in folders[1:]:
             report(f"{name} against {base}")
             first, own = session.time(folders[0][1], folder)
@@ -105,7 +104,6 @@ def time_models(
 
 
 def _session(
-    config: dict[str, Any],
     given: dict[str, Any],
     online: bool,
     rates: Sequence[float],
@@ -113,10 +111,6 @@ def _session(
     report: Callable[[str], None],
 ) -> TimingSession | OnlineSession:
     if not online:
-        return TimingSession(TimingProtocol(**config), logs=LOGS)
-    shared = ("repeats", "prompt", "generate", "dtype", "threads", "residency", "kv_cache_bytes")
-    fields: dict[str, Any] = {name: given[name] for name in shared if name in given}
-    if requests is not None:
-        fields["requests"] = requests
-    protocol = OnlineProtocol(rates=tuple(rates), **fields)
-    return OnlineSession(protocol, logs=LOGS, progress=report)
+        return TimingSession(validated(given, TimingProtocol, "options"), logs=LOGS)
+    fields = {**given, "rates": tuple(rates), **({} if requests is None else {"requests": requests})}
+    return OnlineSession(validated(fields, OnlineProtocol, "options"), logs=LOGS, progress=report)

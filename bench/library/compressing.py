@@ -14,7 +14,8 @@ from bench.library.opening import open_checkpoint
 from bench.models.device import resolved_device
 from bench.running.calibrator import Calibrator
 from bench.running.stages import write_checkpoint
-from bench.settings.run_settings import CalibrationConfig, parse_method
+from bench.settings.method_settings import parse_method
+from bench.settings.stage_settings import CalibrationConfig
 from bench.settings.strict import validated
 from bench.store.store import Store
 from methods.framework.cost import Cost, cost, cost_of

@@ -11,7 +11,7 @@ from bench.calibration.decide import Progress
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.library.opening import open_checkpoint
 from bench.models.device import resolved_device
-from bench.settings.run_settings import CalibrationConfig
+from bench.settings.stage_settings import CalibrationConfig
 from bench.settings.strict import validated
 from bench.store.store import Store
 from bench.text.corpus import Corpus, parse

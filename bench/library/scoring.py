@@ -10,7 +10,7 @@ from bench.checkpoint.checkpoint import Checkpoint
 from bench.library.opening import open_checkpoint
 from bench.records.record import Score
 from bench.running.stages import evaluate_checkpoint
-from bench.settings.run_settings import EvaluationConfig
+from bench.settings.stage_settings import EvaluationConfig
 from bench.settings.strict import validated
 from bench.store.store import Store
 

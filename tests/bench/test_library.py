@@ -10,7 +10,7 @@ import torch
 import bench
 import methods
 from bench import calibrate, compress, evaluate, load_model, open_checkpoint
-from bench.settings.run_settings import CalibrationConfig
+from bench.settings.stage_settings import CalibrationConfig
 from methods.criterion import REAP
 from methods.framework.cost import cost_of
 from methods.framework.errors import CheckpointError, ConfigError

@@ -10,7 +10,8 @@ import yaml
 
 import bench.commands.live
 from bench.commands.run_command import merged
-from bench.settings.run_settings import CalibrationConfig, EvaluationConfig, RunConfig
+from bench.settings.run_settings import RunConfig
+from bench.settings.stage_settings import CalibrationConfig, EvaluationConfig
 from tests.support.command_line import moebench
 
 

@@ -15,8 +15,11 @@ from bench.records.record import Record
 from bench.running.recipe import expanded
 from bench.running.run import Run
 from bench.running.stages import timing_key, write_checkpoint
+from bench.settings.method_settings import MethodConfig, parse_method
 from bench.settings.recovery import RecoverySettings
-from bench.settings.run_settings import CalibrationConfig, MethodConfig, RunConfig, TimingConfig, parse_method
+from bench.settings.run_settings import RunConfig
+from bench.settings.stage_settings import CalibrationConfig
+from bench.settings.timing_settings import TimingConfig
 from bench.store.store import Store, digest_of
 from methods.framework.inside import Sparsity
 from methods.framework.layer_plan import LayerPlan, Merge

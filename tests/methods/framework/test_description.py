@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import Field
 
-from bench.settings.run_settings import parse_method
+from bench.settings.method_settings import parse_method
 from methods.framework.description import Knob, facts, knobs, summary
 from methods.framework.method import LayerwiseMethod
 from methods.registry import method_class, names

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from bench.families.compressed_config import PREFIX
+from bench.serving.engine import engine_named
 from bench.serving.plugin import STOCK
-from bench.serving.servable import needed_options
 
 
 def preload() -> None:
     """Import vLLM with everything that each model start needs."""
     import vllm.engine.arg_utils
     import vllm.entrypoints.llm
-    import vllm.v1.engine.llm_engine  # noqa: F401  # imported for their side effect: being loaded before the fork
+    import vllm.v1.engine.llm_engine
+    import vllm.v1.executor.uniproc_executor  # imported for their side effect: being loaded before the fork
     from vllm.model_executor.models import ModelRegistry
     from vllm.platforms import current_platform
 
@@ -25,6 +26,9 @@ def preload() -> None:
 
     if not current_platform.is_cpu():
         return  # model code may touch the device, which must not happen before the fork
+    import vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors
+    import vllm.v1.worker.cpu_worker  # noqa: F401  # as above
+
     # The registry looks at each architecture in a process of its own, 15 s the first time; a loaded class it just asks.
     register()
     for name in (*STOCK, *(PREFIX + stock for stock in STOCK)):
@@ -96,7 +100,7 @@ def load(state: dict[str, Any], path: str, options: dict[str, Any]) -> dict[str,
     cpu = current_platform.is_cpu()
     started = time.perf_counter()
     forced: dict[str, Any] = {"distributed_executor_backend": "uni"} if cpu else {}
-    forced |= needed_options(Path(path), str(options.get("dtype")), cpu)
+    forced |= engine_named("vllm-cpu" if cpu else "vllm-gpu").options(Path(path), str(options.get("dtype")))
     with _watched() as before:
         model = vllm.LLM(model=path, skip_tokenizer_init=True, enable_prefix_caching=False, **forced, **options)
     state["engine"], state["cpu"], state["requests"] = model.llm_engine, cpu, 0
@@ -173,6 +177,7 @@ def greedy(state: dict[str, Any], prompts: list[list[int]], tokens: int) -> list
 
 def log_probabilities(state: dict[str, Any], prompts: list[list[int]]) -> list[list[float]]:
     """Return the log-probability of every token of each prompt but its first, in nats."""
+    import torch
     from vllm import SamplingParams
 
     engine = state["engine"]
@@ -182,12 +187,14 @@ def log_probabilities(state: dict[str, Any], prompts: list[list[int]]) -> list[l
         engine.add_request(str(state["requests"]), {"prompt_token_ids": prompt}, settings)
         state["requests"] += 1
     answers: list[list[float]] = [[] for _ in prompts]
-    while engine.has_unfinished_requests():
-        for output in engine.step():
-            index = int(output.request_id) - first
-            if output.prompt_logprobs:
-                pairs = zip(prompts[index][1:], output.prompt_logprobs[1:], strict=True)
-                answers[index] = [float(logprobs[token].logprob) for token, logprobs in pairs]
+    # vLLM ranks tokens by a kernel that is compiled anew in every process; on a CPU nothing else of a step is compiled.
+    with torch.compiler.set_stance("force_eager") if state["cpu"] else nullcontext():
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                index = int(output.request_id) - first
+                if output.prompt_logprobs:
+                    pairs = zip(prompts[index][1:], output.prompt_logprobs[1:], strict=True)
+                    answers[index] = [float(logprobs[token].logprob) for token, logprobs in pairs]
     return answers
 
 
