@@ -103,7 +103,6 @@ class Calibrator:
             self._checkpoint,
             corpus,
             method.measured,
-            propagation="sequential",
             decide=decide,
             cache=cache,
             device=self.device,

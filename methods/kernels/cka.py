@@ -5,34 +5,38 @@ Shape letters: E experts, N samples, P features of a sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from bench.calibration.layers.hidden import ScratchRows
-from methods.framework.stats import Array
+from methods.framework.place import Rows
+from methods.framework.stat_spec import Array
 
 _PIECE_BYTES = 32 << 20
 """Bound on the parts of all experts' Gram matrices that are in memory at once."""
 
 
-def linear_cka(features: Iterable[Sequence[Tensor]], experts: int, samples: int, scratch: Path | None) -> Array:
+def linear_cka(
+    features: Iterable[Sequence[Tensor]],
+    experts: int,
+    samples: int,
+    rows: Callable[[int, int, torch.dtype, str], Rows],
+) -> Array:
     """Return <K_i, K_j> / (|K_i| |K_j|), where K_i = A_i A_i^T and the columns of A_i are centred.
 
     Args:
         features: for each expert the matrices (N, P) that stand side by side in A; they may be overwritten.
         experts: number of experts.
         samples: N.
-        scratch: folder for the Gram matrices of all experts, N^2 numbers each; None takes the system's.
+        rows: makes a temporary matrix (rows, width, type, content) for the Gram matrices of all experts, N^2 numbers each.
 
     Returns:
         Shape (E, E), in [0, 1]; an expert whose features do not vary has similarity 0 to all.
 
     *Source*: linear CKA, arXiv 1905.00414, section 3; the form over samples needs no cross products of features.
     """
-    store: ScratchRows | None = None
+    store: Rows | None = None
     dtype = torch.float32
     device = torch.device("cpu")
     for expert, parts in enumerate(features):
@@ -45,13 +49,13 @@ def linear_cka(features: Iterable[Sequence[Tensor]], experts: int, samples: int,
             gram_NN /= norm
         if store is None:
             dtype, device = gram_NN.dtype, gram_NN.device
-            store = ScratchRows(experts * samples, samples, dtype, scratch)
+            store = rows(experts * samples, samples, dtype, "Gram matrices over samples")
         store.write(expert * samples, gram_NN)
     assert store is not None
     total_EE = torch.zeros(experts, experts, dtype=torch.float64, device=device)
-    rows = max(1, _PIECE_BYTES // (experts * samples * dtype.itemsize))
-    for start in range(0, samples, rows):
-        stop = min(start + rows, samples)
+    most = max(1, _PIECE_BYTES // (experts * samples * dtype.itemsize))
+    for start in range(0, samples, most):
+        stop = min(start + most, samples)
         offsets = range(0, experts * samples, samples)
         piece_EX = torch.stack([store.read(o + start, o + stop).flatten() for o in offsets]).to(device)
         total_EE += piece_EX @ piece_EX.T
