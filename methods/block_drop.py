@@ -33,6 +33,7 @@ class BlockDrop(Method):
 
     keep: float = Field(default=0.75, gt=0.0, le=1.0, description="share of decoder layers that remain")
     variant: Literal["discrete", "consecutive"] = "discrete"
+    """Whether single layers go, wherever they are, or successive ones."""
 
     @property
     def needs(self) -> frozenset[str]:

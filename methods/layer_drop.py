@@ -30,6 +30,7 @@ class LayerDrop(Method):
 
     keep: float = Field(default=0.75, gt=0.0, le=1.0, description="share of MoE sub-layers that remain")
     similarity: Literal["residual", "module"] = "residual"
+    """What is compared with the sub-layer's output: the residual stream before and after it, or its own input."""
 
     @property
     def needs(self) -> frozenset[str]:

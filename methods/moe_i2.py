@@ -26,8 +26,9 @@ EXHAUSTIVE = 5000
 
 
 class MoEI2(ProbingMethod):
-    """Inter-expert pruning of MoE-I²: layers lose experts in inverse proportion to their importance, which ones a genetic
-    search finds, and the error after several layers chooses among its best sets.
+    """Layers lose experts in inverse proportion to their importance; a genetic search finds which ones.
+
+    The error after several layers chooses among the best sets that the search finds for each layer.
 
     1. Importance I_ij of expert j in layer i is the change of the layer's output without it; I_i = sum_j I_ij.
     2. Layer i loses a share of all that go in proportion to 1 / I_i, by largest remainder, no more than its router can

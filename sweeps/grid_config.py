@@ -9,19 +9,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
+from bench.settings.method_settings import MethodConfig, RecipeConfig, expand, parse_method
 from bench.settings.recovery import RecoverySettings
-from bench.settings.run_settings import (
-    POCKET,
-    CalibrationConfig,
-    EvaluationConfig,
-    MethodConfig,
-    RecipeConfig,
-    RunConfig,
-    TimingConfig,
-    expand,
-    parse_method,
-)
+from bench.settings.run_settings import RunConfig
+from bench.settings.stage_settings import POCKET, CalibrationConfig, EvaluationConfig
 from bench.settings.strict import Strict, load_settings, read_settings
+from bench.settings.timing_settings import TimingConfig
 from methods.framework.method import Method, Share
 from methods.framework.stats import CATALOGUE
 from sweeps.executor import Executor, parse_executor

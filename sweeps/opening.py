@@ -16,7 +16,7 @@ from bench.checkpoint.checkpoint import Checkpoint
 from bench.models.device import resolved_device
 from bench.models.load import load_model, load_tokenizer
 from bench.probing.model_probe import ModelProbe
-from bench.settings.run_settings import CalibrationConfig
+from bench.settings.stage_settings import CalibrationConfig
 from bench.store.store import Store
 from bench.text.corpus import Corpus, parse
 from methods.framework.errors import ConfigError, MoebenchError

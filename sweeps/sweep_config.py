@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter, ValidationError, model_validator
 
-from bench.settings.run_settings import CalibrationConfig
+from bench.settings.stage_settings import CalibrationConfig
 from bench.settings.strict import Strict
 from methods.framework.errors import ConfigError, MoebenchError, UnknownNameError
 from methods.registry import method_class, names

@@ -1,7 +1,8 @@
 """Cache of statistics: one safetensors file per measurement, keyed by everything that can change its values.
 
 The key holds the digests of the checkpoint and of the corpus's tokens, all settings, library versions and the source text
-of the code that measures. So a stale hit cannot happen; what is asked for may be a subset of what a file holds.
+of the rooms that read and measure; a file holds that of each of its statistics, with the kernels that it uses. So a stale hit
+cannot happen, and work on one statistic keeps the others; what is asked for may be a subset of what a file holds.
 
 Statistics that are kept token by token lie beside it, one .npy file for each layer, named after its content; they are
 handed out as memory maps and never read whole.
@@ -12,56 +13,29 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Collection, Iterable, Mapping
-from functools import cache
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench.calibration.code_digest import code_digest, statistic_digest
 from bench.calibration.sums.disk_array import DiskArrays, recalled
 from bench.store.atomic import OTHER_CACHE, SUFFIX, atomic_file, explained
 from bench.store.store import digest_of
+from methods.framework.catalogue import CATALOGUE
 from methods.framework.errors import StatsError
-from methods.framework.stats import CATALOGUE, Array, Stats
+from methods.framework.stat_spec import Array
+from methods.framework.stats import Stats
 
-SCHEMA = 2
+SCHEMA = 3
 _ABANDONED = 7 * 24 * 3600
 """Seconds after which the unfinished file of a process that was killed is removed."""
 
 
-_READING = ("checkpoint", "experts", "families", "models", "text")
-"""Rooms of ``bench`` that read checkpoints and corpora, and experts in whatever form they are stored."""
-
-
-@cache
-def code_digest() -> str:
-    """Return the digest of the source files that decide what a statistic's value is."""
-    import methods.framework.stats
-    import methods.kernels
-
-    here = Path(__file__).parent
-    files = [
-        *here.rglob("*.py"),
-        *Path(methods.kernels.__file__).parent.glob("*.py"),
-        Path(methods.framework.stats.__file__),
-        *(path for room in _READING for path in (here.parent / room).glob("*.py")),
-    ]
-    return _source_digest(files)
-
-
-@cache
-def decision_digest() -> str:
-    """Return the digest of the source files of all methods: what a decision between two layers depends on."""
-    import methods
-
-    return _source_digest(Path(next(iter(methods.__path__))).rglob("*.py"))
-
-
-def _source_digest(files: Iterable[Path]) -> str:
-    return digest_of(
-        {f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    )
+def code_of(names: Collection[str]) -> dict[str, str]:
+    """Return the digest of the code that measures each statistic."""
+    return {name: statistic_digest(name) for name in sorted(names)}
 
 
 class StatsCache:
@@ -116,6 +90,7 @@ class StatsCache:
                 "meta": dict(stats.meta),
                 "length": {name: len(values) for name, values in stats.values.items()},
                 "files": files,
+                "code": code_of(stats.values),
             }
             text = json.dumps(meta, sort_keys=True)
             header = {"moebench": text, "sha256": _checksum(text, small)}
@@ -151,6 +126,8 @@ def _read(path: Path, key: str, needs: Collection[str], sampling: Mapping[str, i
         lengths: dict[str, int] = meta["length"]
         settings: dict[str, Any] = meta["meta"]
         if not (set(needs) <= lengths.keys() <= CATALOGUE.keys() and sampling.items() <= settings.items()):
+            return None
+        if any(meta["code"][name] != digest for name, digest in code_of(needs).items()):
             return None
         for name, entry in meta["files"].items():
             if name.split("/")[0] in needs:

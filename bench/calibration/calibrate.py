@@ -7,15 +7,27 @@ statistics of cost ``gradient`` need the whole model in memory, and are measured
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.calibration.decide import Decide, Progress, Propagation
-from bench.calibration.inputs import check_coverage, check_inputs, check_sampling, sampling_of, settings_of
-from methods.framework.stats import CATALOGUE, Stats
+from bench.calibration.conditions import Conditions, Effort
+from bench.calibration.decide import Decide, Progress
+from bench.calibration.inputs import (
+    check_coverage,
+    check_inputs,
+    check_sampling,
+    resolved_dtype,
+    sampling_of,
+    settings_of,
+)
+from methods.framework.catalogue import CATALOGUE
+from methods.framework.stats import Stats
 
 if TYPE_CHECKING:
+    from bench.calibration.streaming import Values
+    from bench.calibration.sums.disk_array import DiskArrays
     from bench.checkpoint.checkpoint import Checkpoint
     from bench.text.corpus import Corpus
 
@@ -25,19 +37,12 @@ def calibrate(
     corpus: Corpus | None,
     needs: Collection[str],
     *,
-    propagation: Propagation = "one_shot",
     decide: Decide | None = None,
     cache: Path | None = None,
     device: str = "cpu",
     dtype: str = "auto",
-    hidden_bytes: int = 2**30,
-    boundary_tokens: int = 4096,
     sampled_tokens: int = 4096,
-    cka_tokens: int = 1024,
-    batch_tokens: int = 1024,
-    expert_rows: int = 2048,
-    output_bytes: int = 128 << 20,
-    scratch: Path | None = None,
+    effort: Effort = Effort(),  # noqa: B008 - frozen
     progress: Progress | None = None,
 ) -> Stats:
     """Measure statistics of a checkpoint.
@@ -45,23 +50,16 @@ def calibrate(
     Args:
         checkpoint: an open checkpoint.
         corpus: windows of token ids; None where all ``needs`` are statistics of the weights alone.
-        needs: names from ``methods.framework.stats.CATALOGUE``.
-        propagation: ``one_shot`` measures every layer on the original hidden states; ``sequential`` compresses each
-            layer as soon as it is measured, so that the next one sees the compressed model's states. Gradients are those of
-            ``checkpoint`` in both cases.
-        decide: required by ``sequential``, called for each MoE layer; see ``LayerwiseDecision``.
+        needs: names from ``methods.framework.catalogue.CATALOGUE``.
+        decide: None measures every layer on the original hidden states, the propagation ``one_shot``. A rule makes it
+            ``sequential``: called for each MoE layer, it compresses the layer as soon as that is measured, so that the next
+            one sees the compressed model's states; see ``LayerwiseDecision``. Gradients are those of ``checkpoint`` in both
+            cases.
         cache: folder of earlier measurements, read and written.
         device: torch device of the computation.
         dtype: ``auto`` (float32 on a processor, the checkpoint's type elsewhere) or a torch type such as ``float64``.
-        hidden_bytes: bound on the hidden states in memory; above it they lie in a file under ``scratch``.
-        boundary_tokens: tokens, evenly spaced, that ``hidden_cosine`` compares.
         sampled_tokens: tokens, evenly spaced, on which every expert runs, for statistics of cost ``sampled``.
-        cka_tokens: those of them, evenly spaced, on which ``output_cka`` compares outputs.
-        batch_tokens: tokens of one attention call (at least one sequence).
-        expert_rows: rows of one matrix product in the feed-forward sub-layers.
-        output_bytes: bound on outputs of several experts that are held for the same tokens; where those of a block take
-            more, experts are read once for each part.
-        scratch: folder for temporary files; None takes the system's.
+        effort: bounds on work and memory.
         progress: called after each decoder layer, or each window.
 
     Returns:
@@ -74,62 +72,77 @@ def calibrate(
         StatsError: the corpus does not fit the model, a statistic is not defined for it, or a check of the measurement
             failed.
     """
-    check_inputs(checkpoint.inventory, corpus, needs, propagation, decide)
-    check_sampling(needs, sampled_tokens, cka_tokens)
-    if not needs:
-        return Stats({})
-    needs, known = frozenset(needs), Stats({})
-    # Weights are the same for every corpus, and gradients for every rule, so each are measured and cached apart.
-    for cost, tokens in (("weights", None), ("gradient", corpus)):
-        apart = frozenset(name for name in needs if CATALOGUE[name].cost == cost)
-        if apart and apart < needs:
-            part = calibrate(checkpoint, tokens, apart, cache=cache, device=device, dtype=dtype, scratch=scratch)
-            needs, known = needs - apart, Stats({**known.values, **part.values})
-    costs = {CATALOGUE[name].cost for name in needs}
-    if costs <= {"weights", "gradient"}:
-        corpus, propagation, decide = corpus if costs == {"gradient"} else None, "one_shot", None
-    settings = settings_of(checkpoint, corpus, propagation, decide, device, dtype)
-    settings["boundary_tokens"] = boundary_tokens
-    sampling = sampling_of(needs, corpus, sampled_tokens, cka_tokens)
-    store = None
-    if cache is not None:
-        from bench.calibration.cache import StatsCache
+    check_inputs(checkpoint.inventory, corpus, needs)
+    check_sampling(needs, sampled_tokens, effort.cka_tokens)
+    conditions = Conditions(device, resolved_dtype(dtype, device, checkpoint.inventory), sampled_tokens, effort)
+    whole = Stats({})
+    parts = list(_parts(frozenset(needs), corpus, decide, conditions))
+    for part in parts:
+        found = part.measured(checkpoint, cache, whole, progress if part is parts[-1] else None)
+        whole = Stats({**whole.values, **found.values}, found.tokens, found.meta)
+    return whole
 
-        store = StatsCache(cache, settings)
-        if (found := store.load(needs, sampling)) is not None:
-            return Stats({**found.values, **known.values}, found.tokens, found.meta)
-    from bench.calibration.gradients import measure_gradients
-    from bench.calibration.streaming import StreamedPass, measure_weights
-    from bench.calibration.sums.disk_array import DiskArrays
 
-    arrays = DiskArrays(scratch if cache is None else cache, named=cache is not None)
-    try:
-        if corpus is None:
-            values = measure_weights(checkpoint, needs, settings["device"], settings["dtype"], scratch, progress)
-        elif costs == {"gradient"}:
-            values = measure_gradients(checkpoint, corpus, needs, settings["device"], settings["dtype"], progress)
-        else:
-            values = StreamedPass(
-                checkpoint,
-                corpus,
-                needs,
-                device=settings["device"],
-                dtype=settings["dtype"],
-                hidden_bytes=hidden_bytes,
-                boundary_tokens=boundary_tokens,
-                batch_tokens=batch_tokens,
-                expert_rows=expert_rows,
-                scratch=scratch,
-                sampled_tokens=sampled_tokens,
-                cka_tokens=cka_tokens,
-                output_bytes=output_bytes,
-                arrays=arrays,
-                known=known.values,
-            ).run(decide if propagation == "sequential" else None, progress)
-        stats = Stats(values, 0 if corpus is None else corpus.tokens, settings | sampling)
-        check_coverage(stats, checkpoint.inventory, needs)
-        if store is not None:
-            store.save(stats, arrays)
-    finally:
-        arrays.close()
-    return Stats({**values, **known.values}, stats.tokens, stats.meta)
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Statistics that are measured together and cached in one file."""
+
+    needs: frozenset[str]
+    corpus: Corpus | None
+    decide: Decide | None
+    conditions: Conditions
+
+    def measured(self, checkpoint: Checkpoint, cache: Path | None, known: Stats, progress: Progress | None) -> Stats:
+        """Return them, recalled or measured; ``known`` are those that a rule sees beside them."""
+        from bench.calibration.cache import StatsCache, code_of
+        from bench.calibration.sums.disk_array import DiskArrays
+
+        conditions, effort = self.conditions, self.conditions.effort
+        settings = settings_of(checkpoint, self.corpus, self.decide, conditions.device, conditions.dtype)
+        settings["boundary_tokens"] = effort.boundary_tokens
+        sampling = sampling_of(self.needs, self.corpus, conditions.sampled_tokens, effort.cka_tokens)
+        store = None
+        if cache is not None:
+            # What a rule decides, and so every later layer, hangs on all statistics that it sees.
+            seen = None if self.decide is None else code_of(self.needs | known.values.keys())
+            store = StatsCache(cache, {**settings, "seen": seen})
+            if (found := store.load(self.needs, sampling)) is not None:
+                return found
+        arrays = DiskArrays(effort.scratch if cache is None else cache, named=cache is not None)
+        try:
+            values = self._values(checkpoint, arrays, known, progress)
+            stats = Stats(values, 0 if self.corpus is None else self.corpus.tokens, settings | sampling)
+            check_coverage(stats, checkpoint.inventory, self.needs)
+            if store is not None:
+                store.save(stats, arrays)
+        finally:
+            arrays.close()
+        return stats
+
+    def _values(self, checkpoint: Checkpoint, arrays: DiskArrays, known: Stats, progress: Progress | None) -> Values:
+        from bench.calibration import gradients, streaming
+
+        if self.corpus is None:
+            return streaming.measure_weights(checkpoint, self.needs, self.conditions, progress)
+        if {CATALOGUE[name].cost for name in self.needs} == {"gradient"}:
+            return gradients.measure_gradients(checkpoint, self.corpus, self.needs, self.conditions, progress)
+        streamed = streaming.StreamedPass(
+            checkpoint, self.corpus, self.needs, self.conditions, arrays=arrays, known=known.values
+        )
+        return streamed.run(self.decide, progress)
+
+
+def _parts(
+    needs: frozenset[str], corpus: Corpus | None, decide: Decide | None, conditions: Conditions
+) -> Iterator[_Part]:
+    """Split ``needs``: weights are the same for every corpus, and gradients for every rule, so each are cached apart."""
+    of_weights, of_gradients = (
+        frozenset(name for name in needs if CATALOGUE[name].cost == cost) for cost in ("weights", "gradient")
+    )
+    for part in (
+        _Part(of_weights, None, None, conditions),
+        _Part(of_gradients, corpus, None, conditions),
+        _Part(needs - of_weights - of_gradients, corpus, decide, conditions),
+    ):
+        if part.needs:
+            yield part

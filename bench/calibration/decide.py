@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from bench.calibration.code_digest import decision_digest
 from bench.store.store import digest_of
 from methods.framework.inventory import Inventory
 from methods.framework.layer_plan import LayerPlan
@@ -36,10 +37,8 @@ class LayerwiseDecision:
 
     def __init__(self, method: LayerwiseMethod, inventory: Inventory) -> None:
         """Decide as ``method`` does on the model of ``inventory``."""
-        from bench.calibration.cache import decision_digest
-
         self._method, self._inventory = method, inventory
-        self.digest = digest_of({"method": method.name, "knobs": method.knobs, "code": decision_digest()})
+        self.digest = digest_of({"method": method.name, "knobs": method.knobs, "code": decision_digest(type(method))})
 
     def __call__(self, layer: int, stats: Stats) -> LayerPlan:
         """Return the method's plan for ``layer``."""

@@ -17,9 +17,10 @@ from bench.calibration.layers.layer_router import LayerRouter
 from bench.calibration.layers.weights import MlpWeights, WeightReader
 from bench.calibration.measured_experts import MeasuredExperts, add_weighted
 from bench.calibration.sums.layer_sums import LayerSums
+from methods.framework.accumulator import Shown
 from methods.framework.inventory import LayerInventory, Router, TensorEntry
 from methods.framework.layer_plan import LayerPlan
-from methods.framework.stats import Array
+from methods.framework.stat_spec import Array
 from methods.kernels.experts import Activation, gated_mlp
 
 Entries = Mapping[str, TensorEntry]
@@ -93,7 +94,8 @@ class FeedForward:
         self, router: LayerRouter, experts: LayerExperts, output_TD: Tensor, input_TD: Tensor, sums: LayerSums | None
     ) -> None:
         logits, indices, weights = [], [], []
-        keep_logits = sums is not None and (sums.sampled is not None or sums.wants("removal_loss"))
+        shown: frozenset[Shown] = frozenset() if sums is None else sums.shown
+        keep_logits = not shown.isdisjoint({"removals", "sampled_logits"})
         for x_ND in input_TD.split(self._rows):
             decision = router(x_ND)
             if sums is not None:
@@ -103,7 +105,7 @@ class FeedForward:
             indices.append(decision.indices_NK)
             weights.append(decision.weights_NK)
         indices_TK, weights_TK = torch.cat(indices), torch.cat(weights)
-        channels = sums is not None and sums.moments is not None and sums.moments.wants_channels
+        channels = "channels" in shown
         run = ExpertPass(
             experts, input_TD, indices_TK, weights_TK, router.targets, self._activation, self._rows, channels
         )

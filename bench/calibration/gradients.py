@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.calibration.conditions import Conditions
+from bench.calibration.resident import frozen_model
 from bench.calibration.sums.gradient_sums import GradientSums
-from bench.calibration.sums.layer_sums import check_finite
-from methods.framework.errors import CheckpointError
-from methods.framework.stats import CATALOGUE, Array
+from bench.calibration.sums.places import ModelPlace, OneLayer
+from methods.framework.stat_spec import Array
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,26 +48,9 @@ class ResidentModel:
     """A transformers model with frozen weights, whose losses are differentiated in the outputs of its routed experts."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        """Load the model.
-
-        Raises:
-            CheckpointError: transformers has no class for it, or one whose experts are no module of their own.
-        """
-        from bench.models.load import load_model
-
-        # Eager experts: their backward pass exists on every device, and in float64.
-        self._model = load_model(checkpoint.path, dtype=dtype, experts_implementation="eager").to(device)
-        self._model.requires_grad_(False)
+        """Load the model; raises as ``bench.calibration.resident.frozen_model``."""
+        self._model, self.experts = frozen_model(checkpoint, device, dtype)
         self._device = device
-        self.experts: dict[int, nn.Module] = {}
-        for layer in checkpoint.inventory.moe_layers:
-            _, block = checkpoint.family.mlp_modules(layer)
-            experts = getattr(self._model.get_submodule(block), "experts", None)
-            if experts is None:
-                raise CheckpointError(
-                    f"{block} of {type(self._model).__name__} has no `experts` in whose output gradients could be taken"
-                )
-            self.experts[layer] = experts
 
     def backward(self, window: Sequence[int]) -> dict[int, Passed]:
         """Return what ``window`` shows of each MoE layer; the loss is the next-token cross-entropy summed over it, in nats."""
@@ -108,35 +92,34 @@ def measure_gradients(
     checkpoint: Checkpoint,
     corpus: Corpus,
     needs: Collection[str],
-    device: str,
-    dtype: str,
+    conditions: Conditions,
     progress: Progress | None = None,
 ) -> dict[str, tuple[Array | None, ...]]:
     """Return those of ``needs`` that have cost ``gradient``.
 
     Args:
-        checkpoint: an open checkpoint that fits into the memory of ``device`` as a whole.
+        checkpoint: an open checkpoint that fits into the memory of the device as a whole.
         corpus: windows, each on its own: they are never padded, and how many there are beside it changes nothing.
         needs: names of statistics.
-        device: torch device.
-        dtype: name of the torch type of weights and activations; sums over tokens are float64.
+        conditions: device and type of weights and activations; sums over tokens are float64.
         progress: called after each window.
 
     Raises:
-        CheckpointError: see ``ResidentModel``.
+        CheckpointError: see ``bench.calibration.resident.frozen_model``.
         StatsError: a value is not finite.
     """
-    wanted = frozenset(name for name in needs if CATALOGUE[name].cost == "gradient")
-    place = torch.device(device)
-    model = ResidentModel(checkpoint, place, getattr(torch, dtype))
+    device, dtype = torch.device(conditions.device), getattr(torch, conditions.dtype)
+    model = ResidentModel(checkpoint, device, dtype)
     layers = checkpoint.inventory.layers
-    sums = {layer: GradientSums(wanted, checkpoint, layer, experts, place) for layer, experts in model.experts.items()}
+    place = ModelPlace.without_tokens(checkpoint.inventory, device, conditions.effort.scratch)
+    sums = {
+        layer: GradientSums(needs, checkpoint, OneLayer.of(place, layer, layers[layer]), experts, dtype)
+        for layer, experts in model.experts.items()
+    }
     for number, window in enumerate(corpus.windows):
         for layer, passed in model.backward(window).items():
             sums[layer].add(*passed, targets=len(window) - 1)
         if progress is not None:
             progress(number + 1, len(corpus.windows))
-    measured = {layer: total.finished() for layer, total in sums.items()}
-    for layer, values in measured.items():
-        check_finite(layer, values)
-    return {name: tuple(measured.get(layer, {}).get(name) for layer in range(len(layers))) for name in wanted}
+    found = {layer: total.finished() for layer, total in sums.items()}
+    return {name: tuple(found.get(layer, {}).get(name) for layer in range(len(layers))) for name in needs}

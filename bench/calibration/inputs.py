@@ -8,48 +8,39 @@ from typing import TYPE_CHECKING, Any
 
 from bench.calibration.decide import Decide
 from bench.store.store import digest_of
+from methods.framework.catalogue import CATALOGUE
 from methods.framework.errors import ConfigError, StatsError, UnknownNameError
 from methods.framework.inventory import Inventory
-from methods.framework.stats import CATALOGUE, Stats
+from methods.framework.stats import Stats
 
 if TYPE_CHECKING:
     from bench.checkpoint.checkpoint import Checkpoint
     from bench.text.corpus import Corpus
 
 
-ROW_STATISTICS = frozenset(
-    {"router_probability", "router_row_gram", "router_correction", "logit_gram", "token_logits", "removal_loss"}
-)
-"""Statistics that need a router row of its own for every expert."""
-
-
-def check_inputs(
-    inventory: Inventory, corpus: Corpus | None, needs: Collection[str], propagation: str, decide: Decide | None
-) -> None:
+def check_inputs(inventory: Inventory, corpus: Corpus | None, needs: Collection[str]) -> None:
     """Refuse what cannot be measured on this model and corpus, before any work.
 
+    Args:
+        inventory: what the checkpoint contains.
+        corpus: windows of token ids, or None.
+        needs: names of statistics.
+
     Raises:
-        UnknownNameError: an unknown statistic or kind of propagation.
-        ConfigError: settings that contradict each other, or a corpus that is missing.
+        UnknownNameError: an unknown statistic.
+        ConfigError: a corpus is missing.
         StatsError: a statistic that is not defined for the model, or a corpus with tokens that the model does not know.
     """
     for name in needs:
         if name not in CATALOGUE:
             raise UnknownNameError("statistic", name, CATALOGUE)
-    if propagation not in ("one_shot", "sequential"):
-        raise UnknownNameError("propagation", propagation, ("one_shot", "sequential"))
-    if (propagation == "sequential") != (decide is not None):
-        raise ConfigError(
-            f"propagation={propagation!r} with decide={decide!r}: 'sequential' needs a rule that decides each layer, "
-            "and 'one_shot' takes none"
-        )
     tokens_wanted = [name for name in sorted(needs) if CATALOGUE[name].cost != "weights"]
     if corpus is None and tokens_wanted:
         raise ConfigError(f"{', '.join(tokens_wanted)} need a corpus to be measured on; name one with --corpus")
     shared = [index for index in inventory.moe_layers if inventory.layers[index].expert_map is not None]
-    if shared and (undefined := ROW_STATISTICS.intersection(needs)):
+    if shared and (undefined := [name for name in sorted(needs) if CATALOGUE[name].of_rows]):
         raise StatsError(
-            f"{', '.join(sorted(undefined))} cannot be measured: they are defined for one router row per expert, and rows "
+            f"{', '.join(undefined)} cannot be measured: they are defined for one router row per expert, and rows "
             f"of layer {shared[0]} share experts or lead to constants; measure them on the model before it was merged"
         )
     if corpus is not None:
@@ -62,39 +53,65 @@ def check_inputs(
 
 
 def check_sampling(needs: Collection[str], sampled_tokens: int, cka_tokens: int) -> None:
-    """Raise ConfigError where the settings leave too few tokens for what is asked."""
+    """Refuse settings that leave too few tokens for what is asked.
+
+    Args:
+        needs: names of statistics.
+        sampled_tokens: tokens on which every expert runs.
+        cka_tokens: those of them on which outputs are compared.
+
+    Raises:
+        ConfigError: there are too few.
+    """
     if sampled_tokens < 1:
         raise ConfigError(f"sampled_tokens={sampled_tokens} leaves no token to run experts on; allowed: 1 or more")
-    if "output_cka" in needs and min(sampled_tokens, cka_tokens) < 2:
+    comparing = [name for name in sorted(needs) if CATALOGUE[name].compares_tokens]
+    if comparing and min(sampled_tokens, cka_tokens) < 2:
         raise ConfigError(
-            f"output_cka compares how outputs vary over tokens, so it needs two or more; sampled_tokens={sampled_tokens} "
+            f"{comparing[0]} compares how outputs vary over tokens, so it needs two or more; sampled_tokens={sampled_tokens} "
             f"and cka_tokens={cka_tokens} leave {min(sampled_tokens, cka_tokens)}"
         )
 
 
 def sampling_of(needs: Collection[str], corpus: Corpus | None, sampled_tokens: int, cka_tokens: int) -> dict[str, int]:
-    """Return the settings that matter for ``needs`` but not for all statistics, as they come out on this corpus."""
+    """Return the settings that matter for ``needs`` but not for all statistics, as they come out on this corpus.
+
+    Args:
+        needs: names of statistics.
+        corpus: on which they are measured; None where all describe weights alone.
+        sampled_tokens: tokens on which every expert runs.
+        cka_tokens: those of them on which outputs are compared.
+    """
     sampling: dict[str, int] = {}
     if corpus is not None and any(CATALOGUE[name].cost == "sampled" for name in needs):
         sampling["sampled_tokens"] = min(sampled_tokens, corpus.tokens)
-        if "output_cka" in needs:
+        if any(CATALOGUE[name].compares_tokens for name in needs):
             sampling["cka_tokens"] = min(cka_tokens, corpus.tokens, sampled_tokens)
     return sampling
 
 
 def settings_of(
-    checkpoint: Checkpoint, corpus: Corpus | None, propagation: str, decide: Decide | None, device: str, dtype: str
+    checkpoint: Checkpoint, corpus: Corpus | None, decide: Decide | None, device: str, dtype: str
 ) -> dict[str, Any]:
-    """Return everything that can change values, as JSON values."""
+    """Return everything that can change values, as JSON values.
+
+    Args:
+        checkpoint: the model.
+        corpus: windows of token ids, or None.
+        decide: rule of sequential propagation; None propagates the original states.
+        device: torch device.
+        dtype: name of the torch type.
+    """
     from importlib.metadata import version
 
     inventory = checkpoint.inventory
+    roles = [[entry.name, entry.role] for entry in inventory.tensors()]  # as the family's file reads the names
     return {
         "model": checkpoint.content,
-        "architecture": digest_of([inventory.family, asdict(inventory.router), dict(inventory.config)]),
+        "architecture": digest_of([inventory.family, asdict(inventory.router), dict(inventory.config), roles]),
         "corpus": None if corpus is None else corpus.digest,
         "corpus_name": None if corpus is None else corpus.name,
-        "propagation": propagation,
+        "propagation": "one_shot" if decide is None else "sequential",
         "decide": None if decide is None else decide.digest,
         "device": device,
         "dtype": resolved_dtype(dtype, device, inventory),

@@ -50,15 +50,13 @@ class MeasuredExperts:
 
     def run(self) -> None:
         """Run all experts on the sampled tokens, and the fewest that suffice on the rest."""
-        moments = self._sums.moments
-        if moments is not None and moments.wants_inputs:
+        if "inputs" in self._sums.shown:
             for expert, x_ND, gates_N in self._experts.inputs():
-                moments.inputs(expert, x_ND, gates_N)
+                self._sums.inputs(expert, x_ND, gates_N)
         rest_N = self._run_sampled()
-        removal = self._sums.wants("removal_loss")
         if rest_N is not None and not len(rest_N):
             return
-        if not removal:
+        if "removals" not in self._sums.shown:
             add_weighted(self._output_TD, self._experts.routed(rest_N), self._sums)
             return
         if rest_N is None:
@@ -72,17 +70,16 @@ class MeasuredExperts:
 
     def _run_sampled(self) -> Tensor | None:
         """Run all experts on the sampled tokens, if asked for, and return the other tokens (None: all)."""
-        sampled = self._sums.sampled
-        if sampled is None:
+        sums = self._sums
+        if "sampled_logits" in sums.shown:
+            assert self._logits_TR is not None
+            sums.sampled_logits(self._logits_TR[sums.sampled_N])
+        if "sampled_outputs" not in sums.shown:
             return None
-        if self._logits_TR is not None:
-            sampled.logits(self._logits_TR[sampled.tokens_N])
-        if not sampled.dense:
-            return None
-        for tokens_N in self._parts(sampled.tokens_N, self._router.experts):
-            sampled.outputs(self._dense(tokens_N))
+        for tokens_N in self._parts(sums.sampled_N, self._router.experts):
+            sums.sampled_outputs(self._dense(tokens_N))
         others_T = torch.ones(len(self._output_TD), dtype=torch.bool, device=self._output_TD.device)
-        return others_T.index_fill_(0, sampled.tokens_N, False).nonzero().squeeze(1)
+        return others_T.index_fill_(0, sums.sampled_N, False).nonzero().squeeze(1)
 
     def _parts(self, tokens_N: Tensor, slots: int) -> Iterable[Tensor]:
         """Return ``tokens_N`` in parts for which ``slots`` outputs each fit into the buffer."""
@@ -100,7 +97,7 @@ class MeasuredExperts:
         """Run all experts on ``tokens_N`` and return their outputs, which the next call overwrites."""
         out_NED = self._buffer(len(tokens_N), self._router.experts)
         add_weighted(self._output_TD, self._experts.dense(tokens_N, out_NED), self._sums)
-        if not self._sums.wants("removal_loss"):
+        if "removals" not in self._sums.shown:
             return out_NED
         if needs_all_experts(self._router.semantics):
             self._remove_by_routing_again(tokens_N, out_NED)
@@ -151,10 +148,11 @@ class MeasuredExperts:
 
 def add_weighted(output_TD: Tensor, outputs: Iterable[Outputs], sums: LayerSums | None) -> None:
     """Add the weighted outputs of experts to ``output_TD``, after showing them to ``sums``."""
-    for expert, tokens_N, places_N, gates_N, y_ND, channels_NF in outputs:
+    for part in outputs:
         if sums is not None:
-            sums.expert(expert, tokens_N, places_N, gates_N, y_ND, channels_NF)
-        output_TD.index_add_(0, tokens_N, y_ND.mul_(gates_N.to(y_ND.dtype).unsqueeze(1)))
+            sums.expert(part)
+        y_ND = part.output_ND
+        output_TD.index_add_(0, part.tokens_N, y_ND.mul_(part.gates_N.to(y_ND.dtype).unsqueeze(1)))
 
 
 def _squares(change_NJS: Tensor, out_NSD: Tensor) -> Tensor:

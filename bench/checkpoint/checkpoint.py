@@ -7,18 +7,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
-
-import torch
+from typing import TYPE_CHECKING, Any, Self
 
 from bench.checkpoint.config_file import read_config
 from bench.checkpoint.content import content_digest
+from bench.checkpoint.headers import Span, read_header
 from bench.checkpoint.source import local_folder
-from bench.checkpoint.tensor_files import TORCH_DTYPES, Files, Span, read_header
 from bench.families.family import Family, family_of
 from methods.framework.errors import CheckpointError
 from methods.framework.inventory import Inventory, TensorEntry
 from methods.framework.outside import an_object, read_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from bench.checkpoint.tensor_files import Files
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -53,7 +56,6 @@ class Checkpoint:
     family: Family
     inventory: Inventory
     _spans: Mapping[TensorEntry, Span] = field(repr=False)
-    _files: Files = field(default_factory=Files, repr=False)
 
     @classmethod
     def open(cls, source: str | Path, revision: str | None = None) -> Self:
@@ -71,6 +73,13 @@ class Checkpoint:
         inventory = _located(family.inventory(config), family, headers, spans, path)
         name = path.resolve().name if commit is None else str(source)
         return cls(path, name, commit, config, family, inventory, spans)
+
+    @cached_property
+    def _files(self) -> Files:
+        """The open files; reading tensors needs torch, which looking at a checkpoint does not."""
+        from bench.checkpoint.tensor_files import Files
+
+        return Files()
 
     @cached_property
     def content(self) -> str:
@@ -99,10 +108,7 @@ class Checkpoint:
 
     def read(self, entry: TensorEntry, rows: Sequence[int] | None = None) -> torch.Tensor:
         """Return a tensor, or the ``rows`` (ascending indices of the first axis) of it, in the dtype of the file."""
-        shape = entry.shape if rows is None else (len(rows), *entry.shape[1:])
-        out = torch.empty(shape, dtype=TORCH_DTYPES[entry.dtype])
-        self.read_into(entry, out, rows)
-        return out
+        return self._files.read(self.span(entry), rows)
 
     def read_into(self, entry: TensorEntry, out: torch.Tensor, rows: Sequence[int] | None = None) -> None:
         """Read a tensor (or its ``rows``) into ``out``: straight into its memory, or with conversion to its dtype.
@@ -139,7 +145,8 @@ class Checkpoint:
 
     def close(self) -> None:
         """Close the files; reading opens them again."""
-        self._files.close()
+        if "_files" in self.__dict__:
+            self._files.close()
 
 
 def read_headers(path: Path) -> dict[str, Span]:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.settings.run_settings import (
-    CalibrationConfig,
-    EvaluationConfig,
-    RunConfig,
-    TimingConfig,
-    expand,
-    parse_method,
-)
+from bench.settings.method_settings import expand, parse_method
+from bench.settings.run_settings import RunConfig
+from bench.settings.stage_settings import CalibrationConfig, EvaluationConfig
+from bench.settings.timing_settings import TimingConfig
 
 EXPERT_METHODS = ("random", "frequency", "reap", "expert_drop:scope=global")
 EXPERT_KEEPS = (0.75, 0.5)

@@ -5,11 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from bench.recovery.recover import Recovered, recover
+import typer
+
+from bench.commands.options import DEFAULT_STORE, Model, StoreOption
+from bench.commands.printing import console
+from bench.commands.setting_options import Given, Part, with_settings
 from bench.settings.recovery import RecoverySettings
 from bench.settings.strict import read_settings, validated
+
+if TYPE_CHECKING:
+    from bench.recovery.recover import Recovered
+
+_OFFERED = ("kind", "corpus", "sequences", "length", "epochs", "steps", "batch", "rate", "experts", "seed")
+
+
+@with_settings(Part(RecoverySettings, _OFFERED))
+def recover(
+    given: Given,
+    model: Model,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings; options given here win")] = None,
+    teacher: Annotated[str | None, typer.Option(help="the uncompressed model, for the two distillations")] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Read the settings, and train."""
+    recover_from_command_line(model, given, config=config, teacher=teacher, store=store)
 
 
 def recover_from_command_line(
@@ -24,13 +45,13 @@ def recover_from_command_line(
         teacher: the uncompressed checkpoint; None where the kind reads none.
         store: store that the result goes to.
     """
-    from bench.commands.parts import console
+    from bench.recovery.recover import recover as train
 
     document = read_settings(config) if config else {}
     document |= {name: value for name, value in given.items() if value is not None}
     settings = validated(document, RecoverySettings, str(config or "options"))
     with loss_bar(settings.kind) as progress:
-        done = recover(path, settings, teacher=teacher, store_folder=store, progress=progress)
+        done = train(path, settings, teacher=teacher, store_folder=store, progress=progress)
     console().print(f"wrote {done.path}", soft_wrap=True)
     console().print(
         f"{settings.kind}: {done.steps} steps on {done.tokens:,} tokens of {done.corpus}, {done.trained_parameters:,} weights "

@@ -4,19 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from bench.checkpoint.source import local_folder
+from bench.commands.options import Model
+from bench.commands.printing import console
+from bench.commands.setting_options import Given, Part, with_settings
 from bench.records.record import Timing
-from bench.settings.run_settings import TimingConfig
 from bench.settings.strict import validated
+from bench.settings.timing_settings import OnlineProtocol, TimingConfig, TimingProtocol
 from bench.timing.offline import TimingSession
 from bench.timing.online import OnlineSession
-from bench.timing.protocol import OnlineProtocol, TimingProtocol
 from bench.timing.table import Rows
 from methods.framework.errors import ConfigError
 
 LOGS = Path("logs")
+_OFFERED = ("repeats", "rounds", "prompt", "generate", "dtype", "threads", "residency", "kv_cache_bytes")
+
+
+@with_settings(Part(TimingConfig, _OFFERED))
+def time(
+    given: Given,
+    base: Model,
+    compressed: Annotated[list[str], typer.Argument(help="likewise; each is timed in alternation with the base")],
+    batch: Annotated[list[int], typer.Option(help="sequences at once; may be repeated")] = [],  # noqa: B006  # typer reads it
+    online: Annotated[bool, typer.Option("--online", help="time servers under load by `vllm bench serve`")] = False,
+    rate: Annotated[list[float], typer.Option(help="online: requests per second, or inf; may be repeated")] = [],  # noqa: B006  # as above
+    requests: Annotated[int | None, typer.Option(help="online: requests of each run")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for all numbers")] = None,
+) -> None:
+    """Time checkpoints, and print a table of speeds and one of memory."""
+    from bench.timing.table import memory_table, offline_table, online_table, write_timings
+
+    rows = time_models(
+        base,
+        compressed,
+        given,
+        batches=batch,
+        rates=rate,
+        requests=requests,
+        online=online,
+        report=lambda text: console(stderr=True).print(text, soft_wrap=True, highlight=False),
+    )
+    if out is not None:
+        write_timings(rows, out)
+    console().print((online_table if online else offline_table)(rows))
+    console().print(memory_table(rows))
 
 
 def time_models(
@@ -35,7 +70,7 @@ def time_models(
     Args:
         base: folder, hub id or pocket model.
         compressed: likewise, each of them paired with the base.
-        settings: fields of ``TimingConfig``, those that are None left at their defaults.
+        settings: fields of ``PairProtocol`` and of the protocol chosen, those that are None left at their defaults.
         batches: batch sizes, offline only.
         rates: requests per second, online only.
         requests: of each run, online only; None for the default.
@@ -55,10 +90,10 @@ def time_models(
         raise ConfigError("--rate and --requests are for servers; add --online, or give --batch")
     if batches:
         given["batch"] = batches[0] if len(batches) == 1 else tuple(batches)
-    config = validated(given, TimingConfig, "options").model_dump(exclude={"enabled"})
+    session = _session(given, online, rates, requests, report)
     folders = [(name, local_folder(name)[0]) for name in (base, *compressed)]
     rows: list[tuple[str, Timing]] = []
-    with _session(config, given, online, rates, requests, report) as session:
+    with session:
         for name, folder in folders[1:]:
             report(f"{name} against {base}")
             first, own = session.time(folders[0][1], folder)
@@ -69,7 +104,6 @@ def time_models(
 
 
 def _session(
-    config: dict[str, Any],
     given: dict[str, Any],
     online: bool,
     rates: Sequence[float],
@@ -77,10 +111,6 @@ def _session(
     report: Callable[[str], None],
 ) -> TimingSession | OnlineSession:
     if not online:
-        return TimingSession(TimingProtocol(**config), logs=LOGS)
-    shared = ("repeats", "prompt", "generate", "dtype", "threads", "residency", "kv_cache_bytes")
-    fields: dict[str, Any] = {name: given[name] for name in shared if name in given}
-    if requests is not None:
-        fields["requests"] = requests
-    protocol = OnlineProtocol(rates=tuple(rates), **fields)
-    return OnlineSession(protocol, logs=LOGS, progress=report)
+        return TimingSession(validated(given, TimingProtocol, "options"), logs=LOGS)
+    fields = {**given, "rates": tuple(rates), **({} if requests is None else {"requests": requests})}
+    return OnlineSession(validated(fields, OnlineProtocol, "options"), logs=LOGS, progress=report)

@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.checkpoint.checkpoint import Checkpoint
+from bench.serving.engine import Engine
 from bench.serving.kinds import KINDS, compression
-from bench.serving.servable import served_realisation
-from bench.serving.target import DENSE, DIFFERS, SERVED, TABLE, Target, installed_engine
+from bench.serving.target import DENSE, DIFFERS, SERVED, TABLE, installed_engine
+from bench.settings.timing_settings import TimingProtocol
 from bench.store.atomic import write_atomically
 from bench.timing.offline import TimingSession
-from bench.timing.protocol import TimingProtocol
 from methods.framework.errors import MoebenchError
 
 TOKENS = 24
+_OF_EACH_FAMILY = ("counts", "constants")
+_BESIDES = {("deepseek_v2", "sublayer"), ("deepseek_v3", "block")}
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
@@ -56,6 +58,24 @@ def greedy_tokens(path: Path, prompts: Sequence[Sequence[int]], tokens: int = TO
     return answers
 
 
+def covering(families: Sequence[str]) -> set[tuple[str, str]]:
+    """Return pairs of family and kind that stand for all of them.
+
+    Every kind is tried with at least two families, and every family with several kinds. Kinds that run code of each family's
+    own are tried with all: expert counts that differ (correction bias, groups), and maps, whose router redoes what the
+    family's own does. Families whose first layers are dense lose a sub-layer and a block besides.
+
+    Args:
+        families: in the order in which they take turns.
+    """
+    others = [kind for kind in KINDS if kind not in _OF_EACH_FAMILY]
+    count = len(families)
+    pairs = {(family, kind) for kind in _OF_EACH_FAMILY for family in families}
+    pairs |= {(families[turn % count], kind) for turn, kind in enumerate(others)}
+    pairs |= {(families[(turn + 1 + turn // count % (count - 1)) % count], kind) for turn, kind in enumerate(others)}
+    return pairs | {pair for pair in _BESIDES if pair[0] in families}
+
+
 @dataclass(frozen=True, slots=True)
 class Trial:
     """What happened to one kind of compression in one family: ``served``, ``dense``, ``differs`` or the reason of a failure."""
@@ -65,8 +85,8 @@ class Trial:
     outcome: str
 
 
-def trials(session: TimingSession, cpu: bool, progress: Callable[[Trial], None] = lambda trial: None) -> list[Trial]:
-    """Try every kind in every family, in float32, and return the outcomes; ``cpu`` says what vLLM runs on."""
+def trials(session: TimingSession, progress: Callable[[Trial], None] = lambda trial: None) -> list[Trial]:
+    """Try every kind in every family, in float32, and return the outcomes."""
     from bench.models.tiny import FAMILIES, tiny_checkpoint, tiny_tokens
 
     prompts = tiny_tokens(3, 12, seed=5).tolist()
@@ -78,7 +98,7 @@ def trials(session: TimingSession, cpu: bool, progress: Callable[[Trial], None] 
                 try:
                     path = write(checkpoint, kind, Path(folder) / f"{family}-{kind}")
                     agrees = session.greedy(path, prompts, TOKENS) == greedy_tokens(path, prompts)
-                    like = SERVED if served_realisation(path, cpu) == "compressed" else DENSE
+                    like = SERVED if session.engine.realisation(path) == "compressed" else DENSE
                     outcome = like if agrees else DIFFERS
                 except MoebenchError as error:
                     outcome = str(error).splitlines()[0]
@@ -105,14 +125,20 @@ def table(found: Sequence[Trial]) -> str:
     return "\n".join([*lines, *(f"\n[{number}] {note}" for number, note in enumerate(notes, 1))])
 
 
-def store(found: Sequence[Trial], target: Target, path: Path = TABLE) -> None:
-    """Put the outcomes into the JSON file at ``path`` in place of those of the same engine, version and target."""
-    engine = installed_engine(target)
+def store(found: Sequence[Trial], runner: Engine, path: Path = TABLE) -> None:
+    """Put the outcomes into a JSON file in place of those of the same engine, version and target.
+
+    Args:
+        found: the outcomes.
+        runner: engine that was tried.
+        path: the file.
+    """
+    engine = installed_engine(runner)
     assert engine is not None  # it was just tried
     cells: dict[str, dict[str, str]] = {}
     for trial in found:
         cells.setdefault(trial.family, {})[trial.kind] = trial.outcome
-    own = {"engine": engine[0], "version": engine[1], "target": target}
+    own = {"engine": engine[0], "version": engine[1], "target": runner.name}
     others = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     kept = [one for one in others if any(one[key] != value for key, value in own.items())]
     write_atomically(path, json.dumps([*kept, {**own, "cells": cells}], indent=1) + "\n", remedy="free space")
@@ -120,19 +146,15 @@ def store(found: Sequence[Trial], target: Target, path: Path = TABLE) -> None:
 
 def main(out: Path) -> None:
     """Try everything, put the table between the markers in ``out``, and store the outcomes."""
-    import torch
-
     from bench.records.environment import environment
 
-    cpu = not torch.cuda.is_available()
     with (
         tempfile.TemporaryDirectory() as logs,
         TimingSession(TimingProtocol(dtype="float32"), logs=Path(logs)) as session,
     ):
-        found = trials(session, cpu, lambda one: print(f"{one.family:12} {one.kind:16} {one.outcome}", flush=True))
-    target: Target = "vllm-cpu" if cpu else "vllm-gpu"
-    store(found, target)
-    engine = installed_engine(target)
+        found = trials(session, lambda one: print(f"{one.family:12} {one.kind:16} {one.outcome}", flush=True))
+    store(found, session.engine)
+    engine = installed_engine(session.engine)
     name = " ".join(engine) if engine else "vLLM"
     text = out.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)

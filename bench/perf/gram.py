@@ -76,12 +76,13 @@ def dense(folder: Path, pairs: int) -> dict[str, float]:
 
     from bench.calibration.feed_forward import FeedForward
     from bench.calibration.layers.hidden import Batch, Block
-    from bench.calibration.layers.sample import Sample
+    from bench.calibration.layers.layer_experts import LayerExperts
     from bench.calibration.layers.weights import WeightReader
     from bench.calibration.sums.disk_array import DiskArrays
     from bench.calibration.sums.layer_sums import LayerSums
-    from bench.calibration.sums.sampled_sums import Sampling
+    from bench.calibration.sums.places import ModelPlace, OneLayer, Samples
     from bench.checkpoint.checkpoint import Checkpoint
+    from methods.framework.layer_plan import LayerPlan
 
     checkpoint = Checkpoint.open(folder)
     inventory, device = checkpoint.inventory, torch.device("cpu")
@@ -94,14 +95,14 @@ def dense(folder: Path, pairs: int) -> dict[str, float]:
     outputs_TED = torch.randn(PASS_TOKENS, layer.experts, inventory.hidden)
 
     def ours() -> None:
-        sample = Sample(PASS_TOKENS, PASS_TOKENS)
-        sampling = Sampling(sample, sample, DiskArrays(None, named=False), None)
-        sums = LayerSums({"token_gram"}, layer, inventory.hidden, device, 0, sampling)
+        samples, arrays = Samples.of(PASS_TOKENS, PASS_TOKENS, 2, 0), DiskArrays(None, named=False)
+        model = ModelPlace(inventory.hidden, len(inventory.layers), device, None, samples, arrays)
+        sums = LayerSums({"token_gram"}, OneLayer.of(model, 0, layer))
         block = Block(0, PASS_TOKENS, (Batch(0, 1, PASS_TOKENS),))
         sums.begin(block)
         forward(layer, input_TD, sums)
         sums.end()
-        sums.finished()
+        sums.finished(LayerExperts(reader, layer, LayerPlan()))
 
     def bare() -> None:
         for _ in range(layer.experts):

@@ -1,6 +1,6 @@
 """Single decoder layers of a checkpoint, run on all tokens of a probe at once.
 
-Shape letters: T tokens, B sequences of one length, S their length, D hidden size, E routed experts, X = E + 1, N some tokens.
+Shape letters: T tokens, D hidden size, E routed experts, X = E + 1, N some tokens.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bench.calibration.feed_forward import FeedForward
+from bench.calibration.layers.embedding import embedded, token_ids
 from bench.calibration.layers.hidden import blocks
 from bench.calibration.layers.layer_experts import LayerExperts
 from bench.calibration.layers.layer_router import LayerRouter
@@ -71,25 +71,16 @@ class Layers:
         """Feed-forward sub-layers run so far, for tests and reports."""
 
     def embed(self) -> Tensor:
-        """Return the embeddings of all tokens, of which only the rows that occur are read."""
-        (entry,) = (entry for entry in self.inventory.outer if entry.role == "embedding")
-        ids_T = torch.from_numpy(np.concatenate([np.asarray(window, dtype=np.int64) for window in self._windows]))
-        rows, positions_T = ids_T.unique(return_inverse=True)
-        table = self._checkpoint.read(entry, rows=tuple(rows.tolist())).to(self._device, self._dtype)
-        return table[positions_T.to(self._device)]
+        """Return the embeddings of all tokens."""
+        return embedded(self._checkpoint, token_ids(self._windows), self._device, self._dtype)
 
     def attend(self, layer: int, hidden_TD: Tensor) -> Attended:
         """Return the states after the attention of ``layer``."""
         if self._loaded is None or self._loaded[0] != layer:
             self._loaded = layer, self._skeleton.load(layer, self.inventory.layers[layer], self._weights)
-        attention = self._loaded[1]
-        attended = Attended(torch.empty_like(hidden_TD), torch.empty_like(hidden_TD))
-        for batch in self._block.batches:
-            rows = slice(batch.start, batch.stop)
-            residual_BSD, input_BSD = attention(hidden_TD[rows].view(batch.count, batch.length, -1))
-            attended.residual_TD[rows] = residual_BSD.flatten(0, 1)
-            attended.input_TD[rows] = input_BSD.flatten(0, 1)
-        return attended
+        residual_TD = torch.empty_like(hidden_TD)
+        input_TD = self._loaded[1].over(self._block, hidden_TD, residual_TD)
+        return Attended(residual_TD, input_TD)
 
     def output(self, layer: int, attended: Attended, plan: LayerPlan) -> Tensor:
         """Return the states that leave ``layer`` as ``plan`` (which does not drop the block) makes it, (T, D)."""

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.framework.errors import CheckpointError
+from bench.calibration.resident import frozen_model
 from methods.framework.stats import Array
 
 if TYPE_CHECKING:
@@ -32,26 +32,19 @@ class MaskedModel:
     def __init__(
         self, checkpoint: Checkpoint, batches: Sequence[Sequence[Group]], device: torch.device, dtype: torch.dtype
     ) -> None:
-        """Load the model; ``batches`` are groups of windows of equal length.
+        """Load the model.
+
+        Args:
+            checkpoint: an open checkpoint.
+            batches: groups of windows of equal length.
+            device: where the model is.
+            dtype: type of its weights and activations.
 
         Raises:
-            CheckpointError: transformers has no class for it, or one whose experts take other arguments.
+            CheckpointError: as ``bench.calibration.resident.frozen_model``.
         """
-        from bench.models.load import load_model
-
-        # Eager experts: their backward pass exists on every device, and in float64.
-        self._model = load_model(checkpoint.path, dtype=dtype, experts_implementation="eager").to(device)
-        self._model.requires_grad_(False)
+        self._model, self._experts = frozen_model(checkpoint, device, dtype)
         self._batches, self._device = batches, device
-        self._experts: dict[int, nn.Module] = {}
-        for layer in checkpoint.inventory.moe_layers:
-            _, block = checkpoint.family.mlp_modules(layer)
-            experts = getattr(self._model.get_submodule(block), "experts", None)
-            if experts is None:
-                raise CheckpointError(
-                    f"{block} of {type(self._model).__name__} has no `experts` whose outputs can be masked"
-                )
-            self._experts[layer] = experts
         self._original: dict[int, list[Tensor]] = {}
 
     def gradient(self, masks: Mapping[int, Array], step: int, distill: float) -> tuple[float, dict[int, Array]]:

@@ -5,9 +5,8 @@ Shape letters: S tokens of the probe, E routed experts, C candidates, D hidden s
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.calibration.code_digest import ROOMS, code_digest
+from bench.calibration.inputs import check_inputs, resolved_dtype, settings_of
 from bench.probing.answers import Answer, Answers
 from bench.probing.decoder_layers import Layers
 from bench.probing.masked_model import MaskedModel
 from bench.probing.questions import Prefix, Questions, canonical, prefix_of
 from bench.probing.states import States
 from bench.probing.windows import batches, chosen
-from bench.store.store import digest_of
 from methods.framework.errors import ConfigError, RefusedError, StatsError
 from methods.framework.layer_plan import LayerPlan
 from methods.framework.probe import Decided, LayerView
@@ -81,9 +81,7 @@ class ModelProbe:
             ConfigError: no window fits into ``tokens``.
             StatsError: the corpus does not fit the model.
         """
-        from bench.calibration.inputs import check_inputs, resolved_dtype
-
-        check_inputs(checkpoint.inventory, corpus, (), "one_shot", None)
+        check_inputs(checkpoint.inventory, corpus, ())
         self._checkpoint, self._inventory = checkpoint, checkpoint.inventory
         self.corpus = chosen(corpus, tokens)
         """The part of the corpus that is run."""
@@ -239,14 +237,9 @@ class ModelProbe:
 
     def _key(self) -> dict[str, Any]:
         """Return everything that can change an answer, as JSON values."""
-        from bench.calibration.cache import code_digest
-        from bench.calibration.inputs import settings_of
-
-        settings = settings_of(
-            self._checkpoint, self.corpus, "one_shot", None, str(self._device), str(self._dtype).removeprefix("torch.")
-        )
-        own = {"distill": self._distill, "code": [code_digest(), _code_digest()]}
-        return {**settings, **own}
+        dtype = str(self._dtype).removeprefix("torch.")
+        settings = settings_of(self._checkpoint, self.corpus, None, str(self._device), dtype)
+        return {**settings, "distill": self._distill, "code": code_digest((*ROOMS, "bench.probing"))}
 
 
 def _runnable(layer: int, plan: LayerPlan) -> LayerPlan:
@@ -261,10 +254,3 @@ def _runnable(layer: int, plan: LayerPlan) -> LayerPlan:
 def _distance(a_TD: Tensor, b_TD: Tensor) -> float:
     """Return the Frobenius norm of the difference, accumulated in float64."""
     return float(torch.linalg.vector_norm(a_TD - b_TD, dtype=torch.float64))
-
-
-@cache
-def _code_digest() -> str:
-    """Return the digest of the source files of the probe."""
-    files = Path(__file__).parent.glob("*.py")
-    return digest_of({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files})

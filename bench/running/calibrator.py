@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.models.device import resolved_device
-from bench.settings.run_settings import CalibrationConfig
+from bench.settings.stage_settings import CalibrationConfig
 from bench.store.store import Store
 from bench.text.corpus import Corpus, parse
 from methods.framework.errors import RefusedError
@@ -103,7 +103,6 @@ class Calibrator:
             self._checkpoint,
             corpus,
             method.measured,
-            propagation="sequential",
             decide=decide,
             cache=cache,
             device=self.device,

@@ -16,7 +16,7 @@ from bench.applying.moments import TOKENS
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.running.calibrator import Calibrator
 from bench.running.stages import write_checkpoint
-from bench.settings.run_settings import RecipeConfig
+from bench.settings.method_settings import RecipeConfig
 from bench.store.store import Store
 from methods.framework.compose import compose
 from methods.framework.errors import RefusedError

@@ -42,12 +42,11 @@ from bench.running.stages import (
     timing_key,
     write_checkpoint,
 )
-from bench.serving.servable import unservable
+from bench.serving.engine import engine_named
 from bench.settings.recovery import RecoverySettings
 from bench.settings.run_settings import RunConfig
 from bench.store.store import Store, digest_of, write_json
 from bench.timing.offline import TimingSession
-from bench.timing.protocol import TimingProtocol
 from methods.framework.cost import cost
 from methods.framework.errors import MoebenchError, RefusedError
 from methods.framework.layer_plan import STAGES
@@ -113,10 +112,10 @@ class Run:
     def __init__(
         self, config: RunConfig, store: Store, tracker: Tracker, report: Report = lambda subject, stage: None
     ) -> None:
-        """Check everything that can be checked before any work: methods, tasks, model.
+        """Check everything that can be checked before any work: methods, tasks, engines, model.
 
         Raises:
-            MoebenchError: an unknown method or knob, an unknown task, a model that cannot be read.
+            MoebenchError: an unknown method, knob, task or engine, a model that cannot be read.
         """
         self.config, self.store, self.tracker, self.report = config, store, tracker, report
         methods: list[Method | Recipe] = [one.configured() for one in config.methods]
@@ -125,6 +124,8 @@ class Run:
         recoveries += [one.recovery or config.recovery for one in config.recipes]
         if config.evaluation.tasks:
             check_tasks(config.evaluation.tasks, config.evaluation.include_path)
+        for name in filter(None, (config.target, config.timing.engine)):
+            engine_named(name)
         self.checkpoint = Checkpoint.open(config.model, config.revision)
         self.base = Subject(None)
         pairs = zip(methods, recoveries, strict=True)
@@ -264,10 +265,8 @@ class Run:
         name = self.config.target
         if name is None:
             return
-        from bench.serving.target import verdict
-
         assert subject.plan is not None
-        found = verdict(subject.plan, self.checkpoint.inventory, name)
+        found = engine_named(name).verdict(subject.plan, self.checkpoint.inventory)
         subject.target = TargetInfo(name=name, outcome=found.outcome, reason=found.reason, notes=found.notes)
         if found.outcome == "refused":
             raise RefusedError(f"{name} cannot run this plan: {found.reason}")
@@ -313,17 +312,16 @@ class Run:
             return
         self.base.path, self.base.content = self.checkpoint.path, self.checkpoint.content
         subjects = [subject for subject in todo if subject.method is not None and subject.status == "complete"]
-        protocol = TimingProtocol(**timing.model_dump(exclude={"enabled"}))
         base = self.base
         assert base.path is not None
-        with TimingSession(protocol, logs=self.store.root / "logs") as session:
+        with TimingSession(timing, logs=self.store.root / "logs") as session:
             for subject in subjects:
                 assert subject.path is not None
-                if reason := unservable(subject.path):
+                if reason := session.engine.refuses(subject.path):
                     subject.timing = Timing(reason=reason)
                     continue
                 self.report(subject, "time")
-                key = timing_key(base.content, subject.content, timing)
+                key = timing_key(base.content, subject.content, timing, session.engine.distributions)
                 with subject.clock.stage("time"):
                     first, subject.timing = time_checkpoint(session, base.path, subject.path, key, self.store)
                 base.timing = base.timing or first

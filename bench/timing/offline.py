@@ -6,10 +6,8 @@ on the compressed model, so that whatever slows the machine for a while meets bo
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -17,16 +15,14 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from bench.checkpoint.config_file import read_config
-from bench.records.record import BatchTiming, Interval, Mark, Timing
+from bench.records.record import BatchTiming, Interval, Timing
+from bench.serving.engine import Engine
 from bench.serving.processes.client import Zygote
 from bench.serving.processes.hardware import choose_cores
-from bench.serving.servable import dequantised, served_realisation, unservable
-from bench.serving.serve import REMEDY
-from bench.timing.intervals import drift, median_interval, spread
-from bench.timing.protocol import DEQUANTISED, TimingProtocol, weights_bytes
-from methods.framework.errors import ConfigError, TimingError
-
-__all__ = ["TimingProtocol", "TimingSession", "time_pair"]
+from bench.settings.timing_settings import TimingProtocol
+from bench.timing.intervals import drift, median_interval
+from bench.timing.session import PairSession, Subject
+from methods.framework.errors import TimingError
 
 # Two threads on a busy machine can spin against each other for the whole life of one process, which doubles its time in
 # every repeat alike; CPU seconds per wall second then differ between the two processes.
@@ -51,25 +47,17 @@ def _share(repeats: dict[int, dict[str, float]]) -> float:
     return sum(one["prefill_cpu"] + one["decode_cpu"] for one in repeats.values()) / wall
 
 
-class _Subject:
-    """One model under measurement: its worker, its repeats, and the reason that ended it."""
+class _Subject(Subject):
+    """One model under measurement: its worker, its repeats by batch size and number, and what it told about itself."""
 
-    def __init__(self, path: Path, timed: bool = True) -> None:
-        self.path, self.reason = path, unservable(path)
-        self.realisation: str | None = None
-        if timed:
-            import torch
-
-            cpu = not torch.cuda.is_available()
-            self.realisation = served_realisation(path, cpu)
-            self.reason = self.reason or (DEQUANTISED if dequantised(path, cpu) else None)
+    def __init__(self, path: Path, runner: Engine) -> None:
+        super().__init__(path, runner)
         self.worker: ServingWorker | None = None
-        self.repeats: dict[int, dict[int, dict[str, float]]] = {}  # by batch size and number
+        self.repeats: dict[int, dict[int, dict[str, float]]] = {}
         self.facts: dict[str, Any] = {}
         self.peak = 0
 
     def forget(self) -> None:
-        """Drop all numbers, and keep process, failure and facts."""
         self.repeats = {}
 
     def close(self) -> None:
@@ -78,8 +66,19 @@ class _Subject:
             self.worker = None
 
 
-class TimingSession:
-    """Times many models against one base; vLLM is imported once, and the base's process is kept between calls."""
+class TimingSession(PairSession[_Subject, TimingProtocol]):
+    """Times many models against one base; the engine is imported once.
+
+    Prefill speed is ``batch * prompt`` tokens over the seconds from the first engine step until every prompt has
+    its first token. Decode speed is ``batch * generate`` tokens over the rest. ``rounds`` such batches are summed
+    into one repeat. Prompts are new in each repeat and the same for both models. While the interval of a ratio is
+    wider than ``noise`` times its median, up to ``extra`` further pairs of that batch size are measured; the width
+    decides, never the ratio itself.
+
+    A batch size of the compressed model is marked ``noisy`` when the interval of a ratio is wider than ``noise``
+    times its median, ``drifting`` when the base's seconds changed by more than ``drift`` from the first pair to the
+    last, and ``uneven`` when the processes differ by more than 15 % in CPU seconds per wall second.
+    """
 
     def __init__(
         self,
@@ -93,74 +92,35 @@ class TimingSession:
         Args:
             protocol: what each timing does, None for the defaults.
             logs: folder for the full logs of the serving processes.
-            open_worker: starts a worker process of that name; None for vLLM.
+            open_worker: starts a worker process of that name; None for the engine's own.
+
+        Raises:
+            UnknownNameError: the protocol names an engine that there is not.
         """
-        self._protocol = protocol if protocol is not None else TimingProtocol()
-        self._logs, self._open = logs, open_worker
+        super().__init__(protocol if protocol is not None else TimingProtocol(), logs, open_worker is not None)
+        self._open = open_worker
         self._zygote: Zygote | None = None
-        self._missing = None if open_worker or importlib.util.find_spec("vllm") else f"vLLM is not installed; {REMEDY}"
-        self._base: _Subject | None = None
+        if open_worker is None and self.engine.worker is None:
+            self._missing = self._missing or f"{self.engine.name} cannot be timed: {self.engine.cannot}"
 
     def __enter__(self) -> Self:
-        """Start importing vLLM in the background."""
-        threads = self._protocol.threads
-        if self._open is None and self._missing is None:
-            self._zygote = Zygote(self._logs, threads=threads, cores=choose_cores(threads) if threads else ())
+        """Start importing the engine in the background."""
+        threads, module = self._protocol.threads, self.engine.worker
+        if self._open is None and self._missing is None and module is not None:
+            self._zygote = Zygote(self._logs, module, threads, choose_cores(threads) if threads else ())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End all processes."""
-        if self._base is not None:
-            self._base.close()
+        super().__exit__(kind, error, trace)
         if self._zygote is not None:
             self._zygote.close()
 
-    def time(self, base: Path, compressed: Path) -> tuple[Timing, Timing]:
-        """Time one pair.
-
-        Prefill speed is ``batch * prompt`` tokens over the seconds from the first engine step until every prompt has
-        its first token. Decode speed is ``batch * generate`` tokens over the rest. ``rounds`` such batches are summed
-        into one repeat. Prompts are new in each repeat and the same for both models. While the interval of a ratio is
-        wider than ``noise`` times its median, up to ``extra`` further pairs of that batch size are measured; the width
-        decides, never the ratio itself.
-
-        A batch size of the compressed model is marked ``noisy`` when the interval of a ratio is wider than ``noise``
-        times its median, ``drifting`` when the base's seconds changed by more than ``drift`` from the first pair to the
-        last, and ``uneven`` when the processes differ by more than 15 % in CPU seconds per wall second.
-
-        Args:
-            base: checkpoint folder of the original.
-            compressed: checkpoint folder of the compressed model.
-
-        Returns:
-            Timing of the base (without ratios) and of the compressed model (with ratios); where one cannot be served,
-            its timing holds the reason and no number.
-
-        Raises:
-            CheckpointError: a folder has no config.
-            ConfigError: prompt and generated tokens do not fit the model's positions.
-        """
-        first, second = self._subject(base), _Subject(compressed)
-        if self._missing:
-            return Timing(reason=self._missing), Timing(reason=self._missing)
-        self._check_lengths(base)
-        try:
-            for repeat in range(self._protocol.repeats + self._protocol.extra):
-                wanted = self._wanted(first, second, repeat)
-                if not wanted:
-                    break
-                self._pair(first, second, repeat, wanted)
-            for subject in (first, second):
-                self._finish(subject)
-        finally:
-            second.close()
-        return self._timing(first, None), self._timing(second, first)
-
     def alone(self, base: Path) -> Timing:
         """Time the base by itself, without ratios; see ``time``."""
-        first = self._subject(base)
+        first = self._subject_of_base(base)
         if self._missing:
             return Timing(reason=self._missing)
         self._check_lengths(base)
@@ -172,10 +132,16 @@ class TimingSession:
     def greedy(self, path: Path, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
         """Return ``tokens`` greedy tokens after each prompt, as vLLM gives them.
 
+        Args:
+            path: checkpoint folder, as for ``answers``.
+            prompts: token ids.
+            tokens: to generate.
+
         Raises:
             TimingError: vLLM is missing, or cannot serve the checkpoint.
         """
-        return self.answers(path, prompts, tokens)[0]
+        generated: list[list[int]] = self._asked(path, prompts, tokens, ("greedy",))[0]
+        return generated
 
     def answers(
         self, path: Path, prompts: Sequence[Sequence[int]], tokens: int
@@ -193,33 +159,39 @@ class TimingSession:
         Raises:
             TimingError: vLLM is missing, or cannot serve the checkpoint.
         """
-        subject = _Subject(path, timed=False)
-        if reason := self._missing or subject.reason:
+        generated, read = self._asked(path, prompts, tokens, ("greedy", "log_probabilities"))
+        return generated, read
+
+    def _asked(
+        self, path: Path, prompts: Sequence[Sequence[int]], tokens: int, verbs: Sequence[str]
+    ) -> tuple[Any, ...]:
+        """Return what a worker of its own answers to each of ``verbs`` about the checkpoint in ``path``."""
+        if reason := self._missing or self.engine.refuses(path):
             raise TimingError(f"{path} cannot be served: {reason}")
+        subject, sent = self._subject(path), [list(prompt) for prompt in prompts]
+        further: dict[str, dict[str, Any]] = {"greedy": {"tokens": tokens}, "log_probabilities": {}}
         try:
             self._start(subject, max(map(len, prompts)) + tokens)
             assert subject.worker is not None
-            sent, limit = [list(prompt) for prompt in prompts], self._protocol.run_seconds
-            generated: list[list[int]] = subject.worker.ask("greedy", limit, prompts=sent, tokens=tokens)
-            read: list[list[float]] = subject.worker.ask("log_probabilities", limit, prompts=sent)
-            return generated, read
+            limit = self._protocol.run_seconds
+            return tuple(subject.worker.ask(verb, limit, prompts=sent, **further[verb]) for verb in verbs)
         finally:
             subject.close()
 
-    def _subject(self, base: Path) -> _Subject:
-        """Return the base, with its living process or its failure where it is that of the last call, and no repeats."""
-        if self._base is None or self._base.path != base:
-            if self._base is not None:
-                self._base.close()
-            self._base = _Subject(base)
-        self._base.forget()
-        return self._base
+    def _subject(self, path: Path) -> _Subject:
+        return _Subject(path, self.engine)
 
-    def _check_lengths(self, base: Path) -> None:
-        length = self._protocol.prompt + self._protocol.generate + 1
-        limit = read_config(base).get("max_position_embeddings")
-        if limit is not None and length > limit:
-            raise ConfigError(f"prompt + generate + 1 = {length} tokens, but {base} has {limit} positions; lower them")
+    def _check_lengths(self, base: Path, spare: int = 1) -> None:
+        super()._check_lengths(base, spare)  # what is generated comes after a first token, which belongs to prefill
+
+    def _alternate(self, first: _Subject, second: _Subject) -> None:
+        for repeat in range(self._protocol.repeats + self._protocol.extra):
+            wanted = self._wanted(first, second, repeat)
+            if not wanted:
+                break
+            self._pair(first, second, repeat, wanted)
+        for subject in (first, second):
+            self._finish(subject)
 
     def _start(self, subject: _Subject, length: int) -> None:
         plan = self._protocol
@@ -236,7 +208,7 @@ class TimingSession:
             "max_num_seqs": largest,
             # The whole batch of prompts fits one engine step, so that prefill and decode do not mix.
             "max_num_batched_tokens": max(largest * plan.prompt, length),
-            "kv_cache_memory_bytes": plan.kv_cache_bytes,
+            "kv_cache_memory_bytes": plan.cache_bytes,
         }
         facts = subject.worker.ask("load", plan.start_seconds, path=str(subject.path.resolve()), options=options)
         subject.facts = facts
@@ -246,7 +218,7 @@ class TimingSession:
             if needed > room:
                 raise TimingError(
                     f"the key-value cache holds {room * block} tokens, but {largest} sequences of {length} need "
-                    f"{needed * block}; raise kv_cache_bytes (now {plan.kv_cache_bytes}) or lower batch"
+                    f"{needed * block}; raise kv_cache_bytes (now {plan.cache_bytes}) or lower batch"
                 )
 
     def _batch(self, subject: _Subject, batch: int, number: int) -> dict[str, float]:
@@ -309,7 +281,7 @@ class TimingSession:
             return plan.batches
         if base.reason or subject.reason or plan.residency == "one":
             return ()
-        return [batch for batch in plan.batches if self._noisy(self._ratios(base, subject, batch))]
+        return [batch for batch in plan.batches if self._noisy([*self._ratios(base, subject, batch).values()])]
 
     def _ratios(self, base: _Subject, subject: _Subject, batch: int) -> dict[str, Interval]:
         ratios = {}
@@ -317,9 +289,6 @@ class TimingSession:
             pairs = [base.repeats[batch][repeat][phase] / one[phase] for repeat, one in subject.repeats[batch].items()]
             ratios[f"{phase}_ratio"] = median_interval(pairs)
         return ratios
-
-    def _noisy(self, ratios: dict[str, Interval]) -> bool:
-        return max(map(spread, ratios.values())) > self._protocol.noise
 
     def _batch_timing(self, subject: _Subject, base: _Subject | None, batch: int) -> BatchTiming:
         plan, repeats = self._protocol, subject.repeats[batch]
@@ -332,50 +301,29 @@ class TimingSession:
         pairs = list(base.repeats[batch].values())
         change = drift([one["at"] for one in pairs], [one["prefill"] + one["decode"] for one in pairs])
         shares = (_share(base.repeats[batch]), _share(repeats))
-        marks: dict[Mark, bool] = {
-            "noisy": self._noisy(ratios),
-            "drifting": abs(change) > plan.drift,
-            "uneven": abs(shares[0] - shares[1]) > _UNEVEN * max(shares),
-        }
+        uneven = abs(shares[0] - shares[1]) > _UNEVEN * max(shares)
         return BatchTiming(
             batch=batch,
             drift=change,
             cpu_share=shares,
-            marks=tuple(mark for mark, found in marks.items() if found),
+            marks=self._marks([*ratios.values()], change, uneven),
             seconds=seconds,
             **speeds,
             **ratios,
         )
 
-    def _timing(self, subject: _Subject, base: _Subject | None) -> Timing:
-        # An original is neither; a base that is itself compressed only says where it is not run so.
-        realisation = subject.realisation if base is not None or subject.realisation == "dense" else None
-        if subject.reason:
-            return Timing(reason=subject.reason, realisation=realisation)
-        if base is not None and base.reason:
-            return Timing(reason=f"the base could not be timed: {base.reason}", realisation=realisation)
+    def _numbers(self, subject: _Subject, base: _Subject | None) -> dict[str, Any]:
         batches = tuple(self._batch_timing(subject, base, batch) for batch in self._protocol.batches)
         head, facts = batches[0], subject.facts
-        kv_tokens = facts["kv_blocks"] * facts["kv_block_tokens"] if facts.get("kv_block_tokens") else None
-        return Timing(
-            prefill=head.prefill,
-            decode=head.decode,
-            prefill_ratio=head.prefill_ratio,
-            decode_ratio=head.decode_ratio,
-            marks=head.marks,
-            weights_bytes=weights_bytes(subject.path),
-            peak_bytes=subject.peak,
-            parameter_bytes=facts.get("parameter_bytes"),
-            kv_tokens=kv_tokens,
-            batches=batches,
-            realisation=realisation,
-            protocol={**asdict(self._protocol), **facts},
-        )
-
-
-def time_pair(
-    base: Path, compressed: Path, *, logs: Path, protocol: TimingProtocol | None = None
-) -> tuple[Timing, Timing]:
-    """Time one compressed model against its base in a session of their own; see ``TimingSession.time``."""
-    with TimingSession(protocol, logs=logs) as session:
-        return session.time(base, compressed)
+        return {
+            "prefill": head.prefill,
+            "decode": head.decode,
+            "prefill_ratio": head.prefill_ratio,
+            "decode_ratio": head.decode_ratio,
+            "marks": head.marks,
+            "peak_bytes": subject.peak,
+            "parameter_bytes": facts.get("parameter_bytes"),
+            "kv_tokens": facts["kv_blocks"] * facts["kv_block_tokens"] if facts.get("kv_block_tokens") else None,
+            "batches": batches,
+            "protocol": {**self._protocol.stored(), **facts},
+        }

@@ -6,27 +6,23 @@ rate, one run of requests against the base followed by the same requests against
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from bench.checkpoint.config_file import read_config
-from bench.records.record import Mark, OnlineTiming, Timing
+from bench.records.record import OnlineTiming
+from bench.serving.engine import Engine
+from bench.serving.processes.client import Zygote
 from bench.serving.processes.hardware import allowed_cores, choose_cores
-from bench.serving.servable import dequantised, served_realisation, unservable
-from bench.serving.serve import REMEDY, check_plugin
-from bench.timing.intervals import drift, median_interval, spread
-from bench.timing.protocol import DEQUANTISED, OnlineProtocol, weights_bytes
-from bench.timing.servers import METRICS, Load, Server, without_tokenizer
-from methods.framework.errors import ConfigError, TimingError
-
-__all__ = ["OnlineProtocol", "OnlineSession"]
+from bench.settings.timing_settings import OnlineProtocol
+from bench.timing.intervals import drift, median_interval
+from bench.timing.servers import COMMAND, METRICS, Load, Server, without_tokenizer
+from bench.timing.session import PairSession, Subject
+from methods.framework.errors import TimingError
 
 
 class ServedModel(Protocol):
@@ -63,22 +59,18 @@ class Requests(Protocol):
         """End it."""
 
 
-class _Subject:
-    """One model under measurement: its server, its runs by rate and repeat, and the reason that ended it."""
+class _Subject(Subject):
+    """One model under measurement: its server, and its runs by rate and repeat."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.reason = path, unservable(path) or without_tokenizer(path)
-        self.realisation: str | None = None
-        if self.reason is None:
-            import torch
-
-            cpu = not torch.cuda.is_available()
-            self.realisation = served_realisation(path, cpu)
-            self.reason = DEQUANTISED if dequantised(path, cpu) else None
+    def __init__(self, path: Path, runner: Engine) -> None:
+        super().__init__(path, runner, without_tokenizer(path))
         self.server: ServedModel | None = None
         self.runs: dict[float, dict[int, dict[str, float]]] = {}
         self.kv_tokens: int | None = None
         self.ready = False
+
+    def forget(self) -> None:
+        self.runs = {}
 
     def close(self) -> None:
         if self.server is not None:
@@ -86,8 +78,14 @@ class _Subject:
             self.server, self.ready = None, False
 
 
-class OnlineSession:
-    """Times servers of many models against one base; the base's server is kept between calls."""
+class OnlineSession(PairSession[_Subject, OnlineProtocol]):
+    """Times servers of many models against one base.
+
+    In each repeat, each rate is run on the base and then on the compressed model, with the same requests at the same
+    times. Ratios are taken repeat by repeat. A metric of the compressed model is marked ``noisy`` when the interval
+    of its ratio is wider than ``noise`` times its median, and ``drifting`` when the base's own value changed by more
+    than ``drift`` from the first repeat to the last.
+    """
 
     def __init__(
         self,
@@ -103,86 +101,43 @@ class OnlineSession:
         Args:
             protocol: what each timing does.
             logs: folder for the full logs of servers and benchmarks.
-            open_server: starts a server of the checkpoint in that folder; None for vLLM.
+            open_server: starts a server of the checkpoint in that folder; None for the engine's own.
             requests: sends requests; None for ``vllm bench serve``.
             progress: called with what is done now.
-        """
-        self._protocol, self._logs = protocol, logs
-        self._open, self._requests = open_server, requests
-        self._report = progress or (lambda text: None)
-        self._base: _Subject | None = None
-        self._cores: tuple[int, ...] = ()
-        self._missing = None if open_server or importlib.util.find_spec("vllm") else f"vLLM is not installed; {REMEDY}"
-
-    def __enter__(self) -> Self:
-        """Choose the servers' cores and start importing vLLM in the background.
 
         Raises:
-            TimingError: vLLM is told not to load our plug-in.
+            UnknownNameError: the protocol names an engine that there is not.
         """
+        super().__init__(protocol, logs, open_server is not None)
+        self._open, self._requests = open_server, requests
+        self._report = progress or (lambda text: None)
+        self._cores: tuple[int, ...] = ()
+
+    def __enter__(self) -> Self:
+        """Choose the servers' cores and start importing vLLM in the background."""
         if self._open is None and self._missing is None:
-            check_plugin()
             threads = self._protocol.threads
             self._cores = choose_cores(threads) if threads else ()
+        if self._requests is None and self._missing is None:
             # Requests come from the other cores, where there are any, so that they do not slow the server.
             others = tuple(core for core in allowed_cores() if core not in self._cores) if self._cores else ()
-            self._requests = Load(self._protocol, self._logs, others)
+            self._requests = Load(self._protocol, Zygote(self._logs, COMMAND, cores=others))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End all processes."""
-        if self._base is not None:
-            self._base.close()
+        super().__exit__(kind, error, trace)
         if self._requests is not None:
             self._requests.close()
 
-    def time(self, base: Path, compressed: Path) -> tuple[Timing, Timing]:
-        """Time one pair of servers.
+    def _subject(self, path: Path) -> _Subject:
+        return _Subject(path, self.engine)
 
-        In each repeat, each rate is run on the base and then on the compressed model, with the same requests at the same
-        times. Ratios are taken repeat by repeat. A metric of the compressed model is marked ``noisy`` when the interval
-        of its ratio is wider than ``noise`` times its median, and ``drifting`` when the base's own value changed by more
-        than ``drift`` from the first repeat to the last.
-
-        Args:
-            base: checkpoint folder of the original; its tokenizer makes the prompts of both.
-            compressed: checkpoint folder of the compressed model.
-
-        Returns:
-            Timing of the base (without ratios) and of the compressed model (with ratios); where one cannot be served,
-            its timing holds the reason and no number.
-
-        Raises:
-            CheckpointError: a folder has no config.
-            ConfigError: prompt and generated tokens do not fit the model's positions.
-        """
-        first, second = self._subject(base), _Subject(compressed)
-        if self._missing:
-            return Timing(reason=self._missing), Timing(reason=self._missing)
-        self._check_lengths(base)
-        try:
-            for repeat in range(self._protocol.repeats):
-                self._repeat(first, second, repeat)
-        finally:
-            second.close()
-        return self._timing(first, None), self._timing(second, first)
-
-    def _subject(self, base: Path) -> _Subject:
-        """Return the base, with its living server or its failure where it is that of the last call, and no runs."""
-        if self._base is None or self._base.path != base:
-            if self._base is not None:
-                self._base.close()
-            self._base = _Subject(base)
-        self._base.runs = {}
-        return self._base
-
-    def _check_lengths(self, base: Path) -> None:
-        length = self._protocol.prompt + self._protocol.generate
-        limit = read_config(base).get("max_position_embeddings")
-        if limit is not None and length > limit:
-            raise ConfigError(f"prompt + generate = {length} tokens, but {base} has {limit} positions; lower them")
+    def _alternate(self, first: _Subject, second: _Subject) -> None:
+        for repeat in range(self._protocol.repeats):
+            self._repeat(first, second, repeat)
 
     def _repeat(self, first: _Subject, second: _Subject, repeat: int) -> None:
         rates = self._protocol.rates
@@ -213,12 +168,9 @@ class OnlineSession:
         if self._open is not None:
             subject.server = self._open(subject.path)
             return
-        import torch
-
         self._logs.mkdir(parents=True, exist_ok=True)
         log = self._logs / f"serve-{subject.path.name}-{secrets.token_hex(3)}.log"
-        cpu = not torch.cuda.is_available()
-        subject.server = Server(subject.path.resolve(), self._protocol, log, self._cores, cpu)
+        subject.server = Server(subject.path.resolve(), self._protocol, log, self._cores, self.engine)
 
     def _start(self, subject: _Subject) -> None:
         """Have the subject's server answer; a failure becomes its reason."""
@@ -274,26 +226,13 @@ class OnlineSession:
             pairs = [own[name] / base.runs[rate][repeat][name] for repeat, own in subject.runs[rate].items()]
             ratios[name] = median_interval(pairs)
             changes[name] = drift(at, [run[name] for run in originals])
-            found: dict[Mark, bool] = {
-                "noisy": spread(ratios[name]) > plan.noise,
-                "drifting": abs(changes[name]) > plan.drift,
-            }
-            if any(found.values()):
-                marks[name] = tuple(mark for mark, true in found.items() if true)
+            if found := self._marks([ratios[name]], changes[name]):
+                marks[name] = found
         return OnlineTiming(**fields, ratios=ratios, drift=changes, marks=marks)
 
-    def _timing(self, subject: _Subject, base: _Subject | None) -> Timing:
-        realisation = subject.realisation if base is not None or subject.realisation == "dense" else None
-        if subject.reason:
-            return Timing(reason=subject.reason, realisation=realisation)
-        if base is not None and base.reason:
-            return Timing(reason=f"the base could not be timed: {base.reason}", realisation=realisation)
-        protocol = asdict(self._protocol)
-        protocol["rates"] = ["inf" if math.isinf(rate) else rate for rate in self._protocol.rates]
-        return Timing(
-            weights_bytes=weights_bytes(subject.path),
-            kv_tokens=subject.kv_tokens,
-            online=tuple(self._rate_timing(subject, base, rate) for rate in self._protocol.rates),
-            protocol={**protocol, "cores": list(self._cores or allowed_cores())},
-            realisation=realisation,
-        )
+    def _numbers(self, subject: _Subject, base: _Subject | None) -> dict[str, Any]:
+        return {
+            "kv_tokens": subject.kv_tokens,
+            "online": tuple(self._rate_timing(subject, base, rate) for rate in self._protocol.rates),
+            "protocol": {**self._protocol.stored(), "cores": list(self._cores or allowed_cores())},
+        }

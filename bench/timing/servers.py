@@ -19,9 +19,9 @@ from typing import Any
 
 import psutil
 
+from bench.serving.engine import Engine
 from bench.serving.processes.client import Zygote, last_error, serving_environment
-from bench.serving.serve import serve_command
-from bench.timing.protocol import OnlineProtocol
+from bench.settings.timing_settings import OnlineProtocol
 from methods.framework.errors import TimingError
 
 METRICS = {
@@ -64,25 +64,6 @@ def server_environment(threads: int | None) -> dict[str, str]:
     environment = serving_environment(threads)
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)  # a server's engine has a process of its own
     return environment
-
-
-def server_options(protocol: OnlineProtocol, port: int, cpu: bool) -> list[str]:
-    """Return the options of ``vllm serve``, the same for all models but for the port."""
-    options: dict[str, object] = {
-        "--host": "127.0.0.1",
-        "--port": port,
-        "--dtype": protocol.dtype,
-        "--seed": protocol.seed,
-        "--max-model-len": protocol.prompt + protocol.generate,
-        "--max-num-seqs": protocol.concurrent,
-        "--kv-cache-memory-bytes": protocol.kv_cache_bytes,
-    }
-    if cpu:
-        # As without a server: a worker process of its own spins on shared memory, on the cores that the model needs.
-        options["--distributed-executor-backend"] = "uni"
-    flags = [word for name, value in options.items() for word in (name, str(value))]
-    # Prompts of a repeat are the same for both models and new in each repeat; the warm-up repeats the first one.
-    return [*flags, "--no-enable-prefix-caching", "--disable-uvicorn-access-log"]
 
 
 def load_options(
@@ -151,7 +132,7 @@ def read_result(path: Path, protocol: OnlineProtocol) -> dict[str, float]:
 class Server:
     """``moebench serve`` on one checkpoint, in a process group of its own that ends with this process."""
 
-    def __init__(self, path: Path, protocol: OnlineProtocol, log: Path, cores: tuple[int, ...], cpu: bool) -> None:
+    def __init__(self, path: Path, protocol: OnlineProtocol, log: Path, cores: tuple[int, ...], runner: Engine) -> None:
         """Start the server, and do not wait for it.
 
         Args:
@@ -159,13 +140,15 @@ class Server:
             protocol: lengths, limits and threads.
             log: file that its output is appended to.
             cores: processor cores that it is bound to, none to leave it free.
-            cpu: whether vLLM runs on the CPU.
+            runner: engine whose server it is.
+
+        Raises:
+            TimingError: the engine has no server, or its environment does not let it serve our checkpoints.
         """
         self.path, self._log = path, log
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        process = ["--cores", ",".join(map(str, cores))] if cores else []
-        command = serve_command(path, server_options(protocol, port, cpu), cpu=cpu, process=process)
+        command = runner.server_command(path, runner.server_arguments(protocol, port), cores)
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "bench.serving.processes.leash", *command],
@@ -253,12 +236,11 @@ class Server:
 
 
 class Load:
-    """Runs ``vllm bench serve``: vLLM is imported once, and each run is a fresh process."""
+    """Runs ``vllm bench serve``, each run in a fresh process."""
 
-    def __init__(self, protocol: OnlineProtocol, logs: Path, cores: tuple[int, ...]) -> None:
-        """Start importing vLLM in the background, bound to ``cores`` where there are any."""
-        self._protocol = protocol
-        self._zygote = Zygote(logs, engine=COMMAND, cores=cores)
+    def __init__(self, protocol: OnlineProtocol, zygote: Zygote) -> None:
+        """Prepare runs in forks of ``zygote``, whose workers know the verb of ``COMMAND``."""
+        self._protocol, self._zygote = protocol, zygote
 
     def run(self, server: Any, tokenizer: Path, rate: float, repeat: int) -> dict[str, float]:
         """Return the metrics of one run against ``server``; see ``load_options``.

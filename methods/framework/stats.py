@@ -1,244 +1,21 @@
-"""Statistics: what may be measured in the one calibration pass, and the container that methods read.
+"""The container of statistics that methods read, and what becomes of it when experts go, are merged or lose channels.
 
-Letters: E routed experts, A gate powers, N norm powers, B boundaries between decoder layers (L + 1), M the three matrices,
-D hidden size, F expert width, R = min(D, F), S sampled tokens. Experts of unequal width count as padded with channels of
-zeros to the widest of their layer.
-Notation: g_j(x) weight that multiplies expert j's output (0 unless chosen), f_j(x) that output, T_j the tokens routed to j,
-z(x) router logits, a the input of down, w_c column c of W_down. *Sampled* tokens are evenly spaced over the corpus, in its
-order, and every expert runs on each of them.
+What there is to measure is in the catalogue: one file of ``methods/stats`` for each group of statistics.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from methods.framework.catalogue import CATALOGUE
 from methods.framework.errors import RefusedError, StatsError, UnknownNameError
 from methods.framework.plan import Plan
+from methods.framework.stat_spec import GATE_POWERS, NORM_POWERS, Array, StatSpec
 
-GATE_POWERS = (0, 1, 2)
-NORM_POWERS = (0, 1, 2)
-
-Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class StatSpec:
-    """Definition of a statistic.
-
-    Args:
-        dims: axis letters of its shape.
-        scope: measured for each ``moe`` layer, for each decoder layer (``block``), or once for the ``model``.
-        cost: ``weights`` needs no tokens, ``routed`` runs experts on their routed tokens only, ``sampled`` runs all experts
-            on the sampled tokens, ``boundary`` keeps hidden states, ``gradient`` runs the whole resident model forward and
-            backward on one window after another, always the model that is measured, whatever the propagation.
-        definition: formula in words.
-        unit: unit of its values.
-    """
-
-    name: str
-    dims: tuple[str, ...]
-    scope: Literal["moe", "block", "model"]
-    cost: Literal["weights", "routed", "sampled", "boundary", "gradient"]
-    definition: str
-    unit: str
-
-
-CATALOGUE: Mapping[str, StatSpec] = {
-    spec.name: spec
-    for spec in (
-        StatSpec("weight_norm", ("E", "M"), "moe", "weights", "squared Frobenius norm of gate, up, down", "weight^2"),
-        StatSpec(
-            "router_probability", ("E",), "moe", "routed", "sum over all tokens of the full router score", "tokens"
-        ),
-        StatSpec(
-            "gate_norm_moment",
-            ("E", "A", "N"),
-            "moe",
-            "routed",
-            "sum over T_j of g_j^a |f_j|_2^b for a, b in 0, 1, 2; (0, 0) is the number of tokens routed to j",
-            "output^b tokens",
-        ),
-        StatSpec(
-            "moe_residual_cosine", (), "moe", "routed", "mean of cos(x, x + MoE(norm(x))), x before the norm", "1"
-        ),
-        StatSpec("moe_io_cosine", (), "moe", "routed", "mean of cos(h, MoE(h)), h the input of the MoE block", "1"),
-        StatSpec(
-            "router_row_gram", ("E", "E"), "moe", "weights", "inner products of the router's weight rows", "weight^2"
-        ),
-        StatSpec(
-            "weight_cka",
-            ("E", "E"),
-            "moe",
-            "weights",
-            "linear CKA of the experts' weights [W_gate^T | W_up^T | W_down], hidden dimensions as samples",
-            "1",
-        ),
-        StatSpec(
-            "weight_spectrum",
-            ("E", "M", "R"),
-            "moe",
-            "weights",
-            "singular values of gate, up, down, descending",
-            "weight",
-        ),
-        StatSpec("routed_tokens", ("E",), "moe", "routed", "tokens routed to j", "tokens"),
-        StatSpec("logit_gram", ("E", "E"), "moe", "routed", "sum over all tokens of z_i z_j", "logit^2 tokens"),
-        StatSpec("coactivation", ("E", "E"), "moe", "routed", "tokens routed to both i and j", "tokens"),
-        StatSpec(
-            "routed_output_mean", ("E", "D"), "moe", "routed", "mean of f_j over T_j; 0 where T_j is empty", "output"
-        ),
-        StatSpec(
-            "routed_output_variance",
-            ("E", "D"),
-            "moe",
-            "routed",
-            "variance of f_j over T_j; 0 if T_j is empty",
-            "output^2",
-        ),
-        StatSpec(
-            "residual_gate_norm",
-            ("E",),
-            "moe",
-            "routed",
-            "sum over T_j of max(0, 1 - cos(h, h + y(h))) g_j |f_j|_2, h the input and y the routed output of the MoE block",
-            "output tokens",
-        ),
-        StatSpec(
-            "removal_loss",
-            ("E",),
-            "moe",
-            "routed",
-            "sum over windows of the Frobenius norm of the change of the routed output when expert j alone is removed",
-            "output tokens^0.5",
-        ),
-        StatSpec(
-            "routed_norm",
-            (),
-            "moe",
-            "routed",
-            "sum over windows of the Frobenius norm of the routed output",
-            "output tokens^0.5",
-        ),
-        StatSpec(
-            "input_square", ("E", "D"), "moe", "routed", "mean over T_j of the squared inputs of gate and up", "input^2"
-        ),
-        StatSpec(
-            "channel_square", ("E", "F"), "moe", "routed", "mean over T_j of the squared inputs of down", "channel^2"
-        ),
-        StatSpec(
-            "gated_input_square",
-            ("E", "D"),
-            "moe",
-            "routed",
-            "mean over T_j of the squared inputs of gate and up, times g_j^2",
-            "input^2",
-        ),
-        StatSpec(
-            "gated_channel_square",
-            ("E", "F"),
-            "moe",
-            "routed",
-            "mean over T_j of the squared inputs of down, times g_j^2",
-            "channel^2",
-        ),
-        StatSpec(
-            "input_gram",
-            ("E", "D", "D"),
-            "moe",
-            "routed",
-            "mean over T_j of x x^T, x the input of gate and up; float32, a memory map",
-            "input^2",
-        ),
-        StatSpec(
-            "channel_gram",
-            ("E", "F", "F"),
-            "moe",
-            "routed",
-            "mean over T_j of a a^T, a the input of down; float32, a memory map",
-            "channel^2",
-        ),
-        StatSpec(
-            "whitened_spectrum",
-            ("E", "M", "R"),
-            "moe",
-            "routed",
-            "singular values, descending, of W S, W gate, up or down and S S^T the mean over T_j of x x^T, x the input of W; "
-            "those of W where T_j is empty",
-            "output",
-        ),
-        StatSpec(
-            "input_magnitude",
-            ("D",),
-            "moe",
-            "routed",
-            "mean over all tokens of |x|, x the input of the MoE block after its norm",
-            "input",
-        ),
-        StatSpec(
-            "channel_magnitude", ("E", "F"), "moe", "routed", "mean over T_j of |a|; 0 where T_j is empty", "channel"
-        ),
-        StatSpec(
-            "channel_energy",
-            ("E", "F"),
-            "moe",
-            "routed",
-            "|w_c|^2 times the sum over T_j of (g_j a_c)^2",
-            "output^2 tokens",
-        ),
-        StatSpec(
-            "channel_peak", ("E", "F"), "moe", "routed", "|w_c|^2 times the maximum over T_j of (g_j a_c)^2", "output^2"
-        ),
-        StatSpec(
-            "channel_curvature",
-            ("E", "F"),
-            "moe",
-            "gradient",
-            "mean over T_j of a_c^2, times w_c^T G_j w_c with G_j the mean over T_j of d d^T; d is the gradient, in f_j(x) "
-            "before its weighting by g_j, of the next-token cross-entropy summed over the window; 0 where T_j is empty",
-            "nat^2",
-        ),
-        StatSpec(
-            "fisher_mass",
-            ("E", "M"),
-            "moe",
-            "gradient",
-            "sum over windows of the squared Frobenius norm of the gradient, in gate, up, down, of the window's mean "
-            "next-token cross-entropy",
-            "nat^2 / weight^2 windows",
-        ),
-        StatSpec(
-            "router_correction", ("E",), "moe", "weights", "correction bias of the router; 0 if it has none", "score"
-        ),
-        StatSpec("token_logits", ("S", "E"), "moe", "sampled", "router logits of the sampled tokens, float32", "logit"),
-        StatSpec(
-            "token_gram",
-            ("S", "E", "E"),
-            "moe",
-            "sampled",
-            "inner products f_i(x).f_j(x) at each sampled token, float32, a memory map",
-            "output^2",
-        ),
-        StatSpec("dense_output_mean", ("E", "D"), "moe", "sampled", "mean of f_j over all sampled tokens", "output"),
-        StatSpec("output_cosine", ("E", "E"), "moe", "sampled", "mean over sampled tokens of cos(f_i, f_j)", "1"),
-        StatSpec(
-            "output_cka", ("E", "E"), "moe", "sampled", "linear CKA of f_i(X) and f_j(X), X the sampled tokens", "1"
-        ),
-        StatSpec("block_cosine", (), "block", "routed", "mean of cos(input, output) of the decoder layer", "1"),
-        StatSpec(
-            "hidden_cosine",
-            ("B", "B"),
-            "model",
-            "boundary",
-            "mean over sampled tokens of cos(h_a, h_b), h_b the hidden state that enters layer b (b = L: leaves the last)",
-            "1",
-        ),
-    )
-}
+__all__ = ["CATALOGUE", "GATE_POWERS", "NORM_POWERS", "Array", "StatSpec", "Stats", "by_channel", "by_expert"]
 
 
 @dataclass(frozen=True)
@@ -301,7 +78,7 @@ class Stats:
         if any(layer.inside for layer in plan.layers):
             stale |= {name for name in self.values if "R" in CATALOGUE[name].dims}
         if any(layer.channels is not None for layer in plan.layers):
-            stale |= _WHOLE_EXPERTS & self.values.keys()
+            stale |= {name for name in self.values if CATALOGUE[name].of_whole_experts}
         values = {
             name: _restrict(CATALOGUE[name], value, plan) for name, value in self.values.items() if name not in stale
         }
@@ -314,10 +91,6 @@ def by_expert(name: str, value: Array, experts: Sequence[int]) -> Array:
         if letter == "E":
             value = value.take(experts, axis=axis)
     return value
-
-
-_WHOLE_EXPERTS = frozenset({"weight_norm", "weight_cka", "fisher_mass"})
-"""Sums over all channels of an expert, from which those of channels that were cut cannot be taken."""
 
 
 def by_channel(name: str, value: Array, channels: Sequence[Sequence[int]]) -> Array:

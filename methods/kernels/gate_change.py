@@ -11,7 +11,6 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from methods.framework.errors import RefusedError
 from methods.framework.inventory import Router
@@ -81,6 +80,8 @@ class PreferredGateChange:
         if router.score == "softmax":
             scores_SE = np.exp(logits_SE - logits_SE.max(axis=1, keepdims=True))
         else:
+            from scipy.special import expit  # here, so that describing a method imports no scipy
+
             scores_SE = expit(logits_SE)
             if router.correction_bias:
                 assert correction_E is not None

@@ -1,5 +1,6 @@
 """Merging weights that are fitted to outputs, from inner products of outputs alone.
 
+Torch and scipy are imported where they are needed, so that describing the methods that use this file imports neither.
 Shape letters: S sampled tokens, E experts, N members of a group.
 """
 
@@ -8,12 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from scipy.optimize import nnls
 
 from methods.framework.inventory import Router
 from methods.framework.stats import Array
-from methods.kernels.routing import route
 
 RIDGE = 1e-4
 """Added to the diagonal, relative to the mean squared output: members that are alike to that degree share equally."""
@@ -30,6 +28,10 @@ def token_gates(logits_SE: Array, router: Router, top_k: int, correction_E: Arra
         top_k: K.
         correction_E: added to scores for the choice alone; zeros where the router has none.
     """
+    import torch
+
+    from methods.kernels.routing import route
+
     logits = torch.from_numpy(np.asarray(logits_SE, dtype=np.float64))
     routing = route(logits, router, top_k, torch.from_numpy(np.asarray(correction_E, dtype=np.float64)))
     gates: Array = torch.zeros_like(logits).scatter_(1, routing.indices_TK, routing.weights_TK).numpy()
@@ -72,6 +74,8 @@ def _smallest_on_simplex(matrix: Array) -> tuple[float, ...]:
     With a = y / sum(y), the smallest y^T M y - 2 sum(y) over y >= 0 has the same direction: over the length t of y = t a it
     is -1 / (a^T M a). It is a least-squares problem in the root of M.
     """
+    from scipy.optimize import nnls
+
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2.0)
     values = np.maximum(values, RIDGE / 10.0)  # rounding of float32 inner products can make them negative
     root = np.sqrt(values)[:, None] * vectors.T

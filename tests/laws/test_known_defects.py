@@ -26,6 +26,7 @@ import torch
 
 from bench.applying.apply import apply
 from bench.calibration.calibrate import calibrate
+from bench.calibration.conditions import Effort
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.laws.cases import case
 from bench.text.corpus import Corpus
@@ -96,7 +97,7 @@ def test_a_layer_that_keeps_everything_is_still_run(checkpoints: Mapping[str, Ch
     """A layer with nothing to drop is skipped, so that later ones are scored on the states before it."""
     checkpoint, needs = checkpoints["qwen2_moe"], {"gate_norm_moment", "router_probability"}
     once = calibrate(checkpoint, CORPUS, needs)
-    sequential = calibrate(checkpoint, CORPUS, needs, propagation="sequential", decide=_Nothing())
+    sequential = calibrate(checkpoint, CORPUS, needs, decide=_Nothing())
     for name in needs:
         for layer in checkpoint.inventory.moe_layers:
             assert np.array_equal(once.layer(name, layer), sequential.layer(name, layer))
@@ -320,7 +321,7 @@ def test_batches_and_their_order_do_not_matter(name: str, checkpoints: Mapping[s
     whole = calibrate(checkpoint, there, method.needs)
     others = [
         calibrate(checkpoint, back, method.needs),
-        calibrate(checkpoint, there, method.needs, batch_tokens=16, expert_rows=5, hidden_bytes=2**14),
+        calibrate(checkpoint, there, method.needs, effort=Effort(batch_tokens=16, expert_rows=5, hidden_bytes=2**14)),
     ]
     plans = []
     for stats in (whole, *others):

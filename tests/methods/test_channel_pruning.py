@@ -230,7 +230,7 @@ def test_camera_can_be_sequential(tmp_path):
     checkpoint = Checkpoint.open(tiny_checkpoint("olmoe", tmp_path / "source"))
     method = CAMERA(keep=0.5)
     decide = LayerwiseDecision(method, checkpoint.inventory)
-    stats = calibrate(checkpoint, SQUARE, method.needs, propagation="sequential", decide=decide)
+    stats = calibrate(checkpoint, SQUARE, method.needs, decide=decide)
     plan = method.plan(checkpoint.inventory, stats)
     one_shot = method.plan(checkpoint.inventory, calibrate(checkpoint, SQUARE, method.needs))
     assert plan.layers[0] == one_shot.layers[0] and plan.layers[2] != one_shot.layers[2]

@@ -129,7 +129,7 @@ def test_sequential_propagation_sees_the_layers_merged_before(tmp_path: Path) ->
     corpus, method = Corpus.of(tiny_tokens(6, 20).tolist(), "random ids"), registry.method("ream", keep=0.5)
     assert isinstance(method, LayerwiseMethod)
     decision = LayerwiseDecision(method, checkpoint.inventory)
-    stats = calibrate(checkpoint, corpus, method.needs, propagation="sequential", decide=decision)
+    stats = calibrate(checkpoint, corpus, method.needs, decide=decision)
     plan = method.plan(checkpoint.inventory, stats)
     # The model whose first two layers are really merged, measured as it is, shows the third layer the same.
     layers = (*plan.layers[:2], LayerPlan())

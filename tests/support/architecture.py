@@ -53,9 +53,10 @@ def room_of(module: str, order: Sequence[str]) -> str | None:
 
 def upward(found: Arrows, order: Sequence[str]) -> list[tuple[str, str]]:
     """Return the arrows that lead from a room to one that stands later in ``order``."""
-    level = {room: index for index, room in enumerate(order)}
+    level: dict[str | None, int] = {room: index for index, room in enumerate(order)}
+    level[None] = len(order)  # a package itself, which offers names from all of its rooms
     pairs = ((start, end) for start, ends in found.items() for end in sorted(ends))
-    return [(a, b) for a, b in pairs if level[room_of(a, order) or ""] < level[room_of(b, order) or ""]]
+    return [(a, b) for a, b in pairs if level[room_of(a, order)] < level[room_of(b, order)]]
 
 
 def circles(found: Arrows) -> list[list[str]]:

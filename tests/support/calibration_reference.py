@@ -108,34 +108,59 @@ def expert_reference(
 
     ``windows`` are in the order of the pass; ``sampled`` tokens are evenly spaced, and so are ``cka`` tokens among them.
     """
-    taps = {i: _Taps(layer) for i, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "gate")}
-    inputs: dict[int, list[Any]] = defaultdict(list)
-    logits: dict[int, list[Any]] = defaultdict(list)
-    window_of = [number for number, window in enumerate(windows) for _ in window]
-    for window in windows:
-        with torch.no_grad():
-            model.model(torch.tensor([list(window)]), use_cache=False)
-        for index, tap in taps.items():
-            inputs[index] += [row.double().numpy() for row in tap.seen["mlp_input"]]
-            logits[index] += [row.double().tolist() for row in tap.seen["logits"]]
-    tokens = len(window_of)
-    chosen = [i * tokens // min(sampled, tokens) for i in range(min(sampled, tokens))]
-    compared = [chosen[i * len(chosen) // min(cka, len(chosen))] for i in range(min(cka, len(chosen)))]
-    result: dict[str, dict[int, Any]] = defaultdict(dict)
-    for index in taps:
-        mlp = model.model.layers[index].mlp
-        bias = getattr(mlp.gate, "e_score_correction_bias", None)
-        correction = None if bias is None else bias.double().tolist()
-        layer = _Layer(mlp.experts, inputs[index], logits[index], router, top_k, correction)
-        values = {
-            **layer.of_tokens(window_of),
-            **layer.of_inputs(),
-            **layer.of_samples(chosen, compared),
-            **_of_weights(mlp, correction),
+    found = ExpertReference(model, windows, router, top_k)
+    return {**found.of_all(), **found.of_samples(sampled, cka)}
+
+
+class ExpertReference:
+    """All outputs of all experts on ``windows``, in the order of the pass, and every decision."""
+
+    def __init__(self, model: Any, windows: Sequence[Sequence[int]], router: Router, top_k: int) -> None:
+        taps = {i: _Taps(layer) for i, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "gate")}
+        inputs: dict[int, list[Any]] = defaultdict(list)
+        logits: dict[int, list[Any]] = defaultdict(list)
+        self.window_of = [number for number, window in enumerate(windows) for _ in window]
+        for window in windows:
+            with torch.no_grad():
+                model.model(torch.tensor([list(window)]), use_cache=False)
+            for index, tap in taps.items():
+                inputs[index] += [row.double().numpy() for row in tap.seen["mlp_input"]]
+                logits[index] += [row.double().tolist() for row in tap.seen["logits"]]
+        self.mlps = {index: model.model.layers[index].mlp for index in taps}
+        self.layers = {
+            index: _Layer(mlp.experts, inputs[index], logits[index], router, top_k, _correction(mlp))
+            for index, mlp in self.mlps.items()
         }
-        for name, value in values.items():
-            result[name][index] = value
-    return result
+
+    def of_all(self) -> dict[str, dict[int, Any]]:
+        """Return those of all tokens and of weights."""
+        return _by_name(
+            {
+                index: {
+                    **layer.of_tokens(self.window_of),
+                    **layer.of_inputs(),
+                    **_of_weights(self.mlps[index], layer.correction),
+                }
+                for index, layer in self.layers.items()
+            }
+        )
+
+    def of_samples(self, sampled: int, cka: int) -> dict[str, dict[int, Any]]:
+        """Return those of so many tokens, evenly spaced."""
+        tokens = len(self.window_of)
+        chosen = [i * tokens // min(sampled, tokens) for i in range(min(sampled, tokens))]
+        compared = [chosen[i * len(chosen) // min(cka, len(chosen))] for i in range(min(cka, len(chosen)))]
+        return _by_name({index: layer.of_samples(chosen, compared) for index, layer in self.layers.items()})
+
+
+def _correction(mlp: Any) -> list[float] | None:
+    bias = getattr(mlp.gate, "e_score_correction_bias", None)
+    return None if bias is None else bias.double().tolist()
+
+
+def _by_name(by_layer: dict[int, dict[str, Any]]) -> dict[str, dict[int, Any]]:
+    names = next(iter(by_layer.values()))
+    return {name: {index: values[name] for index, values in by_layer.items()} for name in names}
 
 
 class _Layer:

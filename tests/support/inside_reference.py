@@ -40,21 +40,37 @@ class _Block:
 
 
 def inside_reference(
-    model: Any, windows: Sequence[Sequence[int]], places: dict[int, Sequence[int]] | None = None
+    model: Any,
+    windows: Sequence[Sequence[int]],
+    places: dict[int, Sequence[int]] | None = None,
+    gradients: bool = True,
 ) -> dict[str, dict[int, Any]]:
     """Return {name: {layer: value}} in float64; ``places`` are the experts that the router rows of mapped layers lead to."""
+    found, blocks = _seen(model, windows, places)
+    result: dict[str, dict[int, Any]] = defaultdict(dict)
+    for index, block in blocks.items():
+        for name, value in {**_of_weights(block), **_of_tokens(block)}.items():
+            result[name][index] = value
+    return {**result, **_of_gradients(model, found, blocks, windows)} if gradients else result
+
+
+def gradient_reference(
+    model: Any, windows: Sequence[Sequence[int]], places: dict[int, Sequence[int]] | None = None
+) -> dict[str, dict[int, Any]]:
+    """Return those of gradients alone."""
+    return _of_gradients(model, *_seen(model, windows, places), windows)
+
+
+def _seen(
+    model: Any, windows: Sequence[Sequence[int]], places: dict[int, Sequence[int]] | None
+) -> tuple[dict[int, Any], dict[int, _Block]]:
+    """Return the MoE sub-layers, and what passes through their experts on all windows."""
     found = {i: layer.mlp for i, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "gate")}
     blocks = {i: _Block(mlp, (places or {}).get(i)) for i, mlp in found.items()}
     for window in windows:
         with torch.no_grad():
             model.model(torch.tensor([list(window)]), use_cache=False)
-    result: dict[str, dict[int, Any]] = defaultdict(dict)
-    for index, block in blocks.items():
-        for name, value in {**_of_weights(block), **_of_tokens(block)}.items():
-            result[name][index] = value
-    for name, values in _of_gradients(model, found, blocks, windows).items():
-        result[name] = values
-    return result
+    return found, blocks
 
 
 def _of_weights(block: _Block) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -41,6 +42,10 @@ def cores(state: dict[str, Any]) -> list[int]:
     return sorted(os.sched_getaffinity(0))
 
 
+def frozen(state: dict[str, Any]) -> list[int]:
+    return [gc.get_freeze_count(), len(gc.get_objects())]
+
+
 VERBS: dict[str, Callable[..., Any]] = {
     "echo": echo,
     "fail": fail,
@@ -48,4 +53,5 @@ VERBS: dict[str, Callable[..., Any]] = {
     "hang": hang,
     "spawn": spawn,
     "cores": cores,
+    "frozen": frozen,
 }

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from bench.calibration.conditions import Conditions, Effort
 from bench.calibration.streaming import StreamedPass
 from bench.text.corpus import Corpus
 from methods.framework.stats import CATALOGUE
@@ -22,18 +23,9 @@ def plain_model(checkpoint, dtype=torch.float32):
 
 def streamed_states(checkpoint, corpus, decide=None, needs=(), **settings):
     """Return the states at every boundary, (B, T, D), sequences in the order of the pass (by length)."""
-    options = {
-        "device": "cpu",
-        "dtype": "float32",
-        "hidden_bytes": 2**30,
-        "boundary_tokens": 4096,
-        "batch_tokens": 48,
-        "expert_rows": 4096,
-        "scratch": None,
-        **settings,
-    }
+    effort = Effort(**{"batch_tokens": 48, "expert_rows": 4096, **settings})
     seen: dict[int, list[torch.Tensor]] = {}
-    streamed = StreamedPass(checkpoint, corpus, needs, **options)
+    streamed = StreamedPass(checkpoint, corpus, needs, Conditions("cpu", "float32", effort=effort))
     streamed.run(decide, None, lambda boundary, states: seen.setdefault(boundary, []).append(states.clone()))
     return torch.stack([torch.cat(seen[boundary]) for boundary in sorted(seen)])
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
+from methods.framework.cost import cost
 from methods.framework.errors import RefusedError
 from methods.framework.inventory import Inventory
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from methods.framework.stats import Stats
 from methods.registry import method_class
 from sweeps.budget import Budget, Planner
@@ -78,3 +83,19 @@ def test_without_projection_the_knobs_stay() -> None:
     method, plan = plans.plan({"keep": 0.75})
     assert method.keep == 0.75 and plans.excess(plan) == 12 - 8
     assert planner(inventory, None).excess(plan) < 0
+
+
+def test_plans_of_equally_many_experts_have_costs_of_their_own() -> None:
+    inventory = toy_inventory(experts=8, moe_layers=2)
+    plans = planner(inventory, None)
+    merged = Merge(into=0, members=(0, 1), weights=(0.5, 0.5))
+    kept = tuple(index for index in range(8) if index != 1)
+    layers = (
+        LayerPlan(experts=kept),
+        LayerPlan(experts=kept, top_k=1),
+        LayerPlan(experts=kept, merges=(merged,), router="map"),
+        LayerPlan(experts=kept, constants=(1,), router="map"),
+    )
+    for layer in layers:
+        plan = Plan.of(inventory, [LayerPlan(), layer, layer])
+        assert plans.cost(plan) == asdict(cost(plan, inventory))

@@ -9,7 +9,7 @@ import pytest
 from bench.laws.cases import Case, case
 from bench.laws.decisions import decide
 from bench.running.recipe import Recipe
-from bench.settings.run_settings import RecipeConfig
+from bench.settings.method_settings import RecipeConfig
 from bench.settings.strict import load_settings
 from methods.framework.compose import compose
 from methods.framework.plan import Plan

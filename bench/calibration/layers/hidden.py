@@ -1,7 +1,7 @@
 """Hidden states of all tokens between two decoder layers: in memory, or above a bound in a scratch file.
 
 Sequences lie one behind the other, sorted by length and never padded. They are processed in blocks of whole sequences, so
-that memory holds one block however long the corpus is. Shape letters: T tokens, D hidden size, B boundaries.
+that memory holds one block however long the corpus is. Shape letters: T tokens, D hidden size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.calibration.layers.sample import Sample
 from methods.framework.errors import StatsError
 
 
@@ -141,32 +140,3 @@ class HiddenStates:
         elif hidden_TD is not self._memory:
             assert self._memory is not None
             self._memory.copy_(hidden_TD)
-
-
-class Boundaries:
-    """Directions of the hidden states of some tokens at every boundary between layers, kept on disk."""
-
-    def __init__(self, tokens: int, hidden: int, boundaries: int, limit: int, folder: Path | None) -> None:
-        """Choose at most ``limit`` evenly spaced tokens."""
-        self._sample = Sample(tokens, limit)
-        self._count = self._sample.count
-        self._boundaries = boundaries
-        self._rows = ScratchRows(boundaries * self._count, hidden, torch.float32, folder)
-
-    def take(self, boundary: int, block: Block, hidden_TD: Tensor) -> None:
-        """Keep the chosen tokens of ``block`` at ``boundary``."""
-        first, chosen_N = self._sample.within(block.start, block.stop)
-        if len(chosen_N):
-            rows_ND = hidden_TD[chosen_N.to(hidden_TD.device)].double()
-            unit_ND = rows_ND / torch.linalg.vector_norm(rows_ND, dim=-1, keepdim=True).clamp_min(1e-300)
-            self._rows.write(boundary * self._count + first, unit_ND)
-
-    def mean_cosine(self, piece: int = 256) -> Tensor:
-        """Return the mean cosine between every two boundaries, shape (B, B), float64."""
-        total_BB = torch.zeros(self._boundaries, self._boundaries, dtype=torch.float64)
-        for start in range(0, self._count, piece):
-            stop = min(start + piece, self._count)
-            offsets = range(0, self._boundaries * self._count, self._count)
-            unit_BN = torch.stack([self._rows.read(o + start, o + stop).flatten() for o in offsets]).double()
-            total_BB += unit_BN @ unit_BN.T
-        return total_BB / self._count

@@ -6,6 +6,7 @@ Shape letters: D hidden size, F expert width.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from bench.calibration.layers.weights import MlpWeights, WeightReader, expert_entries
 from bench.experts.lazy import lazily
@@ -49,6 +50,11 @@ class LayerExperts:
         kept_F = torch.tensor(self._channels[number], device=network.down_DF.device)
         gate_FD, up_FD = network.gate_up_2FD.chunk(2)
         return MlpWeights(torch.cat([gate_FD[kept_F], up_FD[kept_F]]), network.down_DF[:, kept_F].contiguous())
+
+    def router(self, role: str) -> Tensor | None:
+        """Return the router's tensor of ``role`` as it is stored, in at least float32; None where the family has none."""
+        entry = next(self._layer.with_role(role), None)
+        return None if entry is None else self._weights.read_new(entry)
 
     def _whole(self, number: int) -> MlpWeights:
         """Return an expert with all of its channels."""

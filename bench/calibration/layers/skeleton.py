@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bench.calibration.layers.hidden import Block
 from bench.families.family import family_of
 from methods.framework.errors import CheckpointError
 from methods.framework.inventory import MLP_PREFIXES, LayerInventory
@@ -128,6 +129,22 @@ class Attention:
         assert taken_BSD is not None
         self._stub.taken = None
         return residual_BSD, taken_BSD
+
+    def over(self, block: Block, hidden_TD: Tensor, residual_TD: Tensor) -> Tensor:
+        """Run on all tokens of a block, batch by batch, and return the feed-forward sub-layer's normed input, (T, D).
+
+        Args:
+            block: how the tokens lie.
+            hidden_TD: the states that enter the layer.
+            residual_TD: takes the residual stream after attention; it may be ``hidden_TD`` itself.
+        """
+        taken_TD = torch.empty_like(hidden_TD)
+        for batch in block.batches:
+            rows = slice(batch.start - block.start, batch.stop - block.start)
+            residual_BSD, taken_BSD = self(hidden_TD[rows].view(batch.count, batch.length, -1))
+            residual_TD[rows] = residual_BSD.flatten(0, 1)
+            taken_TD[rows] = taken_BSD.flatten(0, 1)
+        return taken_TD
 
 
 def _in_layer(name: str) -> str:

@@ -27,10 +27,6 @@ class MlpWeights:
     gate_up_2FD: Tensor
     down_DF: Tensor
 
-    def squared_norms(self) -> list[float]:
-        """Return the squared Frobenius norms of gate, up and down."""
-        return [squared_norm(matrix) for matrix in (*self.gate_up_2FD.chunk(2), self.down_DF)]
-
 
 class WeightReader:
     """Reads tensors on ``device`` in ``dtype``; each buffer name holds one tensor at a time."""
@@ -123,8 +119,3 @@ def expert_width(layer: LayerInventory) -> int:
     return max(
         entry.shape[0] for entry in layer.tensors if entry.expert is not None and entry.role.startswith("expert.gate")
     )
-
-
-def squared_norm(matrix: Tensor) -> float:
-    """Return the squared Frobenius norm, accumulated in float64."""
-    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2

@@ -21,12 +21,11 @@ from blake3 import blake3
 
 from bench.calibration.layers.weights import expert_width
 from bench.store.atomic import open_partial, settle
+from methods.framework.accumulator import Accumulator
 from methods.framework.errors import StatsError
 from methods.framework.inventory import Inventory
 from methods.framework.stats import CATALOGUE
 
-ON_DISK = frozenset({"token_logits", "token_gram", "input_gram", "channel_gram"})
-"""Statistics that are kept in files."""
 _BUFFER = 4 << 20
 _REMEDY = (
     "free space, name another scratch or cache folder, or measure less: fewer sampled tokens, squares instead of Gram "
@@ -220,14 +219,13 @@ class DiskArrays:
 def disk_bytes(inventory: Inventory, needs: Collection[str], sampled: int) -> int:
     """Return the bytes of those of ``needs`` that are kept in files, with ``sampled`` tokens, and of sums of one layer."""
     total, passing = 0, 0
+    kinds = {CATALOGUE.kind(name) for name in needs}
     for index in inventory.moe_layers:
         layer = inventory.layers[index]
         sizes = {"S": sampled, "E": layer.experts, "D": inventory.hidden, "F": expert_width(layer)}
-        total += sum(
-            4 * math.prod(sizes[letter] for letter in CATALOGUE[name].dims) for name in ON_DISK.intersection(needs)
-        )
-        if "whitened_spectrum" in needs:
-            passing = max(passing, 8 * sizes["E"] * (sizes["D"] ** 2 + sizes["F"] ** 2))
+        specs = [CATALOGUE[name] for name in needs if CATALOGUE[name].on_disk]
+        total += sum(4 * math.prod(sizes[letter] for letter in spec.dims) for spec in specs)
+        passing = max(passing, sum(kind.passing_bytes(sizes) for kind in kinds if issubclass(kind, Accumulator)))
     return total + passing
 
 

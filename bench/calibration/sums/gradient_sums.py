@@ -1,22 +1,28 @@
-"""Accumulators of one layer for statistics of gradients: float64 sums over tokens, expert by expert.
+"""All accumulators of gradients of one layer, which are shown one expert after the other.
 
-For a channel c with input a_c of down, d . w_c is the gradient of the loss in a_c. So w_c^T (sum of d d^T) w_c is a sum of
-squares over tokens, and no D x D matrix is formed. Shape letters: T tokens of a window, N those of one expert, K experts per
-token, E experts, X experts and constants, D hidden size, F expert width, M the three matrices.
+Shape letters: T tokens of a window, N those of one expert, K experts per token, X experts and constants, D hidden size, F expert
+width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.calibration.layers.weights import MlpWeights, expert_width, squared_norm
+from bench.calibration.layers.layer_experts import LayerExperts
+from bench.calibration.layers.weights import MlpWeights, WeightReader
+from bench.calibration.sums.layer_sums import accumulators, measured
+from bench.calibration.sums.places import OneLayer
 from bench.experts.whole import stored_expert
-from methods.framework.stats import Array
+from methods.framework.accumulator import Seen
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.stat_spec import Array
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,31 +30,75 @@ if TYPE_CHECKING:
     from bench.checkpoint.checkpoint import Checkpoint
 
 
+@dataclass(frozen=True)
+class ExpertSlopes:
+    """What one window shows of one expert when its summed loss is differentiated.
+
+    Args:
+        expert: number of the expert.
+        targets: tokens that the loss is a sum over, at least 1.
+        x_ND: its inputs.
+        slope_ND: gradient in its outputs.
+        network: its matrices.
+        activation: its activation.
+    """
+
+    expert: int
+    targets: int
+    x_ND: Tensor
+    slope_ND: Tensor
+    network: MlpWeights
+    activation: Any
+
+    @cached_property
+    def _graph(self) -> tuple[Tensor, Tensor]:
+        """Products with gate and up, and the inputs of down as a function of them."""
+        with torch.enable_grad():
+            both_N2F = F.linear(self.x_ND, self.network.gate_up_2FD).requires_grad_()
+            gate_NF, up_NF = both_N2F.chunk(2, dim=-1)
+            return both_N2F, self.activation(gate_NF) * up_NF
+
+    @cached_property
+    def channels_NF(self) -> Tensor:
+        """Inputs of down."""
+        return self._graph[1].detach()
+
+    @cached_property
+    def slope_NF(self) -> Tensor:
+        """Gradient in the inputs of down."""
+        return self.slope_ND @ self.network.down_DF
+
+    def in_matrices(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients in gate, up and down."""
+        both_N2F, graph_NF = self._graph
+        (slope_N2F,) = torch.autograd.grad(graph_NF, both_N2F, self.slope_NF, retain_graph=True)
+        gate_FD, up_FD = (slope_N2F.T @ self.x_ND).chunk(2)
+        return gate_FD, up_FD, self.slope_ND.T @ self.channels_NF
+
+
 class GradientSums:
     """Sums of one layer over the windows of the corpus."""
 
     def __init__(
-        self, needs: Collection[str], checkpoint: Checkpoint, index: int, module: nn.Module, device: torch.device
+        self, needs: Collection[str], checkpoint: Checkpoint, place: OneLayer, module: nn.Module, dtype: torch.dtype
     ) -> None:
         """Begin with zeros.
 
         Args:
             needs: statistics.
             checkpoint: the checkpoint.
-            index: decoder layer.
+            place: the layer.
             module: experts of that layer in the resident model, which hold their weights and their activation.
-            device: of the sums.
+            dtype: type of the resident model.
         """
-        layer = checkpoint.inventory.layers[index]
-        self._needs, self._module, self._device = frozenset(needs), module, device
-        self._checkpoint, self._index = checkpoint, index
-        self._experts, self._targets = layer.experts, layer.experts + layer.constants
+        layer, device = place.layer, place.device
+        self._accumulators = accumulators(needs, place, {"gradient"})
+        self._checkpoint, self._place, self._module = checkpoint, place, module
+        self._experts = LayerExperts(WeightReader(checkpoint, device, dtype), layer, LayerPlan())
+        self._tokens, self._hits_E = 0, [0] * layer.experts
+        self._targets = layer.experts + layer.constants
         places = range(layer.experts) if layer.expert_map is None else layer.expert_map
         self._places_R = torch.tensor(places, device=device)
-        shape = (2, layer.experts, expert_width(layer))
-        self._squares = torch.zeros(shape, dtype=torch.float64, device=device)
-        self._tokens = torch.zeros(layer.experts, dtype=torch.float64, device=device)
-        self._fisher = torch.zeros(layer.experts, 3, dtype=torch.float64, device=device)
 
     def add(self, input_TD: Tensor, rows_TK: Tensor, weights_TK: Tensor, slope_TD: Tensor, targets: int) -> None:
         """Add one window.
@@ -66,33 +116,17 @@ class GradientSums:
         gates_TX = torch.zeros(len(rows_TK), self._targets, dtype=exact, device=slope_TD.device)
         gates_TX.scatter_add_(1, places_TK, weights_TK.to(exact))
         hit_TX = torch.zeros_like(gates_TX, dtype=torch.bool).scatter_(1, places_TK, True)
-        for expert in range(self._experts):
+        self._tokens += len(input_TD)
+        for expert in range(len(self._hits_E)):
             tokens_N = hit_TX[:, expert].nonzero().squeeze(1)
             if not len(tokens_N):
                 continue
+            self._hits_E[expert] += len(tokens_N)
             slope_ND = slope_TD[tokens_N].to(exact) * gates_TX[tokens_N, expert].unsqueeze(1)
-            self._tokens[expert] += len(tokens_N)
-            self._add(expert, input_TD[tokens_N].to(exact), slope_ND, max(targets, 1))
-
-    def _add(self, expert: int, x_ND: Tensor, slope_ND: Tensor, targets: int) -> None:
-        """Add the tokens of one expert; ``slope_ND`` is the gradient in its outputs."""
-        network = self._network(expert, x_ND.dtype)
-        with torch.enable_grad():
-            both_N2F = F.linear(x_ND, network.gate_up_2FD).requires_grad_()
-            gate_NF, up_NF = both_N2F.chunk(2, dim=-1)
-            module: Any = self._module
-            graph_NF = module.act_fn(gate_NF) * up_NF
-        channels_NF = graph_NF.detach()
-        slope_NF = slope_ND @ network.down_DF
-        if "channel_curvature" in self._needs:
-            width = channels_NF.shape[1]
-            self._squares[0, expert, :width] += channels_NF.double().square().sum(dim=0)
-            self._squares[1, expert, :width] += slope_NF.double().square().sum(dim=0)
-        if "fisher_mass" in self._needs:
-            (slope_N2F,) = torch.autograd.grad(graph_NF, both_N2F, slope_NF)
-            gradients = (*(slope_N2F.T @ x_ND).chunk(2), slope_ND.T @ channels_NF)
-            masses = [squared_norm(gradient) / targets**2 for gradient in gradients]
-            self._fisher[expert] += torch.tensor(masses, dtype=torch.float64, device=self._fisher.device)
+            x_ND, module = input_TD[tokens_N].to(exact), self._module
+            part = ExpertSlopes(expert, max(targets, 1), x_ND, slope_ND, self._network(expert, exact), module.act_fn)
+            for one in self._accumulators:
+                one.gradient(part)
 
     def _network(self, expert: int, dtype: torch.dtype) -> MlpWeights:
         """Return the matrices of an expert in ``dtype``."""
@@ -101,13 +135,15 @@ class GradientSums:
             return MlpWeights(module.gate_up_proj[expert].to(dtype), module.down_proj[expert].to(dtype))
         # Experts in another form are read as what they stand for: one is in memory at a time.
         gate_FD, up_FD, down_DF = (
-            matrix.to(self._device, dtype) for matrix in stored_expert(self._checkpoint, self._index, expert)
+            matrix.to(self._place.device, dtype)
+            for matrix in stored_expert(self._checkpoint, self._place.index, expert)
         )
         return MlpWeights(torch.cat([gate_FD, up_FD]), down_DF)
 
     def finished(self) -> dict[str, Array]:
-        """Return the statistics of the layer."""
-        counts_E1 = self._tokens.clamp_min(1).unsqueeze(1)
-        mean_square_EF, curvature_EF = self._squares / counts_E1
-        values = {"channel_curvature": mean_square_EF * curvature_EF, "fisher_mass": self._fisher}
-        return {name: value.cpu().numpy() for name, value in values.items() if name in self._needs}
+        """Return the statistics of the layer.
+
+        Raises:
+            StatsError: a value is not finite.
+        """
+        return measured(self._accumulators, self._place.index, Seen(self._tokens, self._hits_E, self._experts))

@@ -73,6 +73,10 @@ class Grams:
         _mirror(gram_XX)
         return gram_XX.div_(max(count, 1))
 
+    def close(self) -> None:
+        """Close the files, and remove them unless they have a lasting name."""
+        self._arrays.close()
+
     def _view(self, name: str) -> Tensor:
         width = self._widths[name]
         return self._flat[: width * width].view(width, width)

@@ -20,7 +20,6 @@ from typing import Any
 
 from methods.framework.errors import TimingError
 
-VLLM = "bench.serving.processes.engine"
 _ROOT = Path(__file__).resolve().parents[3]
 _TELLING = re.compile(r"\b\w*(Error|Exception|Killed|Fault)\b.*")
 _EMPTY = re.compile(r"Engine core initialization failed|EngineDeadError|See (root cause|stack trace)", re.I)
@@ -118,12 +117,12 @@ class Worker:
 class Zygote:
     """The process that has the engine imported; ``worker`` forks it."""
 
-    def __init__(self, logs: Path, engine: str = VLLM, threads: int | None = None, cores: tuple[int, ...] = ()) -> None:
-        """Start importing ``engine`` in the background.
+    def __init__(self, logs: Path, module: str, threads: int | None = None, cores: tuple[int, ...] = ()) -> None:
+        """Start importing ``module`` in the background.
 
         Args:
             logs: folder for the logs of all processes.
-            engine: module with ``preload`` and ``VERBS``.
+            module: what workers do: a module with ``preload`` and ``VERBS``.
             threads: OpenMP threads of the workers, None for the current setting.
             cores: processor cores that all processes are bound to, none to leave them free.
         """
@@ -131,18 +130,10 @@ class Zygote:
         self._logs = logs
         self._folder = Path(tempfile.mkdtemp(prefix="moebench-"))
         self._address = str(self._folder / "serve")
-        command = [
-            sys.executable,
-            "-m",
-            "bench.serving.processes.zygote",
-            "--engine",
-            engine,
-            "--socket",
-            self._address,
-        ]
+        zygote = [sys.executable, "-m", "bench.serving.processes.zygote"]
         with (logs / "import.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, "--cores", *map(str, cores)],
+                [*zygote, "--module", module, "--socket", self._address, "--cores", *map(str, cores)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

@@ -8,6 +8,7 @@ parent ends, however it ends, the pipe closes and zygote and workers kill themse
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
 import os
@@ -55,7 +56,7 @@ def _serve(connection: Connection, engine: Any) -> None:
 def main() -> None:
     """Import the engine, then fork a worker for each connection until the parent's pipe closes."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--engine", required=True)
+    parser.add_argument("--module", required=True)
     parser.add_argument("--socket", required=True)
     parser.add_argument("--cores", type=int, nargs="*", default=[])
     arguments = parser.parse_args()
@@ -66,8 +67,12 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     failure, engine = None, None
     try:
-        engine = importlib.import_module(arguments.engine)
+        engine = importlib.import_module(arguments.module)
         engine.preload()
+        # What was imported stays: no worker walks through hundreds of thousands of such objects whenever it collects garbage,
+        # nor copies the pages that they lie on.
+        gc.collect()
+        gc.freeze()
     except BaseException as error:  # an import can also end in SystemExit; the parent gets it as an answer
         traceback.print_exc()
         failure = f"{type(error).__name__}: {error}"

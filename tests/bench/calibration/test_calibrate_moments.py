@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +13,8 @@ from safetensors.torch import load_file, save_file
 import bench.calibration.layers.expert_pass
 from bench.applying.apply import apply
 from bench.calibration.calibrate import calibrate
+from bench.calibration.conditions import Effort
 from bench.calibration.decide import LayerwiseDecision
-from bench.calibration.inputs import ROW_STATISTICS
 from bench.calibration.streaming import StreamedPass
 from bench.calibration.sums.disk_array import DiskArrays, disk_bytes
 from bench.calibration.sums.grams import Grams
@@ -24,21 +25,16 @@ from methods.criterion import REAP
 from methods.framework.errors import StatsError
 from methods.framework.layer_plan import LayerPlan, Merge
 from methods.framework.plan import Plan
+from methods.framework.stats import CATALOGUE
 from methods.kernels.experts import second_moments
-from tests.support.calibration_reference import expert_reference
-from tests.support.streamed_pass import NEEDS, RAGGED, SQUARE, Fixed, assert_same, plain_model
-from tests.support.tiny import FAMILIES, tiny_checkpoint
+from tests.support.streamed_pass import NEEDS, RAGGED, SQUARE, Fixed, assert_same
+from tests.support.tiny import tiny_checkpoint
 
 SQUARES = {"input_square", "channel_square", "gated_input_square", "gated_channel_square"}
 GRAMS = {"input_gram", "channel_gram"}
 MOMENTS = SQUARES | GRAMS
-MANY_BLOCKS = {"hidden_bytes": 5 * 64 * 4 * 30, "expert_rows": 3}
-ORDINARY = NEEDS - MOMENTS
-
-
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory):
-    return Checkpoint.open(tiny_checkpoint("qwen3_moe", tmp_path_factory.mktemp("qwen3_moe")))
+MANY_BLOCKS = Effort(hidden_bytes=5 * 64 * 4 * 30, expert_rows=3)
+ORDINARY = {name for name in NEEDS - MOMENTS if CATALOGUE[name].cost not in ("weights", "gradient")}
 
 
 def assert_bits(ours, theirs, names):
@@ -56,44 +52,21 @@ def assert_mapped(stats, layers):
             assert isinstance(value, np.memmap) and value.dtype == np.float32 and not value.flags.writeable
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_they_equal_loops_over_tokens_in_every_kind_of_run(family, tmp_path):
-    """Routed tokens alone, with the next best expert, with all experts on some tokens; one block and several."""
-    checkpoint = Checkpoint.open(tiny_checkpoint(family, tmp_path))
-    windows = sorted(RAGGED.windows, key=len)
-    expected = expert_reference(plain_model(checkpoint), windows, checkpoint.inventory.router, 2, 2, 2)
-    runs = [
-        calibrate(checkpoint, RAGGED, MOMENTS),
-        calibrate(checkpoint, RAGGED, MOMENTS | {"removal_loss"}, **MANY_BLOCKS, output_bytes=64 * 4 * 3 * 17),
-        calibrate(checkpoint, RAGGED, MOMENTS | {"token_gram"}, sampled_tokens=20, expert_rows=7),
-        calibrate(checkpoint, RAGGED, MOMENTS | {"token_gram"}, output_bytes=64 * 4 * 8 * 17, expert_rows=5),
-    ]
-    for layer in checkpoint.inventory.moe_layers:
-        for name in MOMENTS:
-            value = expected[name][layer]
-            assert np.abs(value).max() > 1e-3
-            for stats in runs:
-                measured = stats.layer(name, layer)
-                assert measured.shape == value.shape
-                atol = 2e-6 * np.abs(value).max()
-                np.testing.assert_allclose(measured, value, rtol=1e-5, atol=atol, err_msg=f"{name} of layer {layer}")
-
-
-def test_blocks_and_batches_change_no_value(tmp_path):
-    checkpoint = Checkpoint.open(tiny_checkpoint("deepseek_v2", tmp_path))
+def test_blocks_and_batches_change_no_value(tiny, tmp_path):
+    checkpoint = tiny("deepseek_v2")
     whole = calibrate(checkpoint, RAGGED, MOMENTS, dtype="float64")
-    for settings in (
-        {"hidden_bytes": 1},
-        {"hidden_bytes": 5 * 64 * 8 * 30, "scratch": tmp_path},
-        {"batch_tokens": 1, "expert_rows": 2},
+    for effort in (
+        Effort(hidden_bytes=1),
+        Effort(hidden_bytes=5 * 64 * 8 * 30, scratch=tmp_path),
+        Effort(batch_tokens=1, expert_rows=2),
     ):
-        other = calibrate(checkpoint, RAGGED, MOMENTS, dtype="float64", **settings)
+        other = calibrate(checkpoint, RAGGED, MOMENTS, dtype="float64", effort=effort)
         assert_same(other, whole, rtol=1e-12, names=SQUARES)
         assert_same(other, whole, rtol=1e-6, names=GRAMS)
 
 
 def test_grams_are_symmetric_and_their_diagonals_are_the_squares(qwen):
-    stats = calibrate(qwen, SQUARE, MOMENTS, **MANY_BLOCKS)
+    stats = calibrate(qwen, SQUARE, MOMENTS, effort=MANY_BLOCKS)
     for layer in range(3):
         for side in ("input", "channel"):
             gram = stats.layer(f"{side}_gram", layer)
@@ -103,9 +76,8 @@ def test_grams_are_symmetric_and_their_diagonals_are_the_squares(qwen):
             assert np.abs(gram).sum() > 2 * np.abs(diagonal).sum(), "the rest of the matrix is empty"
 
 
-def test_an_expert_without_tokens_has_zeros_and_only_such_an_expert(tmp_path):
-    checkpoint = Checkpoint.open(tiny_checkpoint("mixtral", tmp_path))
-    stats = calibrate(checkpoint, Corpus.of([[3, 4]]), MOMENTS | {"gate_norm_moment"})
+def test_an_expert_without_tokens_has_zeros_and_only_such_an_expert(tiny):
+    stats = calibrate(tiny("mixtral"), Corpus.of([[3, 4]]), MOMENTS | {"gate_norm_moment"})
     for layer in range(3):
         counts = stats.layer("gate_norm_moment", layer)[:, 0, 0]
         assert (counts == 0).sum() >= 4
@@ -177,7 +149,7 @@ def test_float32_sums_keep_their_bound():
 
 
 def test_they_are_memory_maps_fresh_and_recalled(qwen, tmp_path, monkeypatch):
-    loose = calibrate(qwen, SQUARE, MOMENTS, scratch=tmp_path)
+    loose = calibrate(qwen, SQUARE, MOMENTS, effort=Effort(scratch=tmp_path))
     assert_mapped(loose, range(3))
     assert not list(tmp_path.iterdir()), "they vanish with their maps"
     fresh = calibrate(qwen, SQUARE, MOMENTS | {"block_cosine"}, cache=tmp_path)
@@ -217,10 +189,10 @@ def test_a_damaged_map_is_measured_again(qwen, tmp_path):
 
 
 def test_other_statistics_are_the_same_to_the_last_bit(qwen):
-    for settings in ({}, {**MANY_BLOCKS, "output_bytes": 64 * 4 * 8 * 17}):
+    for effort in (Effort(), replace(MANY_BLOCKS, output_bytes=64 * 4 * 8 * 17)):
         for needs in (ORDINARY, ORDINARY - {"token_gram", "output_cosine", "output_cka", "dense_output_mean"}):
-            without = calibrate(qwen, RAGGED, needs, sampled_tokens=20, **settings)
-            beside = calibrate(qwen, RAGGED, needs | MOMENTS, sampled_tokens=20, **settings)
+            without = calibrate(qwen, RAGGED, needs, sampled_tokens=20, effort=effort)
+            beside = calibrate(qwen, RAGGED, needs | MOMENTS, sampled_tokens=20, effort=effort)
             assert_bits(beside, without, needs)
 
 
@@ -248,7 +220,7 @@ def test_one_gram_is_in_memory(qwen, monkeypatch):
     seen = []
     inner = Grams.add
     monkeypatch.setattr(Grams, "add", lambda self, *rest: (inner(self, *rest), seen.append(self._flat.numel()))[0])
-    calibrate(qwen, RAGGED, GRAMS, **MANY_BLOCKS)
+    calibrate(qwen, RAGGED, GRAMS, effort=MANY_BLOCKS)
     assert set(seen) == {64 * 64}
 
 
@@ -257,7 +229,7 @@ def test_one_gram_is_in_memory(qwen, monkeypatch):
 )
 def test_sequential_moments_are_those_of_the_compressed_model(qwen, tmp_path, plans):
     decide = Fixed(plans)
-    stats = calibrate(qwen, SQUARE, MOMENTS, propagation="sequential", decide=decide)
+    stats = calibrate(qwen, SQUARE, MOMENTS, decide=decide)
     one_shot = calibrate(qwen, SQUARE, MOMENTS)
     np.testing.assert_array_equal(stats.layer("input_gram", 0), one_shot.layer("input_gram", 0))
     assert not np.allclose(stats.layer("input_square", 2), one_shot.layer("input_square", 2), rtol=1e-3)
@@ -277,12 +249,12 @@ def test_a_rule_sees_them(qwen):
 
     seen = []
     decide = Curious(REAP(keep=0.5), qwen.inventory)
-    calibrate(qwen, SQUARE, GRAMS | REAP().needs, propagation="sequential", decide=decide)
+    calibrate(qwen, SQUARE, GRAMS | REAP().needs, decide=decide)
     assert seen == [(layer, (8, 32, 32)) for layer in range(3)]
 
 
-def test_experts_behind_a_map_see_the_tokens_of_all_their_rows(tmp_path):
-    source = Checkpoint.open(tiny_checkpoint("qwen2_moe", tmp_path / "source"))
+def test_experts_behind_a_map_see_the_tokens_of_all_their_rows(tiny, tmp_path):
+    source = tiny("qwen2_moe")
     merge = Merge(into=0, members=(0, 1, 2, 3), weights=(0.4, 0.3, 0.2, 0.1))
     layer = LayerPlan(experts=(0, 6), merges=(merge,), constants=(4, 5, 7), router="map")
     plan = Plan.of(source.inventory, [LayerPlan(), layer, LayerPlan()])
@@ -290,12 +262,11 @@ def test_experts_behind_a_map_see_the_tokens_of_all_their_rows(tmp_path):
     mapped = Checkpoint.open(apply(source, plan, tmp_path / "mapped", moments=moments))
     expected = behind_a_map(load_model(mapped.path), 1, mapped.inventory.layers[1].expert_map, 2)
     for beside in (set(), {"token_gram"}):
-        stats = calibrate(mapped, RAGGED, MOMENTS | beside, sampled_tokens=20, **MANY_BLOCKS)
+        stats = calibrate(mapped, RAGGED, MOMENTS | beside, sampled_tokens=20, effort=MANY_BLOCKS)
         for name, value in expected.items():
             assert stats.layer(name, 1).shape == value.shape
             atol = 2e-6 * np.abs(value).max()
             np.testing.assert_allclose(stats.layer(name, 1), value, rtol=1e-5, atol=atol, err_msg=name)
-    assert "input_gram" not in ROW_STATISTICS
 
 
 def behind_a_map(model, index, places, experts):

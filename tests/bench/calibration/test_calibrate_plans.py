@@ -8,7 +8,7 @@ import torch
 
 from bench.applying.apply import apply
 from bench.calibration.calibrate import calibrate
-from bench.calibration.inputs import ROW_STATISTICS
+from bench.calibration.conditions import Effort
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.models.load import load_model
 from methods.framework.errors import StatsError
@@ -18,6 +18,7 @@ from methods.framework.stats import CATALOGUE
 from tests.support.streamed_pass import NEEDS, RAGGED, SQUARE, Fixed, model_states, streamed_states
 from tests.support.tiny import tiny_checkpoint
 
+ROW_STATISTICS = {name for name, spec in CATALOGUE.items() if spec.of_rows}
 PAIR = Merge(into=2, members=(1, 2), weights=(0.25, 0.75))
 TRIPLE = Merge(into=4, members=(4, 5, 6), weights=(1.0, 1.0, 2.0))
 HEAVY = Merge(into=0, members=(0, 1, 2, 3), weights=(0.4, 0.3, 0.2, 0.1))
@@ -44,11 +45,11 @@ CASES = [
 
 
 @pytest.mark.parametrize(("family", "plans"), CASES, ids=[*PLANS, *(family for family, _ in CASES[len(PLANS) :])])
-def test_sequential_states_equal_those_of_the_written_checkpoint(family, plans, tmp_path):
-    checkpoint = Checkpoint.open(tiny_checkpoint(family, tmp_path / "source"))
+def test_sequential_states_equal_those_of_the_written_checkpoint(tiny, family, plans, tmp_path):
+    checkpoint = tiny(family)
     needs = {"routed_output_mean"}
     decide = Fixed(plans)
-    stats = calibrate(checkpoint, SQUARE, needs, propagation="sequential", decide=decide)
+    stats = calibrate(checkpoint, SQUARE, needs, decide=decide)
     ours = streamed_states(checkpoint, SQUARE, Fixed(plans), needs)
     out = apply(checkpoint, Plan.of(checkpoint.inventory, plans), tmp_path / "compressed", moments=stats)
     theirs = model_states(load_model(out), SQUARE)
@@ -62,22 +63,21 @@ def test_sequential_states_equal_those_of_the_written_checkpoint(family, plans, 
 def test_what_is_written_in_half_precision_is_what_the_next_layer_sees(tmp_path):
     checkpoint = Checkpoint.open(tiny_checkpoint("qwen3_moe", tmp_path / "source", dtype=torch.bfloat16))
     plans = [PLANS["both"], PLANS["averaged rows"], PLANS["svd"]]
-    stats = calibrate(checkpoint, SQUARE, {"routed_output_mean"}, propagation="sequential", decide=Fixed(plans))
+    stats = calibrate(checkpoint, SQUARE, {"routed_output_mean"}, decide=Fixed(plans))
     ours = streamed_states(checkpoint, SQUARE, Fixed(plans), {"routed_output_mean"})
     out = apply(checkpoint, Plan.of(checkpoint.inventory, plans), tmp_path / "compressed", moments=stats)
     theirs = streamed_states(Checkpoint.open(out), SQUARE)
     assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
-def test_constants_need_means(tmp_path):
-    checkpoint = Checkpoint.open(tiny_checkpoint("qwen3_moe", tmp_path))
+def test_constants_need_means(qwen):
     decide = Fixed([PLANS["constants"]] * 3)
     with pytest.raises(StatsError, match="measure 'routed_output_mean' too"):
-        calibrate(checkpoint, SQUARE, {"block_cosine"}, propagation="sequential", decide=decide)
+        calibrate(qwen, SQUARE, {"block_cosine"}, decide=decide)
 
 
-def test_statistics_of_a_mapped_checkpoint_count_stored_experts(tmp_path):
-    source = Checkpoint.open(tiny_checkpoint("qwen2_moe", tmp_path / "source"))
+def test_statistics_of_a_mapped_checkpoint_count_stored_experts(tiny, tmp_path):
+    source = tiny("qwen2_moe")
     plan = Plan.of(source.inventory, [PLANS["both"], PLANS["map"], LayerPlan()])
     moments = calibrate(source, SQUARE, {"routed_output_mean"})
     mapped = Checkpoint.open(apply(source, plan, tmp_path / "mapped", moments=moments))
@@ -97,8 +97,10 @@ def test_statistics_of_a_mapped_checkpoint_count_stored_experts(tmp_path):
         for name, value in expected.items():
             atol = 1e-6 * np.abs(value).max()
             np.testing.assert_allclose(stats.layer(name, index), value, rtol=1e-5, atol=atol, err_msg=name)
-    pieces = calibrate(mapped, RAGGED, needs, output_bytes=3 * 8 * 64 * 4, expert_rows=5, batch_tokens=1)
-    for name in needs & {"token_gram", "gate_norm_moment", "coactivation", "residual_gate_norm", "routed_norm"}:
+    some = {"token_gram", "gate_norm_moment", "coactivation", "residual_gate_norm", "routed_norm"}
+    small = Effort(output_bytes=3 * 8 * 64 * 4, expert_rows=5, batch_tokens=1)
+    pieces = calibrate(mapped, RAGGED, some, effort=small)
+    for name in some:
         np.testing.assert_allclose(pieces.layer(name, 0), stats.layer(name, 0), rtol=1e-4, atol=1e-5)
 
 
@@ -152,10 +154,9 @@ def expert_output(experts, number, x):
         return (experts.down_proj[number].double() @ (torch.nn.functional.silu(gate) * up)).numpy()
 
 
-def test_statistics_of_router_rows_are_refused_where_rows_share_experts(tmp_path):
-    source = Checkpoint.open(tiny_checkpoint("qwen3_moe", tmp_path / "source"))
-    plan = Plan.of(source.inventory, [LayerPlan(), PLANS["map"], LayerPlan()])
-    mapped = Checkpoint.open(apply(source, plan, tmp_path / "mapped"))
+def test_statistics_of_router_rows_are_refused_where_rows_share_experts(qwen, tmp_path):
+    plan = Plan.of(qwen.inventory, [LayerPlan(), PLANS["map"], LayerPlan()])
+    mapped = Checkpoint.open(apply(qwen, plan, tmp_path / "mapped"))
     for name in ROW_STATISTICS:
         corpus = None if CATALOGUE[name].cost == "weights" else SQUARE
         with pytest.raises(StatsError, match=rf"{name} cannot be measured: .* layer 1 "):

@@ -9,7 +9,7 @@ import pytest
 from bench.calibration.layers.layer_experts import LayerExperts
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.running.calibrator import Calibrator
-from bench.settings.run_settings import CalibrationConfig
+from bench.settings.stage_settings import CalibrationConfig
 from bench.store.store import Store
 from methods.framework.errors import RefusedError
 from methods.framework.inside import Sparsity

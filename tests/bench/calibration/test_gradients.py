@@ -18,24 +18,19 @@ from methods.framework.errors import ConfigError, StatsError
 from methods.framework.inside import LowRank
 from methods.framework.layer_plan import LayerPlan, Merge
 from methods.framework.plan import Plan
-from tests.support.inside_reference import inside_reference
+from tests.support.inside_reference import gradient_reference
 from tests.support.streamed_pass import RAGGED, SQUARE, Fixed, assert_same, plain_model
 from tests.support.tiny import FAMILIES, tiny_checkpoint
 
 GRADIENTS = {"channel_curvature", "fisher_mass"}
 
 
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory):
-    return Checkpoint.open(tiny_checkpoint("qwen3_moe", tmp_path_factory.mktemp("qwen3_moe")))
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-def test_they_equal_autograd_on_all_weights(family, tmp_path):
+def test_they_equal_autograd_on_all_weights(tiny, family):
     """Every expert's output is a tensor of its own there, G_j a matrix, and weights have gradients."""
-    checkpoint = Checkpoint.open(tiny_checkpoint(family, tmp_path))
+    checkpoint = tiny(family)
     stats = calibrate(checkpoint, RAGGED, GRADIENTS, dtype="float64")
-    expected = inside_reference(plain_model(checkpoint, torch.float64), RAGGED.windows)
+    expected = gradient_reference(plain_model(checkpoint, torch.float64), RAGGED.windows)
     assert set(stats.values) == GRADIENTS and stats.tokens == 63
     for layer in checkpoint.inventory.moe_layers:
         for name in GRADIENTS:
@@ -50,9 +45,9 @@ def test_single_precision_is_near(qwen):
     assert_same(single, exact, rtol=1e-3, names=GRADIENTS)
 
 
-def test_curvature_of_a_channel_by_finite_differences(tmp_path):
+def test_curvature_of_a_channel_by_finite_differences(tiny):
     """With one token per expert, s_c = a_c^2 (dL/da_c)^2: the square of the slope in the size of column c of down."""
-    checkpoint = Checkpoint.open(tiny_checkpoint("olmoe", tmp_path / "olmoe"))
+    checkpoint = tiny("olmoe")
     corpus = Corpus.of([[3, 9]])
     stats = calibrate(checkpoint, corpus, {"channel_curvature", "routed_tokens"}, dtype="float64")
     layer = 1
@@ -101,9 +96,8 @@ def test_a_window_of_one_token_predicts_nothing(qwen):
     assert not any(stats.layer(name, layer).any() for name in GRADIENTS for layer in range(3))
 
 
-def test_experts_without_tokens_have_zeros(tmp_path):
-    checkpoint = Checkpoint.open(tiny_checkpoint("mixtral", tmp_path))
-    stats = calibrate(checkpoint, Corpus.of([[3, 4, 5]]), GRADIENTS | {"routed_tokens"})
+def test_experts_without_tokens_have_zeros(tiny):
+    stats = calibrate(tiny("mixtral"), Corpus.of([[3, 4, 5]]), GRADIENTS | {"routed_tokens"})
     for layer in range(3):
         counts = stats.layer("routed_tokens", layer)
         assert (counts == 0).any()
@@ -111,8 +105,8 @@ def test_experts_without_tokens_have_zeros(tmp_path):
             assert not stats.layer(name, layer)[counts == 0].any()
 
 
-def test_layers_behind_a_map(tmp_path):
-    source = Checkpoint.open(tiny_checkpoint("qwen2_moe", tmp_path / "source"))
+def test_layers_behind_a_map(tiny, tmp_path):
+    source = tiny("qwen2_moe")
     merge = Merge(into=0, members=(0, 1, 2, 3), weights=(0.4, 0.3, 0.2, 0.1))
     layer = LayerPlan(experts=(0, 6), merges=(merge,), constants=(4, 5, 7), router="map")
     plan = Plan.of(source.inventory, [LayerPlan(), layer, LayerPlan()])
@@ -122,7 +116,7 @@ def test_layers_behind_a_map(tmp_path):
     shapes = [stats.layer("fisher_mass", index).shape for index in range(3)]
     assert shapes == [(8, 3), (2, 3), (8, 3)]
     model = load_model(mapped.path, torch.float64, experts_implementation="eager")
-    expected = inside_reference(model, RAGGED.windows, {1: mapped.inventory.layers[1].expert_map})
+    expected = gradient_reference(model, RAGGED.windows, {1: mapped.inventory.layers[1].expert_map})
     for name in GRADIENTS:  # norms are float32 in between
         np.testing.assert_allclose(stats.layer(name, 1), expected[name][1], rtol=1e-5, err_msg=name)
 
@@ -142,9 +136,7 @@ def test_they_are_measured_and_cached_apart(qwen, tmp_path, monkeypatch):
     alone = calibrate(qwen, SQUARE, GRADIENTS | {"weight_norm"}, cache=tmp_path)
     assert set(alone.values) == GRADIENTS | {"weight_norm"}
     decide = Fixed([LayerPlan(drop="moe"), LayerPlan(), LayerPlan()])
-    sequential = calibrate(
-        qwen, SQUARE, GRADIENTS | {"moe_io_cosine"}, cache=tmp_path, propagation="sequential", decide=decide
-    )
+    sequential = calibrate(qwen, SQUARE, GRADIENTS | {"moe_io_cosine"}, cache=tmp_path, decide=decide)
     for stats in (alone, sequential):
         assert_same(stats, both, rtol=0.0, names=GRADIENTS)
     assert decide.seen[1].layer("fisher_mass", 2).shape == (8, 3), "a rule sees those of the model that is compressed"

@@ -141,7 +141,7 @@ from bench.checkpoint.checkpoint import Checkpoint
 from bench.laws.served import TOKENS, greedy_tokens, write
 from bench.models.tiny import tiny_checkpoint, tiny_tokens
 from bench.timing.offline import TimingSession
-from bench.timing.protocol import TimingProtocol
+from bench.settings.timing_settings import TimingProtocol
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

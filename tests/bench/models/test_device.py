@@ -11,7 +11,7 @@ from bench.applying.computed import Recipes
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.models.device import resolved_device
 from bench.running.calibrator import Calibrator
-from bench.settings.run_settings import CalibrationConfig
+from bench.settings.stage_settings import CalibrationConfig
 from bench.store.store import Store
 from methods.framework.errors import ConfigError
 from methods.registry import method_class

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -42,11 +44,23 @@ def qwen(tmp_path_factory):
 
 
 def plain(checkpoint):
-    return load_model(checkpoint.path, dtype=torch.float64, experts_implementation="eager")
+    return copy.deepcopy(_loaded(checkpoint.path))
 
 
-def seen(checkpoint, plans, corpus=RAGGED):
+@cache
+def _loaded(path):
+    return load_model(path, dtype=torch.float64, experts_implementation="eager")
+
+
+def seen(checkpoint, plans):
     """Return what one transformers forward shows with ``plans`` masked: per layer, experts' input, output and states."""
+    changed = {layer: plan for layer, plan in plans.items() if plan != LayerPlan()}
+    return _seen(checkpoint.path, tuple(sorted(changed.items(), key=lambda item: item[0])))
+
+
+@cache
+def _seen(path, changed):
+    checkpoint, plans = Checkpoint.open(path), dict(changed)
     model = plain(checkpoint)
     found = {}
 
@@ -63,7 +77,7 @@ def seen(checkpoint, plans, corpus=RAGGED):
             layer.mlp.experts.register_forward_hook(record(index, "routed"))
     whole = [plans.get(index, LayerPlan()) for index in range(len(checkpoint.inventory.layers))]
     masked = mask(model, Plan.of(checkpoint.inventory, whole))
-    for window in sorted(corpus.windows, key=len):
+    for window in sorted(RAGGED.windows, key=len):
         with torch.no_grad():
             masked(input_ids=torch.tensor([window]), use_cache=False)
     return {key: torch.cat(parts) for key, parts in found.items()}

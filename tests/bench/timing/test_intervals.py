@@ -40,6 +40,9 @@ def test_equal_models_are_rarely_called_different() -> None:
 def test_drift_follows_the_line_through_the_logarithms() -> None:
     assert drift([0.0, 1.0, 5.0], [2.0, 2.2, 2.0 * 1.1**5]) == pytest.approx(1.1**5 - 1)
     assert drift([0.0, 1.0, 2.0, 3.0, 4.0], [4.0, 4.0, 99.0, 4.0, 4.0]) == 0.0
+    assert drift([0.0, 1.0, 2.0, 3.0, 4.0], [4.0, 4.0, 4.0, 4.0, 99.0]) == 0.0, (
+        "one outlier, though the last one, is no drift"
+    )
     assert drift([0.0, 2.0], [4.0, 1.0]) == pytest.approx(-0.75)
     assert drift([1.0], [4.0]) == 0.0 == drift([1.0, 1.0], [4.0, 5.0])
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from rich.console import Console
 
 from bench.records.record import Timing
 from bench.serving.servable import unservable
-from bench.timing.offline import TimingProtocol, TimingSession
+from bench.settings.strict import validated
+from bench.settings.timing_settings import TimingProtocol
+from bench.timing.offline import TimingSession
 from bench.timing.table import memory_table, offline_table, write_timings
 from methods.framework.errors import CheckpointError, ConfigError, TimingError
-from tests.support.tiny import tiny_checkpoint, tiny_model
 
 
 def _checkpoint(folder: Path, **config: Any) -> Path:
@@ -277,11 +277,11 @@ def test_what_nothing_can_serve_is_refused_without_a_process(tmp_path: Path, con
 
 
 def test_settings_and_folders_that_cannot_work_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="at least 5 repeats"):
-        TimingProtocol(repeats=4)
+    with pytest.raises(ConfigError, match=r"repeats: .*greater than or equal to 5, found 4"):
+        validated({"repeats": 4}, TimingProtocol, "options")
     for batch in (0, (), (4, 0), (4, 4)):
-        with pytest.raises(ConfigError, match="batch must be at least 1, each size once"):
-            TimingProtocol(batch=batch)
+        with pytest.raises(ConfigError, match="batch sizes are at least 1, each given once"):
+            validated({"batch": batch}, TimingProtocol, "options")
     with TimingSession(TimingProtocol(prompt=190), logs=tmp_path, open_worker=Fakes().open) as session:
         with pytest.raises(ConfigError, match=r"223 tokens.*200 positions"):
             session.time(*pair)
@@ -318,45 +318,3 @@ def test_a_record_written_before_batches_still_reads() -> None:
     old = {"prefill": {"median": 2.0, "low": 1.0, "high": 3.0, "n": 5}, "weights_bytes": 3, "protocol": {"noisy": True}}
     timing = Timing.model_validate(old)
     assert timing.batches == () and timing.online == () and timing.marks == () and timing.kv_tokens is None
-
-
-def _pruned_mixtral(folder: Path, kept: list[int]) -> tuple[Path, Any]:
-    model = tiny_model("mixtral")
-    small = tiny_model("mixtral", num_local_experts=len(kept))
-    state = model.state_dict()
-    for name, value in state.items():
-        if ".experts." in name or name.endswith("gate.weight"):
-            state[name] = value[kept]
-    small.load_state_dict(state)
-    small.save_pretrained(folder)
-    return folder, small
-
-
-@pytest.mark.e2e
-def test_real_vllm_times_and_agrees_with_transformers(tmp_path: Path) -> None:
-    base = tiny_checkpoint("mixtral", tmp_path / "base")
-    small, model = _pruned_mixtral(tmp_path / "small", [0, 2, 3, 5, 7])
-    broken = _checkpoint(tmp_path / "broken", **json.loads((small / "config.json").read_text()))
-    prompts = np.random.default_rng(0).integers(2, 160, size=(4, 12)).tolist()
-    protocol = TimingProtocol(batch=(4, 1), prompt=32, generate=8, dtype="float32", threads=1)
-    with TimingSession(protocol, logs=tmp_path / "logs") as session:
-        first, second = session.time(base, small)
-        failed = session.time(base, broken)[1]
-        tokens = session.greedy(small, prompts, 8)
-    assert first.reason is None and second.reason is None, (first.reason, second.reason)
-    for timing in (first, second):
-        assert timing.prefill is not None and timing.prefill.low > 0 and 5 <= timing.prefill.n <= 15
-        assert timing.decode is not None and timing.decode.low > 0
-        assert timing.peak_bytes is not None and timing.peak_bytes > 10**8
-    assert first.weights_bytes is not None and second.weights_bytes is not None
-    assert second.weights_bytes < first.weights_bytes
-    assert first.parameter_bytes is not None and second.parameter_bytes is not None
-    saved = first.weights_bytes - second.weights_bytes
-    assert abs(first.parameter_bytes - second.parameter_bytes - saved) < 0.02 * saved
-    assert first.kv_tokens == second.kv_tokens and first.kv_tokens is not None and first.kv_tokens > 4 * 41
-    assert [one.batch for one in second.batches] == [4, 1] and len(second.protocol["cores"]) == 1
-    assert second.decode_ratio is not None and second.protocol["dtype"] == "float32"
-    assert failed.prefill is None and failed.reason is not None and "log: broken-" in failed.reason
-    with torch.no_grad():
-        expected = model.generate(torch.tensor(prompts), max_new_tokens=8, do_sample=False, eos_token_id=None)
-    assert tokens == expected[:, 12:].tolist()

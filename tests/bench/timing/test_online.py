@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.applying.apply import apply
-from bench.checkpoint.checkpoint import Checkpoint
 from bench.commands.time_command import time_models
-from bench.settings.run_settings import TimingConfig
+from bench.serving.engine import Engine, engine_named
 from bench.settings.strict import validated
+from bench.settings.timing_settings import OnlineProtocol
 from bench.timing.online import OnlineSession
-from bench.timing.protocol import OnlineProtocol
-from bench.timing.servers import METRICS, Server, load_options, read_result, server_options, without_tokenizer
+from bench.timing.servers import METRICS, load_options, read_result, without_tokenizer
 from bench.timing.table import online_table
 from methods.framework.errors import ConfigError, TimingError
-from methods.framework.layer_plan import LayerPlan
-from methods.framework.plan import Plan
-from tests.bench.serving.processes.test_client import gone
 
 
 def _checkpoint(folder: Path, **config: Any) -> Path:
@@ -198,14 +194,14 @@ def test_what_cannot_be_served_or_measured_has_a_reason(pair: tuple[Path, Path],
         ({"rates": (1.0, -1.0)}, "positive request rates"),
         ({"rates": (math.nan,)}, "positive request rates"),
         ({"rates": (1.0, 1.0)}, "each once"),
-        ({"rates": (1.0,), "repeats": 4}, "at least 5 repeats"),
-        ({"rates": (1.0,), "requests": 0}, "requests must be at least 1"),
-        ({"rates": (1.0,), "generate": 1}, "at least 2 tokens"),
+        ({"rates": (1.0,), "repeats": 4}, "repeats: .*greater than or equal to 5, found 4"),
+        ({"rates": (1.0,), "requests": 0}, "requests: .*greater than or equal to 1, found 0"),
+        ({"rates": (1.0,), "generate": 1}, "generate: .*greater than or equal to 2, found 1"),
     ],
 )
 def test_settings_that_give_no_fair_number_are_refused(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        OnlineProtocol(**fields)
+        validated(fields, OnlineProtocol, "options")
 
 
 @pytest.mark.parametrize(
@@ -225,19 +221,12 @@ def test_options_that_do_not_belong_together_are_refused(given: dict[str, Any], 
         time_models("pocket-mixtral", ["pocket-mixtral"], report=print, **options)
 
 
-def test_later_settings_leave_the_ids_of_earlier_runs_alone() -> None:
-    assert "kv_cache_bytes" not in TimingConfig().model_dump(mode="json")
-    assert TimingConfig().model_dump(mode="json")["batch"] == 4
-    assert TimingConfig(kv_cache_bytes=5, batch=(1, 2)).model_dump(mode="json")["kv_cache_bytes"] == 5
-    with pytest.raises(ConfigError, match=r"batch sizes are at least 1, each given once, found \(1, 0\)"):
-        validated({"batch": (1, 0)}, TimingConfig, "options")
-
-
 def test_both_models_get_the_same_options(tmp_path: Path) -> None:
     protocol = OnlineProtocol(rates=(2.5, math.inf), prompt=40, generate=10, seed=3)
-    words = server_options(protocol, 81, cpu=True)
+    words = engine_named("vllm-cpu").server_arguments(protocol, 81)
     assert words[words.index("--port") + 1] == "81" and words[words.index("--max-model-len") + 1] == "50"
-    assert "--no-enable-prefix-caching" in words and "uni" in words and "uni" not in server_options(protocol, 81, False)
+    assert "--no-enable-prefix-caching" in words and "uni" in words
+    assert "uni" not in engine_named("vllm-gpu").server_arguments(protocol, 81)
     result = tmp_path / "x" / "result.json"
     first = load_options(protocol, "http://a", tmp_path / "base", tmp_path / "base", 2.5, 4, result)
     second = load_options(protocol, "http://b", tmp_path / "small", tmp_path / "base", 2.5, 4, result)
@@ -267,37 +256,45 @@ def test_results_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
         read_result(tmp_path / "none", protocol)
 
 
-@pytest.mark.e2e
-def test_real_servers_are_timed(tmp_path: Path) -> None:
-    """A pocket model and what is left of it, with another number of experts in each layer, behind vLLM's own server."""
-    checkpoint = Checkpoint.open("pocket-mixtral")
-    layers = [LayerPlan(experts=tuple(range(6 - index % 3))) for index in range(len(checkpoint.inventory.layers))]
-    path = apply(checkpoint, Plan.of(checkpoint.inventory, layers), tmp_path / "small")
-    protocol = OnlineProtocol(rates=(20.0, math.inf), requests=4, prompt=24, generate=6, dtype="float32", threads=1)
-    with OnlineSession(protocol, logs=tmp_path / "logs") as session:
-        base, small = session.time(checkpoint.path, path)
-        assert session._base is not None and isinstance(session._base.server, Server)
-        pids = [session._base.server._process.pid, session._base.server._group]
-    assert base.reason is None and small.reason is None, (base.reason, small.reason)
-    assert all(map(gone, pids)) and not any(
-        f"-m {'bench.serving'}" in line and str(tmp_path) in line for line in _all()
-    )
-    for timing in (base, small):
-        assert timing.kv_tokens is not None and timing.kv_tokens > 64
-        assert [one.rate for one in timing.online] == [20.0, None]
-        assert all(one.metrics["ttft_median_ms"].low > 0 for one in timing.online)
-        assert all(one.metrics["ttft_p99_ms"].median >= one.metrics["ttft_median_ms"].median for one in timing.online)
-    for one in small.online:
-        assert all(one.ratios[name].n == 5 for name in METRICS) and min(one.values["cpu_seconds"]) > 0
+_ANSWERS = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+        self.wfile.write(b'vllm:cache_config_info{block_size="16",num_gpu_blocks="40"} 1.0\\n')
+    def log_message(self, *a): pass
+print("serving", *sys.argv[1:], flush=True)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
 
 
-def _all() -> list[str]:
-    """Return the command lines of all processes of this user that can be read."""
-    found = []
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            try:
-                found.append(Path(entry.path, "cmdline").read_text().replace("\0", " "))
-            except OSError:
-                continue
-    return found
+class _Answering(Engine):
+    """An engine whose servers are processes that answer."""
+
+    name = "answering"
+
+    def missing(self) -> str | None:
+        return None
+
+    def refuses(self, path: Path) -> str | None:
+        return None
+
+    def server_arguments(self, protocol: OnlineProtocol, port: int) -> list[str]:
+        return [str(port), f"prompt={protocol.prompt}"]
+
+    def server_command(self, path: Path, arguments: Sequence[str], cores: tuple[int, ...] = ()) -> list[str]:
+        return [sys.executable, "-c", _ANSWERS, *arguments, str(path), f"cores={len(cores)}"]
+
+
+def test_servers_are_the_engines_own(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.timing.session.engine_here", _Answering)
+    fakes = Fakes()
+    monkeypatch.setattr(fakes, "run", lambda server, *_: dict.fromkeys(METRICS, 2.0 if server.path == pair[1] else 1.0))
+    protocol = OnlineProtocol(rates=(2.0,), prompt=9, threads=1)
+    with OnlineSession(protocol, logs=tmp_path / "logs", requests=fakes) as session:
+        base, small = session.time(*pair)
+    assert base.kv_tokens == small.kv_tokens == 640 and small.online[0].ratios["itl_p99_ms"].median == 2.0
+    logs = {path.name.split("-")[1]: path.read_text() for path in (tmp_path / "logs").iterdir()}
+    assert set(logs) == {"base", "small"} and len(base.protocol["cores"]) == 1
+    for name, folder in zip(("base", "small"), pair, strict=True):
+        assert logs[name].endswith(f"prompt=9 {folder} cores=1\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from bench.calibration.calibrate import calibrate
+from bench.calibration.conditions import Effort
 from bench.calibration.sums.removal import changes_by_routing_again, needs_all_experts, next_expert, removals
 from bench.checkpoint.checkpoint import Checkpoint
 from methods.framework.inventory import Router
@@ -113,10 +115,10 @@ def test_a_softmax_with_a_correction_can_bring_in_another_expert_than_the_next()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_losses_equal_layers_run_again_without_the_expert(family, tmp_path):
+def test_losses_equal_layers_run_again_without_the_expert(tiny, family):
     """The model of transformers with the logit of one expert at minus infinity, for every expert of the last layer."""
-    checkpoint = Checkpoint.open(tiny_checkpoint(family, tmp_path))
-    stats = calibrate(checkpoint, RAGGED, {"removal_loss", "routed_norm"}, output_bytes=64 * 4 * 3 * 17)
+    checkpoint = tiny(family)
+    stats = calibrate(checkpoint, RAGGED, {"removal_loss", "routed_norm"}, effort=Effort(output_bytes=64 * 4 * 3 * 17))
     inputs, outputs = [], []
 
     def hook(module, args, output):
@@ -124,6 +126,7 @@ def test_losses_equal_layers_run_again_without_the_expert(family, tmp_path):
         outputs.append(output)
 
     model = plain_model(checkpoint)
+    plain = copy.deepcopy(model)
     model.model.layers[2].mlp.register_forward_hook(hook)
     for window in RAGGED.windows:
         with torch.no_grad():
@@ -132,16 +135,16 @@ def test_losses_equal_layers_run_again_without_the_expert(family, tmp_path):
     for expert in range(8):
         rest = LayerPlan(experts=tuple(e for e in range(8) if e != expert))
         plan = Plan(family=checkpoint.inventory.family, layers=(LayerPlan(), LayerPlan(), rest))
-        without = mask(plain_model(checkpoint), plan).model.layers[2].mlp
+        without = mask(copy.deepcopy(plain), plan).model.layers[2].mlp
         with torch.no_grad():
             losses[expert] = sum((without(x) - y).double().norm().item() for x, y in zip(inputs, outputs, strict=True))
     assert losses.min() > 0.01
     np.testing.assert_allclose(stats.layer("removal_loss", 2), losses, rtol=2e-5)
 
 
-def test_losses_do_not_depend_on_what_else_is_measured(tmp_path):
+def test_losses_do_not_depend_on_what_else_is_measured(tiny):
     for family in ("olmoe", "deepseek_v3"):
-        checkpoint = Checkpoint.open(tiny_checkpoint(family, tmp_path / family))
+        checkpoint = tiny(family)
         alone = calibrate(checkpoint, RAGGED, {"removal_loss"}, dtype="float64")
         for tokens in (5, 63):
             together = calibrate(

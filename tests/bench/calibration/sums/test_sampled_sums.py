@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import bench.calibration.layers.expert_pass
 from bench.calibration.calibrate import calibrate
+from bench.calibration.conditions import Effort
 from bench.calibration.streaming import StreamedPass
 from bench.calibration.sums.disk_array import DiskArrays, recalled
 from bench.checkpoint.checkpoint import Checkpoint
@@ -23,11 +24,6 @@ from tests.support.tiny import FAMILIES, tiny_checkpoint
 KEPT_BY_TOKEN = {"token_gram", "token_logits"}
 SAMPLED = KEPT_BY_TOKEN | {"dense_output_mean", "output_cosine", "output_cka"}
 CKA = {"weight_cka", "output_cka", "output_cosine"}
-
-
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory):
-    return Checkpoint.open(tiny_checkpoint("qwen3_moe", tmp_path_factory.mktemp("qwen3_moe")))
 
 
 def edited(family, folder, edit):
@@ -52,7 +48,7 @@ def assert_mapped(stats, layers):
 
 
 def test_they_are_memory_maps_without_a_cache_and_leave_nothing_behind(qwen, tmp_path):
-    stats = calibrate(qwen, SQUARE, SAMPLED, scratch=tmp_path)
+    stats = calibrate(qwen, SQUARE, SAMPLED, effort=Effort(scratch=tmp_path))
     assert_mapped(stats, range(3))
     assert stats.layer("token_gram", 0).shape == (96, 8, 8) and stats.layer("token_logits", 0).shape == (96, 8)
     assert not list(tmp_path.iterdir())
@@ -77,11 +73,11 @@ def test_only_what_matters_is_in_the_key(qwen, tmp_path):
         return len(list(tmp_path.glob("*.safetensors")))
 
     assert count({"block_cosine", "token_gram", "output_cka"}) == 1
-    assert count({"block_cosine"}, sampled_tokens=7, cka_tokens=5) == 1, "no token is sampled for it"
-    assert count({"token_gram"}, cka_tokens=5) == 1, "the Gram compares no tokens"
+    assert count({"block_cosine"}, sampled_tokens=7, effort=Effort(cka_tokens=5)) == 1, "no token is sampled for it"
+    assert count({"token_gram"}, effort=Effort(cka_tokens=5)) == 1, "the Gram compares no tokens"
     assert count({"token_gram"}, sampled_tokens=96) == 1, "the corpus has no more tokens"
     assert count({"token_gram"}, sampled_tokens=50) == 2
-    assert count({"output_cka"}, cka_tokens=5) == 3
+    assert count({"output_cka"}, effort=Effort(cka_tokens=5)) == 3
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
@@ -200,14 +196,15 @@ def test_a_dead_expert_resembles_none(tmp_path):
 
 def test_windows_beside_them_change_no_token(qwen):
     """What is seen of a token depends on its own window only: the pass adds no padding."""
-    together = calibrate(qwen, RAGGED, NEEDS, dtype="float64")
+    added = {"removal_loss", "routed_norm", "logit_gram", "coactivation", "residual_gate_norm"}
+    together = calibrate(qwen, RAGGED, added | KEPT_BY_TOKEN, dtype="float64")
     order = sorted(RAGGED.windows, key=len)
-    alone = [calibrate(qwen, Corpus.of([window]), NEEDS - {"output_cka"}, dtype="float64") for window in order]
+    alone = [calibrate(qwen, Corpus.of([window]), added | KEPT_BY_TOKEN, dtype="float64") for window in order]
     for layer in range(3):
         for name in KEPT_BY_TOKEN:
             parts = np.concatenate([stats.layer(name, layer) for stats in alone])
             np.testing.assert_allclose(together.layer(name, layer), parts, rtol=1e-5, atol=1e-5)
-        for name in ("removal_loss", "routed_norm", "logit_gram", "coactivation", "residual_gate_norm"):
+        for name in added:
             total = sum(stats.layer(name, layer) for stats in alone)
             np.testing.assert_allclose(together.layer(name, layer), total, rtol=1e-9, err_msg=name)
 
@@ -216,4 +213,4 @@ def test_samples_that_make_no_sense_are_refused(qwen):
     with pytest.raises(ConfigError, match="sampled_tokens=0"):
         calibrate(qwen, SQUARE, {"token_gram"}, sampled_tokens=0)
     with pytest.raises(ConfigError, match="needs two or more"):
-        calibrate(qwen, SQUARE, {"output_cka"}, cka_tokens=1)
+        calibrate(qwen, SQUARE, {"output_cka"}, effort=Effort(cka_tokens=1))

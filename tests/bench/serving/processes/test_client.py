@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from bench.serving.engine import Engine
 from bench.serving.processes import hardware as device
 from bench.serving.processes.client import Worker, Zygote, last_error
-from bench.timing.protocol import OnlineProtocol
+from bench.settings.timing_settings import OnlineProtocol
 from bench.timing.servers import Server
 from methods.framework.errors import TimingError
 from tests.support.places import ROOT
@@ -23,7 +24,7 @@ from tests.support.places import ROOT
 
 @pytest.fixture
 def zygote(tmp_path: Path) -> Iterator[Zygote]:
-    with Zygote(tmp_path / "logs", engine="tests.support.serving_fake") as process:
+    with Zygote(tmp_path / "logs", module="tests.support.serving_fake") as process:
         yield process
 
 
@@ -41,7 +42,7 @@ def gone(pid: int) -> bool:
 
 def test_workers_are_bound_to_cores(tmp_path: Path) -> None:
     core = device.allowed_cores()[-1]
-    with Zygote(tmp_path / "logs", engine="tests.support.serving_fake", cores=(core,)) as process:
+    with Zygote(tmp_path / "logs", module="tests.support.serving_fake", cores=(core,)) as process:
         assert process.worker("a").ask("cores", 10) == [core]
 
 
@@ -54,6 +55,11 @@ def test_workers_are_separate_processes(zygote: Zygote) -> None:
     first.close()
     assert gone(pid)
     assert second.ask("echo", 10, value=0) == [0, 2]
+
+
+def test_workers_do_not_collect_what_was_imported(zygote: Zygote) -> None:
+    frozen, watched = zygote.worker("a").ask("frozen", 10)
+    assert frozen > 10 * watched
 
 
 def _failure(worker: Worker, verb: str, timeout: float = 20.0, **arguments: Any) -> str:
@@ -88,7 +94,7 @@ def _gone_now(pid: int) -> bool:
 def test_engine_that_cannot_be_imported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVING_FAKE_BROKEN", "1")
     with (
-        Zygote(tmp_path, engine="tests.support.serving_fake") as process,
+        Zygote(tmp_path, module="tests.support.serving_fake") as process,
         pytest.raises(TimingError, match="no engine here"),
     ):
         process.worker("a", 20.0)
@@ -97,7 +103,7 @@ def test_engine_that_cannot_be_imported_is_told(tmp_path: Path, monkeypatch: pyt
 def test_nothing_survives_the_parent(tmp_path: Path) -> None:
     script = (
         "import sys, time\nfrom pathlib import Path\nfrom bench.serving.processes.client import Zygote\n"
-        f"z = Zygote(Path({str(tmp_path)!r}), engine='tests.support.serving_fake')\nw = z.worker('a')\n"
+        f"z = Zygote(Path({str(tmp_path)!r}), module='tests.support.serving_fake')\nw = z.worker('a')\n"
         "print(z._process.pid, w._pid, w.ask('spawn', 10), flush=True)\nw.ask('hang', 600)\n"
     )
     root = ROOT
@@ -118,6 +124,8 @@ def test_last_error_skips_lines_that_only_point_elsewhere(tmp_path: Path) -> Non
         "RuntimeError: Engine core initialization failed. See root cause above.\n"
     )
     assert last_error(log) == "ValueError: no kernel for int8 experts"
+    log.write_text(log.read_text() + "OSError: [Errno 28] No space left on device\n")
+    assert last_error(log) == "OSError: [Errno 28] No space left on device"
     assert last_error(tmp_path / "none") == ""
 
 
@@ -183,16 +191,25 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 _BROKEN = "import sys; print('RuntimeError: no kernel for this'); print('bye'); sys.exit(3)"
 
 
-def _server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> Server:
-    def command(path: Path, arguments: Sequence[str], cpu: bool, process: Sequence[str]) -> list[str]:
-        return [sys.executable, "-c", script, arguments[arguments.index("--port") + 1]]
+class _Script(Engine):
+    """An engine whose server is a script that gets the port as its argument."""
 
-    monkeypatch.setattr("bench.timing.servers.serve_command", command)
-    return Server(tmp_path / "model", OnlineProtocol(rates=(1.0,)), tmp_path / "log", (), True)
+    def __init__(self, script: str) -> None:
+        self.script = script
+
+    def server_arguments(self, protocol: OnlineProtocol, port: int) -> list[str]:
+        return [str(port)]
+
+    def server_command(self, path: Path, arguments: Sequence[str], cores: tuple[int, ...] = ()) -> list[str]:
+        return [sys.executable, "-c", self.script, *arguments]
 
 
-def test_server_answers_and_ends_with_all_that_it_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    server = _server(monkeypatch, tmp_path, _HEALTHY)
+def _server(tmp_path: Path, script: str) -> Server:
+    return Server(tmp_path / "model", OnlineProtocol(rates=(1.0,)), tmp_path / "log", (), _Script(script))
+
+
+def test_server_answers_and_ends_with_all_that_it_started(tmp_path: Path) -> None:
+    server = _server(tmp_path, _HEALTHY)
     try:
         server.wait(30.0)
         assert server.kv_tokens() == 640 and server.cpu_seconds() > 0
@@ -212,12 +229,12 @@ def test_server_answers_and_ends_with_all_that_it_started(monkeypatch: pytest.Mo
         server.check()
 
 
-def test_server_that_does_not_come_up_tells_the_end_of_its_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    server = _server(monkeypatch, tmp_path, _BROKEN)
+def test_server_that_does_not_come_up_tells_the_end_of_its_log(tmp_path: Path) -> None:
+    server = _server(tmp_path, _BROKEN)
     with pytest.raises(TimingError, match=r"server of model ended with code 3: RuntimeError: no kernel.*\n.*\nbye"):
         server.wait(30.0)
     server.close()
-    slow = _server(monkeypatch, tmp_path, "import time; time.sleep(600)")
+    slow = _server(tmp_path, "import time; time.sleep(600)")
     with pytest.raises(TimingError, match="did not answer within 1 s"):
         slow.wait(1.0)
     slow.close()

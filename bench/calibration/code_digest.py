@@ -1,0 +1,128 @@
+"""Digests of the source text that values depend on, so that no edit leaves an old value in a cache.
+
+What a module depends on is read from import statements, transitively, in its own package and in ours; what is imported for the
+type checker alone changes nothing. Rooms that read models and texts count whole, with the data files in them.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+import sys
+import uuid
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+from bench.store.store import digest_of
+from methods.framework.catalogue import CATALOGUE
+
+ROOT = Path(__file__).parents[2]
+"""Folder of the packages."""
+OWN = ("bench", "methods")
+"""Packages whose files are looked for below the root; the rest of the project only calls them."""
+ROOMS = ("bench.checkpoint", "bench.families", "bench.experts", "bench.text", "bench.models", "bench.calibration")
+"""Rooms that decide what is read, in whatever form it is stored, and how it is measured."""
+_REGISTRY = "methods.registry"
+"""Imports methods by names that stand in strings, so whatever imports it depends on all of them."""
+
+
+@cache
+def code_digest(rooms: tuple[str, ...] = ROOMS, root: Path = ROOT) -> str:
+    """Return the digest of all files of ``rooms`` and of what they import."""
+    return _digest([name for room in rooms for name in _modules_of(room, root)], root, _data_of(rooms, root))
+
+
+@cache
+def statistic_digest(name: str, root: Path = ROOT) -> str:
+    """Return the digest of the file that measures statistic ``name`` and of what that imports, kernels above all."""
+    return decision_digest(CATALOGUE.kind(name), root)
+
+
+def decision_digest(kind: type, root: Path = ROOT) -> str:
+    """Return the digest of the files that define a class, its ancestors among them, and of what they import."""
+    digest = _digest([ancestor.__module__ for ancestor in kind.__mro__], root)
+    return digest_of([digest, [_typed_in(ancestor) for ancestor in kind.__mro__]])
+
+
+def _typed_in(kind: type) -> str:
+    """Return the text of a class that was typed into a session, empty for one of a file."""
+    if kind.__module__ in sys.stdlib_module_names or getattr(sys.modules.get(kind.__module__), "__file__", None):
+        return ""
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        return uuid.uuid4().hex  # nothing says what it was, so nothing is found again
+
+
+def _digest(starts: Iterable[str], root: Path, data: Iterable[Path] = ()) -> str:
+    """Return the digest of the modules ``starts``, of all that they depend on, and of ``data``."""
+    todo = list(starts)
+    tops = {*OWN, *(name.split(".")[0] for name in todo)} - sys.stdlib_module_names - {"pydantic"} | {"__main__"}
+    found: dict[str, Path] = {}
+    while todo:
+        name = todo.pop()
+        path = None if name in found or name.split(".")[0] not in tops else _file_of(name, root)
+        if path is None:
+            continue
+        found[name] = path
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        todo += [name.rpartition(".")[0], *_imported(path.read_bytes(), package)]
+        if name == _REGISTRY:
+            todo += _modules_of("methods", root)
+    files = {**found, **{str(path.relative_to(root)): path for path in data}}
+    return digest_of({name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()})
+
+
+def _modules_of(room: str, root: Path) -> list[str]:
+    """Return the dotted names of all modules of a room, those of rooms within it too."""
+    files = root.joinpath(*room.split(".")).rglob("*.py")
+    return [".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__") for path in files]
+
+
+def _data_of(rooms: Iterable[str], root: Path) -> Iterator[Path]:
+    """Go through the files of rooms that are no modules: families are data."""
+    for room in rooms:
+        yield from sorted(root.joinpath(*room.split(".")).rglob("*.toml"))
+
+
+def _file_of(name: str, root: Path) -> Path | None:
+    """Return the file of a module, or None for what is no module: a name in one, or nothing."""
+    if name.split(".")[0] in OWN:
+        stem = root.joinpath(*name.split("."))
+        below = next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()), None)
+        if below is not None or root != ROOT:
+            return below
+    if name in sys.modules:
+        file = getattr(sys.modules[name], "__file__", None)
+    else:
+        try:
+            spec = importlib.util.find_spec(name) if name else None
+        except (ImportError, ValueError):
+            return None
+        file = spec.origin if spec is not None and spec.has_location else None
+    return Path(file) if file is not None and file.endswith(".py") else None
+
+
+@cache
+def _imported(text: bytes, package: str) -> tuple[str, ...]:
+    """Return everything that a module of ``package`` imports when it runs: modules, and names that may be modules."""
+    return tuple(_imports(text, package))
+
+
+def _imports(text: bytes, package: str) -> Iterator[str]:
+    todo: list[ast.AST] = [ast.parse(text)]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            yield start
+            yield from (f"{start}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            todo += node.orelse
+        else:
+            todo += ast.iter_child_nodes(node)

@@ -1,0 +1,29 @@
+"""``moebench calibrate``: measure statistics in one pass and keep them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, StoreOption
+from bench.commands.printing import bar, console
+from bench.commands.setting_options import Given, Part, with_settings
+from bench.settings.stage_settings import CalibrationConfig
+
+
+@with_settings(Part(CalibrationConfig, CORPUS_OPTIONS, panel="Calibration"))
+def calibrate(
+    given: Given,
+    model: Model,
+    needs: Annotated[str, typer.Option(help="statistics, separated by commas; 'all' for the whole catalogue")] = "all",
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Measure what ``needs`` names into the cache of the store, and print what that was."""
+    from bench.library import measuring
+
+    corpus = given.pop("corpus", CalibrationConfig().corpus)
+    names = None if needs == "all" else needs.split(",")
+    with bar("calibrate") as progress:
+        stats = measuring.calibrate(model, corpus, names, store=store, progress=progress, **given)
+    console().print(f"{', '.join(sorted(stats.values))}: measured on {stats.tokens:,} tokens of {corpus}")

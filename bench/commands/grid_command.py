@@ -1,0 +1,34 @@
+"""``moebench grid``: models by methods by shares by corpora by seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.commands.options import TrackOption
+from bench.commands.printing import console
+
+
+def grid(
+    file: Annotated[Path, typer.Argument(help="YAML file of models, methods, shares, corpora and seeds")],
+    store: Annotated[Path | None, typer.Option(help="instead of the file's")] = None,
+    workers: Annotated[int | None, typer.Option(help="processes, instead of the file's")] = None,
+    report: Annotated[Path | None, typer.Option(help="folder to write the study's page and figures to")] = None,
+    track: TrackOption = None,
+) -> None:
+    """Run the grid of a file, or go on with it; exit with 1 where a run failed."""
+    from bench.settings.strict import validated
+    from sweeps.grid_config import GridConfig, load_grid
+    from sweeps.grid_terminal import show_grid
+
+    given = {"store": store, "workers": workers}
+    document = load_grid(file).model_dump() | {name: value for name, value in given.items() if value is not None}
+    result = show_grid(validated(document, GridConfig, str(file)), track, console())
+    if report is not None:
+        from analysis.study import study_page
+
+        console().print(study_page(result.records, report).page, soft_wrap=True)
+    if result.counts["failed"] or result.counts["cancelled"]:
+        raise typer.Exit(1)

@@ -1,0 +1,15 @@
+"""Arguments and options that several verbs of the command line have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Argument(help="folder of a checkpoint, hub id, or the name of a pocket model")]
+StoreOption = Annotated[Path, typer.Option(help="folder of records and cached artefacts")]
+TrackOption = Annotated[str | None, typer.Option(help="W&B: offline, online or disabled")]
+DEFAULT_STORE = Path("runs")
+CORPUS_OPTIONS = ("corpus", "sequences", "length", "seed", "device")
+"""Fields of ``CalibrationConfig`` that every verb offers which measures statistics."""

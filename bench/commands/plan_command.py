@@ -1,0 +1,36 @@
+"""``moebench plan``: let a method decide, and write its plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, StoreOption
+from bench.commands.printing import bar, console, print_cost
+from bench.commands.setting_options import Given, Part, with_settings
+from bench.settings.method_settings import parse_method
+from bench.settings.stage_settings import CalibrationConfig
+
+
+@with_settings(Part(CalibrationConfig, (*CORPUS_OPTIONS, "propagation"), panel="Calibration"))
+def plan(
+    given: Given,
+    model: Model,
+    method: Annotated[str, typer.Argument(help="name of a method; see `moebench methods`")],
+    out: Annotated[Path, typer.Option(help="file to write the plan to")] = Path("plan.json"),
+    knobs: Annotated[list[str], typer.Option("--set", help="knob=value of the method; may be repeated")] = [],  # noqa: B006  # typer reads it
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Write the plan of a method with its provenance, and print its cost."""
+    from bench.library.compressing import decide
+    from bench.store.store import write_json
+
+    configured = parse_method(f"{method}:{','.join(knobs)}").configured()
+    with bar("calibrate") as progress:
+        decision = decide(model, configured, calibration=given, store=store, progress=progress)
+    made = decision.plan
+    write_json(out, {**made.document(), "provenance": {**decision.provenance, "model": decision.checkpoint.name}})
+    console().print(f"{out}: plan {made.digest[:12]}, stages {', '.join(sorted(made.stages)) or 'none'}")
+    print_cost(decision.checkpoint.inventory, made)

@@ -1,0 +1,42 @@
+"""What the verbs of the command line draw: the terminal, progress bars, and tables of costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from methods.framework.inventory import Inventory
+    from methods.framework.plan import Plan
+
+
+def console(stderr: bool = False) -> Console:
+    """Return the terminal to print on."""
+    return Console(stderr=stderr)
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that draws done out of total."""
+    from rich.progress import Progress
+
+    with Progress(transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def print_cost(inventory: Inventory, plan: Plan) -> None:
+    """Print what the plan's checkpoint costs beside the model that ``inventory`` describes."""
+    from methods.framework.cost import cost, cost_of
+
+    before, after = cost_of(inventory), cost(plan.normalised(inventory), inventory)
+    table = Table("quantity", "source", "compressed", "removed")
+    for name, value in asdict(before).items():
+        own = getattr(after, name)
+        table.add_row(name, f"{value:,}", f"{own:,}", f"{1 - own / value:.1%}" if value else "")
+    console().print(table)

@@ -1,0 +1,56 @@
+"""``moebench run``: one model by several methods, each planned, applied, evaluated, timed, recorded and tracked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench.commands.options import DEFAULT_STORE, StoreOption, TrackOption
+from bench.commands.setting_options import Given, Part, with_settings
+from bench.settings.method_settings import expand, parse_method
+from bench.settings.run_settings import RunConfig
+from bench.settings.stage_settings import CalibrationConfig, EvaluationConfig
+from bench.settings.strict import read_settings, validated
+
+_CALIBRATION = ("corpus", "sequences", "length", "seed", "propagation", "device")
+_EVALUATION = ("tasks", "include_path", "limit", "num_fewshot", "max_length", "batch_size", "dtype")
+
+
+@with_settings(
+    Part(RunConfig, ("model", "revision", "group", "target")),
+    Part(EvaluationConfig, ("device",), "evaluation"),  # of both; described by the wider of the two texts
+    Part(CalibrationConfig, _CALIBRATION, "calibration", panel="Calibration"),
+    Part(EvaluationConfig, _EVALUATION, "evaluation", panel="Evaluation"),
+)
+def run(
+    given: Given,
+    method: Annotated[list[str], typer.Option(help="name[:knob=value,...]; may be repeated")] = [],  # noqa: B006  # typer reads it
+    keep: Annotated[list[float], typer.Option(help="every method at every share; may be repeated")] = [],  # noqa: B006  # as above
+    recipe: Annotated[list[Path], typer.Option(help="YAML file of methods applied as one; may be repeated")] = [],  # noqa: B006  # as above
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings; options given here win")] = None,
+    timing: Annotated[bool | None, typer.Option("--time/--no-time", help="time under vLLM")] = None,
+    recovery: Annotated[str | None, typer.Option(help="train each result: a kind, or a YAML file of settings")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    track: TrackOption = None,
+) -> None:
+    """Read the settings, and run them under a live table."""
+    from bench.commands.live import run_with_table
+
+    document = merged(read_settings(config) if config else {}, given)
+    if timing is not None:
+        document = merged(document, {"timing": {"enabled": timing}})
+    if method:
+        document["methods"] = [one.model_dump() for one in expand([parse_method(text) for text in method], keep)]
+    if recovery:
+        document["recovery"] = read_settings(Path(recovery)) if Path(recovery).exists() else {"kind": recovery}
+    if recipe:
+        document["recipes"] = [read_settings(path) for path in recipe]
+    run_with_table([validated(document, RunConfig, str(config or "options"))], store, track)
+
+
+def merged(document: dict[str, Any], given: Given) -> dict[str, Any]:
+    """Return ``document`` with what was given on the command line in its place, field by field within a part."""
+    parts = {name: {**document.get(name, {}), **own} for name, own in given.items() if isinstance(own, dict)}
+    return {**document, **given, **parts}

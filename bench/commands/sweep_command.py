@@ -1,0 +1,20 @@
+"""``moebench sweep``: search a method's knobs under a size budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.commands.options import DEFAULT_STORE, StoreOption
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(help="YAML file of the study")],
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Run the study of a file, or go on with it."""
+    from sweeps.launch import run_from_command_line
+
+    run_from_command_line(file, store)

@@ -1,0 +1,35 @@
+"""A verb of the command line, of which only name and sentence are known until it is called."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+from typer.main import get_command
+
+
+class Verb(TyperCommand):
+    """A command whose file ``bench/commands/<name>_command.py`` is imported when it is called, so that help is instant."""
+
+    def __init__(self, name: str, help: str, *, passes_on: bool = False) -> None:
+        """Name a verb.
+
+        Args:
+            name: of the command, of its file (with ``_command``) and of its function there.
+            help: what it does: one line, and after an empty line whatever else its own help says.
+            passes_on: whether options that it does not know are handed on instead of refused.
+        """
+        self._settings = {"allow_extra_args": True, "ignore_unknown_options": True} if passes_on else {}
+        super().__init__(name, help=help)
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Import the verb's file and let the command there read ``args``."""
+        return self._command().make_context(info_name, args, parent, **extra)
+
+    def _command(self) -> Any:
+        module = importlib.import_module(f"bench.commands.{self.name}_command")
+        app = typer.Typer(add_completion=False)
+        app.command(self.name, help=self.help, context_settings=self._settings)(getattr(module, str(self.name)))
+        return get_command(app)

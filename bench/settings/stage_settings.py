@@ -1,0 +1,60 @@
+"""Settings of what is measured before a method decides, and of what is scored after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from bench.settings.strict import Extended, Strict
+
+POCKET = "pocket"
+"""Name of a task list: all tasks of the pocket language."""
+
+
+class CalibrationConfig(Extended):
+    """What statistics are measured on."""
+
+    later: ClassVar[tuple[str, ...]] = ("device",)
+
+    corpus: str = Field(
+        default="pocket", description="text file, datasets:NAME, pocket[:domain], or a file of token ids"
+    )
+    sequences: int = Field(default=128, ge=1, description="windows")
+    length: int = Field(default=2048, ge=2, description="tokens in a window")
+    seed: int = Field(default=0, ge=0, description="seed of the choice of windows")
+    propagation: Literal["one_shot", "sequential"] = Field(default="one_shot", description="hidden states measured on")
+    sampled_tokens: int = Field(
+        default=4096, ge=1, description="tokens on which every expert runs, for statistics and methods that need it"
+    )
+    device: str = Field(
+        default="auto",
+        description="torch device of the statistics and of what is computed from them; auto takes the GPU where there is one",
+    )
+
+
+class EvaluationConfig(Strict):
+    """What is scored, and how."""
+
+    tasks: tuple[str, ...] = Field(default=(), description="lm-eval task names, or pocket; none scores nothing")
+    include_path: Path | None = Field(default=None, description="folder of local task files")
+    limit: int | None = Field(default=None, ge=1, description="first items of each task; None takes all")
+    batch_size: int | None = Field(default=None, ge=1, description="sequences in a batch; None fills batches by tokens")
+    num_fewshot: int | None = Field(default=None, ge=0, description="None: what the task says")
+    max_length: int | None = Field(default=None, ge=2, description="context window in tokens; None: the model's")
+    seed: int = Field(default=0, ge=0, description="seed of few-shot draws and bootstrap")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="compute type")
+    device: str = Field(default="auto", description="torch device; auto takes the GPU where there is one")
+
+    def expanded(self, store: Path) -> EvaluationConfig:
+        """Return the settings with the task list ``pocket`` replaced by its tasks, which are written into the folder ``store``.
+
+        A folder of local tasks of the user's own may hold a task of that name, so nothing is replaced where there is one.
+        """
+        if POCKET not in self.tasks or self.include_path is not None:
+            return self
+        from bench.pocket import TASKS, write_tasks
+
+        tasks = tuple(task for name in self.tasks for task in (TASKS if name == POCKET else (name,)))
+        return self.model_copy(update={"tasks": tasks, "include_path": write_tasks(store / "tasks")})

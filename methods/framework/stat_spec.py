@@ -1,0 +1,57 @@
+"""What a statistic is: name, shape, scope, cost class, formula and unit.
+
+Letters: E routed experts, A gate powers, N norm powers, B boundaries between decoder layers (L + 1), M the three matrices,
+D hidden size, F expert width, R = min(D, F), S sampled tokens. Experts of unequal width count as padded with channels of
+zeros to the widest of their layer.
+Notation: g_j(x) weight that multiplies expert j's output (0 unless chosen), f_j(x) that output, T_j the tokens routed to j,
+z(x) router logits, a the input of down, w_c column c of W_down. *Sampled* tokens are evenly spaced over the corpus, in its
+order, and every expert runs on each of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+GATE_POWERS = (0, 1, 2)
+NORM_POWERS = (0, 1, 2)
+LETTERS = frozenset("EANMBDFRS")
+"""Axes that a statistic may have."""
+
+Array = NDArray[np.float64]
+
+Cost = Literal["weights", "routed", "sampled", "boundary", "gradient"]
+
+
+@dataclass(frozen=True, slots=True)
+class StatSpec:
+    """Definition of a statistic.
+
+    Args:
+        name: by which methods ask for it.
+        dims: axis letters of its shape.
+        scope: measured for each ``moe`` layer, for each decoder layer (``block``), or once for the ``model``.
+        cost: ``weights`` needs no tokens, ``routed`` runs experts on their routed tokens only, ``sampled`` runs all experts
+            on the sampled tokens, ``boundary`` keeps hidden states, ``gradient`` runs the whole resident model forward and
+            backward on one window after another, always the model that is measured, whatever the propagation.
+        definition: formula in words.
+        unit: unit of its values.
+        of_rows: defined where every expert has a router row of its own, and refused elsewhere.
+        of_whole_experts: a sum over all channels of an expert, from which that of channels that were cut cannot be taken.
+        on_disk: float32 in a file of its own, handed out as a memory map.
+        compares_tokens: looks at how outputs vary over ``cka_tokens`` of the sampled tokens, so it needs two or more.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    scope: Literal["moe", "block", "model"]
+    cost: Cost
+    definition: str
+    unit: str
+    of_rows: bool = False
+    of_whole_experts: bool = False
+    on_disk: bool = False
+    compares_tokens: bool = False

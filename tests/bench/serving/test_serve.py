@@ -1,0 +1,58 @@
+"""``moebench serve`` becomes the server of a checkpoint, with the options that it needs, or says why it does not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.serving.engine import engine_here, engine_named
+from bench.serving.serve import serve
+from methods.framework.errors import CheckpointError, TimingError
+from tests.support.tiny import tiny_checkpoint
+
+CPU, GPU = engine_named("vllm-cpu"), engine_named("vllm-gpu")
+
+
+def test_the_server_gets_the_options_that_a_checkpoint_needs(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"kv_lora_rank": 512, "dtype": "float32"}))
+    command = CPU.server_command(tmp_path, ["--port", "1"])
+    assert command[3:5] == ["serve", str(tmp_path)] and command[-2:] == ["--port", "1"]
+    assert "--enforce-eager" in command and "CPU_MLA" in command
+    assert json.loads(command[command.index("--compilation-config") + 1]) == {"custom_ops": ["-rotary_embedding"]}
+    own = CPU.server_command(tmp_path, ["--attention-backend", "TRITON_MLA"])
+    assert own.count("--attention-backend") == 1 and "CPU_MLA" not in own, "what the user says wins"
+    assert GPU.server_command(tmp_path, [])[3:] == ["serve", str(tmp_path)]
+
+
+def test_a_server_without_the_plugin_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny_checkpoint("mixtral", tmp_path / "model")
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    with pytest.raises(TimingError, match="add moebench to it or unset it"):
+        serve(str(path), [])
+
+
+def test_the_process_becomes_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny_checkpoint("mixtral", tmp_path / "model")
+    called: list[tuple[str, list[str]]] = []
+
+    class Replaced(BaseException):
+        """Stands for a process that is another program from here on."""
+
+    def execv(program: str, arguments: list[str]) -> None:
+        called.append((program, arguments))
+        raise Replaced
+
+    monkeypatch.setattr("os.execv", execv)
+    with pytest.raises(Replaced):
+        serve(str(path), ["--port", "7", "--dtype", "float32"])
+    command = engine_here().server_command(path, ["--port", "7", "--dtype", "float32"])
+    assert called == [(command[0], command)] and command[-4:] == ["--port", "7", "--dtype", "float32"]
+    with pytest.raises(CheckpointError):
+        serve(str(tmp_path / "nowhere"), [])
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "per_layer_config": {"0": {}}}))
+    with pytest.raises(TimingError, match=r"cannot be served: .*ignores it"):
+        serve(str(path), [])
+    assert len(called) == 1
