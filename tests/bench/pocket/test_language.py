@@ -205,7 +205,8 @@ def test_marks_stand_on_what_follows_from_the_text_before() -> None:
     assert "=" in unmarked
 
 
-def test_too_many_items_are_refused() -> None:
+def test_too_many_items_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.pocket.language.ATTEMPTS", 2)  # a search of the usual length takes ten seconds
     with pytest.raises(ValueError, match="ask for fewer"):
         items("facts", 0, 3000)
 
