@@ -146,16 +146,11 @@ def groups_of(plan: LayerPlan) -> list[tuple[int, ...]]:
     return sorted(merge.members for merge in plan.merges)
 
 
-def relabelling(method: Method, family: str = "deepseek_v3") -> None:
-    """The law on one configured method instead of a class with default knobs."""
-
-    class Configured:
-        equivariant = True
-
-        def __new__(cls) -> Method:  # type: ignore[misc]  # the law calls a class to get a method
-            return method
-
-    decisions.relabelling(Configured, case(family))  # type: ignore[arg-type]  # as above
+def relabelling(method: Method, family: str) -> None:
+    """Check that relabelling the experts relabels what ``method`` decides, with its settings."""
+    cls = type(method)
+    configured = type(cls.__name__, (cls,), {"law_knobs": method.model_dump(), "__module__": cls.__module__})
+    decisions.relabelling(configured, case(family))
 
 
 def _cka(a: Array, b: Array) -> float:
