@@ -18,7 +18,7 @@ from methods.framework.outside import an_object, read_json
 
 SCHEMA = 1
 Status = Literal["complete", "refused", "failed", "cancelled"]
-Mark = Literal["noisy", "drifting", "uneven"]
+Mark = Literal["noisy", "drifting", "uneven", "correlated"]
 
 
 class _Part(BaseModel):

@@ -20,7 +20,7 @@ from bench.serving.engine import Engine
 from bench.serving.processes.client import Zygote
 from bench.serving.processes.hardware import choose_cores
 from bench.settings.timing_settings import TimingProtocol
-from bench.timing.intervals import drift, median_interval
+from bench.timing.intervals import correlation, drift, median_interval
 from bench.timing.session import PairSession, Subject
 from methods.framework.errors import TimingError
 
@@ -286,14 +286,21 @@ class TimingSession(PairSession[_Subject, TimingProtocol]):
     def _ratios(self, base: _Subject, subject: _Subject, batch: int) -> dict[str, Interval]:
         ratios = {}
         for phase in ("prefill", "decode"):
-            pairs = [base.repeats[batch][repeat][phase] / one[phase] for repeat, one in subject.repeats[batch].items()]
-            ratios[f"{phase}_ratio"] = median_interval(pairs)
+            pairs = self._paired(base, subject, batch, phase)
+            ratios[f"{phase}_ratio"] = median_interval(pairs, stopped=self._protocol.extra > 0)
         return ratios
+
+    def _paired(self, base: _Subject, subject: _Subject, batch: int, phase: str) -> list[float]:
+        """Return the base's seconds over the subject's, pair by pair."""
+        return [base.repeats[batch][repeat][phase] / one[phase] for repeat, one in subject.repeats[batch].items()]
 
     def _batch_timing(self, subject: _Subject, base: _Subject | None, batch: int) -> BatchTiming:
         plan, repeats = self._protocol, subject.repeats[batch]
         tokens = {"prefill": plan.rounds * batch * plan.prompt, "decode": plan.rounds * batch * plan.generate}
-        speeds = {phase: median_interval([tokens[phase] / one[phase] for one in repeats.values()]) for phase in tokens}
+        speeds = {
+            phase: median_interval([tokens[phase] / one[phase] for one in repeats.values()], stopped=plan.extra > 0)
+            for phase in tokens
+        }
         seconds = {key: tuple(one[key] for one in repeats.values()) for key in next(iter(repeats.values()))}
         if base is None:
             return BatchTiming(batch=batch, seconds=seconds, **speeds)
@@ -302,11 +309,12 @@ class TimingSession(PairSession[_Subject, TimingProtocol]):
         change = drift([one["at"] for one in pairs], [one["prefill"] + one["decode"] for one in pairs])
         shares = (_share(base.repeats[batch]), _share(repeats))
         uneven = abs(shares[0] - shares[1]) > _UNEVEN * max(shares)
+        alike = max(correlation(self._paired(base, subject, batch, phase)) for phase in ("prefill", "decode"))
         return BatchTiming(
             batch=batch,
             drift=change,
             cpu_share=shares,
-            marks=self._marks([*ratios.values()], change, uneven),
+            marks=self._marks([*ratios.values()], change, alike, uneven),
             seconds=seconds,
             **speeds,
             **ratios,

@@ -19,7 +19,7 @@ from bench.serving.engine import Engine
 from bench.serving.processes.client import Zygote
 from bench.serving.processes.hardware import allowed_cores, choose_cores
 from bench.settings.timing_settings import OnlineProtocol
-from bench.timing.intervals import drift, median_interval
+from bench.timing.intervals import correlation, drift, median_interval
 from bench.timing.servers import COMMAND, METRICS, Load, Server, without_tokenizer
 from bench.timing.session import PairSession, Subject
 from methods.framework.errors import TimingError
@@ -226,7 +226,7 @@ class OnlineSession(PairSession[_Subject, OnlineProtocol]):
             pairs = [own[name] / base.runs[rate][repeat][name] for repeat, own in subject.runs[rate].items()]
             ratios[name] = median_interval(pairs)
             changes[name] = drift(at, [run[name] for run in originals])
-            if found := self._marks([ratios[name]], changes[name]):
+            if found := self._marks([ratios[name]], changes[name], correlation(pairs)):
                 marks[name] = found
         return OnlineTiming(**fields, ratios=ratios, drift=changes, marks=marks)
 

@@ -14,6 +14,9 @@ from bench.settings.timing_settings import PairProtocol
 from bench.timing.intervals import spread
 from methods.framework.errors import ConfigError
 
+_ALIKE = 0.5
+"""Correlation of neighbouring repeats from which a row is marked: intervals are widened for it, but few repeats tell it badly."""
+
 
 class Subject(ABC):
     """One model under measurement: its process, its numbers, and the reason that ended it."""
@@ -141,18 +144,20 @@ class PairSession(ABC, Generic[S, P]):
         weights = weights_bytes(subject.path)
         return Timing(weights_bytes=weights, realisation=realisation, **self._numbers(subject, base))
 
-    def _marks(self, ratios: list[Interval], change: float, uneven: bool = False) -> tuple[Mark, ...]:
+    def _marks(self, ratios: list[Interval], change: float, alike: float, uneven: bool = False) -> tuple[Mark, ...]:
         """Return what is to be doubted about some ratios.
 
         Args:
             ratios: noisy where the interval of one is wider than the protocol allows.
             change: share by which the base changed in the meantime.
+            alike: correlation of neighbouring repeats of a ratio, the largest.
             uneven: whether the processes got unequal shares of the processor.
         """
         marks: dict[Mark, bool] = {
             "noisy": self._noisy(ratios),
             "drifting": abs(change) > self._protocol.drift,
             "uneven": uneven,
+            "correlated": alike >= _ALIKE,
         }
         return tuple(mark for mark, found in marks.items() if found)
 

@@ -129,16 +129,16 @@ def test_noise_is_marked(pair: tuple[Path, Path], tmp_path: Path, seconds: list[
 
 def test_noisy_row_gets_more_pairs_until_it_is_calm(pair: tuple[Path, Path], tmp_path: Path) -> None:
     fakes = Fakes()
-    fakes.seconds["small"] = [0.5, 0.9, 0.9, *[0.5] * 40]  # the machine was busy for the first two repeats
-    with TimingSession(logs=tmp_path, open_worker=fakes.open) as session:
+    fakes.seconds["small"] = [0.5, 0.9, 0.5, 0.9, *[0.5] * 40]  # the machine was busy in two of the first three repeats
+    with TimingSession(TimingProtocol(extra=20), logs=tmp_path, open_worker=fakes.open) as session:
         base, small = session.time(*pair)
     assert small.decode_ratio is not None and base.decode is not None
-    assert 5 < small.decode_ratio.n == base.decode.n < 15
+    assert 5 < small.decode_ratio.n == base.decode.n < 25
     assert small.decode_ratio.low == small.decode_ratio.high == 2.0 and small.marks == ()
     fakes.seconds["small"] = [0.5, 0.9]
-    with TimingSession(logs=tmp_path, open_worker=fakes.open) as session:
+    with TimingSession(TimingProtocol(extra=20), logs=tmp_path, open_worker=fakes.open) as session:
         _, small = session.time(*pair)
-    assert small.decode_ratio is not None and small.decode_ratio.n == 15 and small.marks == ("noisy",)
+    assert small.decode_ratio is not None and small.decode_ratio.n == 25 and small.marks == ("noisy",)
 
 
 def test_several_batch_sizes_share_one_process_and_alternate(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -178,10 +178,10 @@ def test_drift_is_measured_on_the_base_over_time(
     monkeypatch.setattr("bench.timing.offline.time.monotonic", lambda: float(next(clock)))
     fakes = Fakes()
     fakes.seconds = {"base": [9.0, 1.0, 1.03, 1.06, 1.09, 1.12], "small": [0.5]}
-    with TimingSession(TimingProtocol(noise=0.5), logs=tmp_path, open_worker=fakes.open) as session:
+    with TimingSession(TimingProtocol(noise=0.5, extra=0), logs=tmp_path, open_worker=fakes.open) as session:
         _, small = session.time(*pair)
     change = small.batches[0].drift
-    assert change is not None and abs(change - 0.12) < 0.005 and small.marks == ("drifting",)
+    assert change is not None and abs(change - 0.12) < 0.005 and small.marks == ("drifting", "correlated")
     fakes.seconds["base"] = [9.0, 1.0, 1.0, 3.0, 1.0, 1.0]
     with TimingSession(TimingProtocol(noise=9.0), logs=tmp_path, open_worker=fakes.open) as session:
         _, small = session.time(*pair)
