@@ -71,13 +71,31 @@ class Accumulator:
         """Take the tokens of the next block, ``window_T`` the window in it that each belongs to."""
 
     def decided(self, logits_NR: Tensor, scores_NR: Tensor, indices_NK: Tensor) -> None:
-        """Take what the router decides for some tokens: its logits, all scores, and the experts that are chosen."""
+        """Take what the router decides for some tokens.
+
+        Args:
+            logits_NR: its logits, a column for each of its rows.
+            scores_NR: all scores, before any is chosen.
+            indices_NK: the rows that are chosen.
+        """
 
     def inputs(self, expert: int, x_ND: Tensor, gates_N: Tensor) -> None:
-        """Take the inputs of ``expert`` on some of its tokens, before it runs; only with "inputs" in ``shown``."""
+        """Take the inputs of one expert before it runs; only with "inputs" in ``shown``.
+
+        Args:
+            expert: its number.
+            x_ND: inputs of its gate and up on some of its tokens.
+            gates_N: weights of its outputs on them.
+        """
 
     def channels(self, expert: int, x_NF: Tensor, gates_N: Tensor) -> None:
-        """Take the inputs of its down, likewise; only with "channels" in ``shown``."""
+        """Take the inputs of the down of one expert; only with "channels" in ``shown``.
+
+        Args:
+            expert: its number.
+            x_NF: the inputs on some of its tokens.
+            gates_N: weights of its outputs on them.
+        """
 
     def expert(self, expert: int, tokens_N: Tensor, places_N: Tensor, gates_N: Tensor, output_ND: Tensor) -> None:
         """Take outputs of one expert.
@@ -100,10 +118,23 @@ class Accumulator:
         """Take the outputs of all experts on the next sampled tokens, in at least float32; "sampled_outputs"."""
 
     def routed(self, input_TD: Tensor, output_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> None:
-        """Take the sum of the routed experts' outputs, beside the input of the MoE block and the routing decision."""
+        """Take what the routed experts make of all tokens of the block.
+
+        Args:
+            input_TD: input of the MoE block, after its norm.
+            output_TD: sum of the weighted outputs of the routed experts.
+            indices_TK: router rows that are chosen.
+            weights_TK: their weights.
+        """
 
     def sublayer(self, residual_TD: Tensor, input_TD: Tensor, output_TD: Tensor) -> None:
-        """Take the residual stream before the feed-forward sub-layer, the normed input of that, and its output."""
+        """Take what the feed-forward sub-layer makes of all tokens of the block.
+
+        Args:
+            residual_TD: the residual stream before its output is added.
+            input_TD: its input, after its norm.
+            output_TD: its output, shared experts included.
+        """
 
     def through(self, input_TD: Tensor, output_TD: Tensor) -> None:
         """Take input and output of the decoder layer; the input is the layer's only with "layer_input" in ``shown``."""
@@ -134,7 +165,13 @@ class ModelAccumulator(abc.ABC):
 
     @abc.abstractmethod
     def boundary(self, boundary: int, start: int, hidden_TD: Tensor) -> None:
-        """Take the hidden states that enter decoder layer ``boundary``, of the tokens from ``start`` on."""
+        """Take hidden states between two layers.
+
+        Args:
+            boundary: the decoder layer that they enter; the number of layers where they leave the last one.
+            start: position of the first of the tokens in the corpus.
+            hidden_TD: the states.
+        """
 
     @abc.abstractmethod
     def finished(self) -> dict[str, Array]:

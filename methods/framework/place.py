@@ -77,15 +77,33 @@ class GramSums(Protocol):
         ...
 
     def create(self, name: str, experts: int, width: int) -> None:
-        """Begin ``name`` with zeros."""
+        """Begin with zeros.
+
+        Args:
+            name: of the sums.
+            experts: how many experts have one.
+            width: X, entries of an input.
+        """
         ...
 
     def add(self, name: str, expert: int, x_NX: Tensor) -> None:
-        """Add inputs of ``expert``."""
+        """Add x x^T.
+
+        Args:
+            name: of the sums.
+            expert: whose.
+            x_NX: inputs, one a row.
+        """
         ...
 
     def mean(self, name: str, expert: int, count: int) -> Tensor:
-        """Return the mean of ``expert`` over ``count`` tokens, which the next call of any kind overwrites."""
+        """Return a mean, (X, X), which the next call of any kind overwrites.
+
+        Args:
+            name: of the sums.
+            expert: whose.
+            count: tokens that were added.
+        """
         ...
 
     def finished(self, name: str, counts_E: Sequence[int]) -> Any:
@@ -138,7 +156,14 @@ class Place(Protocol):
         ...
 
     def rows(self, count: int, width: int, kind: dtype, content: str) -> Rows:
-        """Return a temporary matrix of ``count`` rows of ``width``; ``content`` names it in messages."""
+        """Return a temporary matrix.
+
+        Args:
+            count: its rows.
+            width: of a row.
+            kind: type of its entries.
+            content: what it holds, for messages.
+        """
         ...
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -199,7 +201,7 @@ def test_cache_returns_what_was_measured_and_serves_subsets(qwen, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "change", ["corpus", "dtype", "propagation", "decide", "boundary", "needs", "model", "code"], ids=str
+    "change", ["corpus", "dtype", "propagation", "decide", "boundary", "needs", "model", "router", "code"], ids=str
 )
 def test_every_change_misses_the_cache(qwen, tmp_path, monkeypatch, change):
     def measure(**changes):
@@ -216,7 +218,7 @@ def test_every_change_misses_the_cache(qwen, tmp_path, monkeypatch, change):
     measure(**(sequential if change == "decide" else {}))
     files = len(list((tmp_path / "cache").iterdir()))
     if change == "corpus":
-        measure(corpus=Corpus.of(tiny_tokens(seed=1)))
+        measure(corpus=Corpus.of(tiny_tokens(seed=1), SQUARE.name))
     elif change == "dtype":
         measure(dtype="float64")
     elif change == "propagation":
@@ -235,6 +237,9 @@ def test_every_change_misses_the_cache(qwen, tmp_path, monkeypatch, change):
         tensors["model.norm.weight"][0] += 1e-3
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         measure(checkpoint=Checkpoint.open(folder))
+    elif change == "router":  # a family file that was corrected
+        router = replace(qwen.inventory.router, renormalise=not qwen.inventory.router.renormalise)
+        measure(checkpoint=replace(qwen, inventory=replace(qwen.inventory, router=router)))
     else:
         monkeypatch.setattr("bench.calibration.cache.code_digest", lambda: "edited")
         measure()

@@ -139,9 +139,9 @@ def test_same_numbers_as_lm_eval_with_its_own_model_class(family: str, tasks: Pa
     from lm_eval.tasks import TaskManager
 
     model, tokenizer = tiny_model(family, seed=3), _tokenizer()
-    ours = evaluate(model, tokenizer, ALL, include_path=tasks, model_digest="m", max_length=24, num_fewshot=1, seed=5)
+    ours = evaluate(model, tokenizer, ALL, include_path=tasks, model_digest="m", max_length=14, num_fewshot=1, seed=5)
     theirs = lm_eval.simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=2, max_length=24),
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=2, max_length=14),
         tasks=list(ALL),
         num_fewshot=1,
         fewshot_random_seed=5,

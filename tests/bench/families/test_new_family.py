@@ -37,7 +37,7 @@ from bench.models.load import check_loadable, load_model
 from bench.models.tiny import FAMILIES, tiny_checkpoint, tiny_tokens
 from bench.serving.kinds import compression
 from bench.serving.plugin import STOCK
-from bench.serving.target import verdict
+from bench.serving.engine import engine_named
 from bench.text.corpus import Corpus
 from methods.framework.inventory import Inventory
 from methods.registry import method_class
@@ -70,7 +70,7 @@ with torch.no_grad():
             inside = model(tokens).logits
         found["gaps"][kind] = float((inside - written).abs().max())
         found["changes"][kind] = float((before - written).abs().max())
-        found["outcomes"][kind] = verdict(plan, source.inventory, "vllm-cpu").outcome
+        found["outcomes"][kind] = engine_named("vllm-cpu").verdict(plan, source.inventory).outcome
     assert torch.equal(model(tokens).logits, before)
 
 offered = {"model_type": "offered", "num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "vocab_size": 9}

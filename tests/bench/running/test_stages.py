@@ -87,14 +87,14 @@ def test_the_tokens_of_a_merged_expert_count_once(name: str, tmp_path: Path) -> 
 
 def test_a_timing_depends_on_both_contents_and_on_how_it_is_taken() -> None:
     keys = [
-        timing_key("a", "b", TimingConfig()),
-        timing_key("a", "c", TimingConfig()),
-        timing_key("c", "b", TimingConfig()),
-        timing_key("a", "b", TimingConfig(repeats=6)),
-        timing_key("a", "b", TimingConfig(batch=8)),
+        timing_key("a", "b", TimingConfig(), ("torch",)),
+        timing_key("a", "c", TimingConfig(), ("torch",)),
+        timing_key("c", "b", TimingConfig(), ("torch",)),
+        timing_key("a", "b", TimingConfig(repeats=6), ("torch",)),
+        timing_key("a", "b", TimingConfig(batch=8), ("torch",)),
     ]
     assert len({digest_of(key) for key in keys}) == len(keys)
-    assert timing_key("a", "b", TimingConfig()) == keys[0]
+    assert timing_key("a", "b", TimingConfig(), ("torch",)) == keys[0]
 
 
 def test_a_plan_written_from_other_statistics_is_another_checkpoint(tmp_path: Path) -> None:
