@@ -65,6 +65,11 @@ def between(value: float, below: float, above: float) -> Difference:
 
     p is that of a normal error, the distance of the interval's end on the side of 0 over 1.96, so it is below 0.05 exactly
     where the interval leaves out 0.
+
+    Args:
+        value: the difference.
+        below: distance of the lower end, not negative.
+        above: distance of the upper end, not negative.
     """
     side = below if value > 0 else above
     known = float(2 * norm.sf(Z95 * abs(value) / side)) if side else float(value == 0)

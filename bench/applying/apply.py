@@ -13,6 +13,7 @@ from typing import Any
 from bench.applying.moments import moments_digest
 from bench.applying.shards import write_shards
 from bench.checkpoint.checkpoint import Checkpoint
+from bench.checkpoint.content import PLAN_FILE
 from bench.store.staging import staged_folder
 from methods.framework.errors import CheckpointError, PlanError
 from methods.framework.inventory import Inventory
@@ -20,7 +21,6 @@ from methods.framework.plan import Plan
 from methods.framework.stats import Stats
 from methods.framework.transfer import result, transfers
 
-PLAN_FILE = "plan.json"
 SHARD_BYTES = 5_000_000_000
 _LARGEST_COPIED = 64 << 20
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -80,7 +80,7 @@ def apply(
             copy_small_files(checkpoint.path, folder, anew=("config.json", PLAN_FILE))
             _write_json(folder / "config.json", config)
             _write_json(folder / PLAN_FILE, _plan_document(checkpoint, plan, origin, measured, provenance))
-            check_written(folder, expected)
+            seal(folder, expected)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and _is_done(out, plan, origin, measured):
             return out  # another process finished the same work first
@@ -105,8 +105,9 @@ def _is_done(out: Path, plan: Plan, origin: Mapping[str, Any], measured: str | N
         same = False
     if not same:
         raise CheckpointError(f"{out} exists and holds something else; remove it or choose another folder")
-    Checkpoint.open(out).close()
-    return True
+    found = Checkpoint.open(out)
+    found.close()
+    return bool(found.content)
 
 
 def _plan_document(
@@ -148,8 +149,14 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def check_written(folder: Path, expected: Inventory) -> None:
-    """Open what was written, and compare it with what was to be, and with the model that transformers builds from it.
+def seal(folder: Path, expected: Inventory) -> None:
+    """Open what was written, compare it with what was to be and with the model that transformers builds, and state its digest.
+
+    The digest of everything that was written goes into ``plan.json``, and is compared whenever the folder is used again.
+
+    Args:
+        folder: the finished checkpoint, ``plan.json`` included.
+        expected: what it should contain.
 
     Raises:
         CheckpointError: it differs.
@@ -161,6 +168,9 @@ def check_written(folder: Path, expected: Inventory) -> None:
         if written.inventory != expected:
             raise CheckpointError(f"{folder} does not read back as planned; this is a defect, please report it")
         check_loadable(written)
+        document = json.loads((folder / PLAN_FILE).read_bytes())
+        document["provenance"]["written"] = written.content
+        _write_json(folder / PLAN_FILE, document)
     finally:
         written.close()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from bench.checkpoint.config_file import read_config
-from bench.checkpoint.content import content_digest
+from bench.checkpoint.content import companions, content_digest, stated_digest
 from bench.checkpoint.headers import Span, read_header
 from bench.checkpoint.source import local_folder
 from bench.families.family import Family, family_of
@@ -83,8 +83,21 @@ class Checkpoint:
 
     @cached_property
     def content(self) -> str:
-        """Digest of the config and of all safetensors bytes; computed once, streaming."""
-        return content_digest(self.config, {span.file for span in self._spans.values()})
+        """Digest of everything in the folder that can change an answer; computed once, streaming.
+
+        Config, safetensors bytes, and the files beside them: tokenizer, chat template, settings of generation, code.
+
+        Raises:
+            CheckpointError: a checkpoint that moebench wrote does not hold what was written.
+        """
+        found = content_digest(self.config, {*(span.file for span in self._spans.values()), *companions(self.path)})
+        stated = stated_digest(self.path)
+        if stated is not None and stated != found:
+            raise CheckpointError(
+                f"{self.path} does not hold what was written to it: a file was changed or damaged since. Remove the folder "
+                "and make it again, or, where the change is meant, remove `written` from its plan.json"
+            )
+        return found
 
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:

@@ -1,4 +1,4 @@
-"""Digest of a checkpoint's content: its config and the bytes of its safetensors files.
+"""Digest of a checkpoint's content: its config, the bytes of its safetensors files, and those of the files beside them.
 
 A file's digest is remembered under its identity (path, size, modification and change time, inode), and only when the
 file had been left alone for a while before it was read: a change within one tick of the file system's clock would go
@@ -7,6 +7,7 @@ unseen. Change time, unlike modification time, cannot be set back.
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import time
@@ -18,10 +19,41 @@ from blake3 import blake3
 
 from bench.store.atomic import atomic_file
 from methods.framework.errors import CheckpointError
+from methods.framework.outside import an_object, read_json
 
 _QUIET_NS = 3_000_000_000
 """A file changed more recently than this is hashed each time."""
 _BUFFER = 8 << 20
+
+
+PLAN_FILE = "plan.json"
+"""What a checkpoint of ours was made by, and the digest of what was written."""
+COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt", "*.py", "*.tiktoken")
+"""Files beside the weights that can change an answer: tokenizer, chat template, settings of generation, code."""
+_INERT = ("config.json", PLAN_FILE, "*.index.json", "training.json")
+"""Files of such names that cannot, or that are part of the digest in another form."""
+
+
+def stated_digest(folder: Path) -> str | None:
+    """Return the digest of what was written to ``folder``, as its ``plan.json`` states it; None where nothing is stated."""
+    path = folder / PLAN_FILE
+    if not path.exists():
+        return None
+    document = an_object(read_json(path, CheckpointError), str(path), CheckpointError)
+    provenance = document.get("provenance")
+    stated = provenance.get("written") if isinstance(provenance, dict) else None
+    return stated if isinstance(stated, str) else None
+
+
+def companions(folder: Path) -> tuple[Path, ...]:
+    """Return the files beside the weights of a checkpoint that can change an answer, sorted by name."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    wanted = (name for name in names if _matches(name, COMPANIONS) and not _matches(name, _INERT))
+    return tuple(folder / name for name in wanted)
+
+
+def _matches(name: str, globs: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatch(name, glob) for glob in globs)
 
 
 def content_digest(config: Mapping[str, Any], files: Iterable[Path]) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlparse
 
 from bench.records.record import Record
+from methods.framework.errors import ConfigError
 
 if TYPE_CHECKING:
     import wandb
@@ -56,8 +57,15 @@ class Tracker:
             folder: parent of the ``wandb`` folder that offline runs are written to.
             project: W&B project.
             group: W&B group; None takes each record's own.
+
+        Raises:
+            ConfigError: online is asked for, here or by ``WANDB_MODE``, and there is no key.
         """
         self.mode: Mode = mode or _default_mode()
+        if self.mode == "online" and not _has_key():
+            raise ConfigError(
+                "W&B is to be reached online, but there is no key; log in (`wandb login`), set WANDB_API_KEY, or choose offline"
+            )
         self.folder, self.project, self.group = folder.resolve(), project, group
 
     @property
@@ -267,7 +275,11 @@ def _default_mode() -> Mode:
     chosen = os.environ.get("WANDB_MODE", "").lower()
     if chosen in ("offline", "online", "disabled"):
         return chosen  # type: ignore[return-value]  # narrowed by the line above
-    return "online" if os.environ.get("WANDB_API_KEY") or _in_netrc() else "offline"
+    return "online" if _has_key() else "offline"
+
+
+def _has_key() -> bool:
+    return bool(os.environ.get("WANDB_API_KEY")) or _in_netrc()
 
 
 def _in_netrc() -> bool:

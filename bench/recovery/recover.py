@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from bench.applying.apply import PLAN_FILE
 from bench.checkpoint.checkpoint import Checkpoint
+from bench.checkpoint.content import PLAN_FILE
 from bench.models.device import resolved_device
 from bench.models.load import load_model
 from bench.recovery.loop import History, Progress, train

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.applying.apply import PLAN_FILE, SHARD_BYTES, check_written, copy_small_files
+from bench.applying.apply import SHARD_BYTES, copy_small_files, seal
 from bench.applying.shards import write_shards
 from bench.checkpoint.checkpoint import Checkpoint
+from bench.checkpoint.content import PLAN_FILE
 from bench.checkpoint.tensor_files import TORCH_DTYPES, write_all
 from bench.recovery.placed import held
 from bench.store.staging import staged_folder
@@ -75,7 +76,7 @@ def with_recovery(
     if document is None:
         source = {"name": checkpoint.name, "revision": checkpoint.revision, "content": checkpoint.content}
         document = {**Plan.identity(checkpoint.inventory).document(), "provenance": {"source": source}}
-    provenance = document.get("provenance") or {}
+    provenance = {name: value for name, value in (document.get("provenance") or {}).items() if name != "written"}
     return {**document, "provenance": {**provenance, "recovery": [*provenance.get("recovery", ()), dict(entry)]}}
 
 
@@ -103,7 +104,7 @@ def write_recovered(
             write_shards(source, items, folder, SHARD_BYTES)
             copy_small_files(checkpoint.path, folder, anew=(PLAN_FILE,))
             (folder / PLAN_FILE).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            check_written(folder, checkpoint.inventory)
+            seal(folder, checkpoint.inventory)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
             return  # another process finished the same work first

@@ -18,6 +18,7 @@ from bench.evaluation.evaluate import Evaluation, check_tasks
 from bench.evaluation.items import save_items
 from bench.evaluation.paired import pair_scores
 from bench.evaluation.tasks import load_tasks
+from bench.models.device import resolved_device
 from bench.records.environment import environment
 from bench.records.mirror import Tracker
 from bench.records.record import (
@@ -126,6 +127,10 @@ class Run:
             check_tasks(config.evaluation.tasks, config.evaluation.include_path)
         for name in filter(None, (config.target, config.timing.engine)):
             engine_named(name)
+        for name in (config.calibration.device, config.evaluation.device):
+            resolved_device(
+                name
+            )  # also where every record is there already: who asks for a device expects it to be used
         self.checkpoint = Checkpoint.open(config.model, config.revision)
         self.base = Subject(None)
         pairs = zip(methods, recoveries, strict=True)

@@ -69,7 +69,17 @@ def read_bytes(path: Path, kind: Kind, remedy: str = "", longest: int = LONGEST)
 
 
 def read_text(path: Path, kind: Kind, remedy: str = "", longest: int = LONGEST) -> str:
-    """Return the content of a UTF-8 file; arguments and errors as for ``read_bytes``, and for bytes that are no UTF-8."""
+    """Return the content of a UTF-8 file, without a byte order mark.
+
+    Args:
+        path: the file.
+        kind: class of the error.
+        remedy: what the user can do, the end of the message.
+        longest: bytes above which the file is refused unread.
+
+    Raises:
+        MoebenchError: of class ``kind``: as for ``read_bytes``, and where the bytes are no UTF-8.
+    """
     try:
         return read_bytes(path, kind, remedy, longest).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -77,7 +87,17 @@ def read_text(path: Path, kind: Kind, remedy: str = "", longest: int = LONGEST) 
 
 
 def read_json(path: Path, kind: Kind, remedy: str = "", infinite: bool = False) -> Any:
-    """Return the values of a JSON file; arguments and errors as for ``read_text`` and ``parse_json``."""
+    """Return the values of a JSON file.
+
+    Args:
+        path: the file.
+        kind: class of the error.
+        remedy: what the user can do, the end of the message.
+        infinite: as for ``parse_json``.
+
+    Raises:
+        MoebenchError: of class ``kind``: as for ``read_text`` and ``parse_json``.
+    """
     return parse_json(read_text(path, kind, remedy), str(path), kind, remedy, infinite)
 
 
@@ -116,7 +136,17 @@ def _inside(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
 
 
 def an_object(value: Any, what: str, kind: Kind, remedy: str = "") -> dict[str, Any]:
-    """Return ``value``, which has to be a JSON object; arguments as for ``parse_json``."""
+    """Return ``value``, which has to be a JSON object.
+
+    Args:
+        value: what was read.
+        what: where it comes from, the beginning of the message.
+        kind: class of the error.
+        remedy: what the user can do, the end of the message.
+
+    Raises:
+        MoebenchError: of class ``kind``: it is something else.
+    """
     if not isinstance(value, dict):
         raise kind(_said(f"{what} holds {_named(value)}, not a JSON object", remedy))
     return value

@@ -17,8 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from bench.applying import apply as apply_module
-from bench.applying.apply import PLAN_FILE, apply
+from bench.applying.apply import apply
 from bench.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint
+from bench.checkpoint.content import PLAN_FILE
 from bench.families.family import family_of
 from methods.framework.cost import cost
 from methods.framework.errors import CheckpointError, PlanError
@@ -269,7 +270,7 @@ def stop(*_):
 
 source, out, stage = sys.argv[1:]
 if stage == "check":
-    module.check_written = stop
+    module.seal = stop
 checkpoint = Checkpoint.open(source)
 plan = Plan.of(checkpoint.inventory, [LayerPlan(experts=(0, 1))] * 3)
 progress = (lambda done, total: stop() if done > total / 2 else None) if stage == "copy" else None
@@ -300,7 +301,7 @@ def test_another_process_at_work_on_the_same_folder_is_left_alone(
 ) -> None:
     plan = plans(mixtral.inventory)["equal"]
     first: list[Path] = []
-    real = apply_module.check_written
+    real = apply_module.seal
 
     def race(folder: Path, expected: Inventory) -> None:
         if not first:
@@ -309,7 +310,27 @@ def test_another_process_at_work_on_the_same_folder_is_left_alone(
             assert folder.exists()
         real(folder, expected)
 
-    monkeypatch.setattr(apply_module, "check_written", race)
+    monkeypatch.setattr(apply_module, "seal", race)
     out = apply(mixtral, plan, tmp_path / "out")
     assert Checkpoint.open(out).inventory == result(plan, mixtral.inventory)
     assert hidden(tmp_path) == []
+
+
+def test_what_was_written_is_compared_before_it_is_used_again(tmp_path: Path) -> None:
+    source = Checkpoint.open(tiny_checkpoint("olmoe"))
+    plan = Plan.of(source.inventory, [LayerPlan(experts=(0, 2, 3, 5, 6, 7))] * len(source.inventory.layers))
+    out = apply(source, plan, tmp_path / "out")
+    assert json.loads((out / PLAN_FILE).read_text())["provenance"]["written"] == Checkpoint.open(out).content
+    assert apply(source, plan, out) == out
+    weights = out / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(data)
+    for use in (lambda: Checkpoint.open(out).content, lambda: apply(source, plan, out)):
+        with pytest.raises(CheckpointError, match="does not hold what was written to it"):
+            use()
+    data[-3] ^= 1
+    weights.write_bytes(data)
+    (out / "generation_config.json").write_text('{"do_sample": true}')
+    with pytest.raises(CheckpointError, match=r"remove `written` from its plan.json"):
+        _ = Checkpoint.open(out).content

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from bench.applying.apply import apply
 from bench.checkpoint import content
 from bench.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint
+from bench.checkpoint.headers import read_header
 from bench.models.load import load_model
 from methods.framework.errors import CheckpointError, NotMoEError
 from methods.framework.inventory import CONSTANT_ROLE
@@ -267,3 +269,84 @@ def test_constants_that_are_missing_or_of_another_size_are_named(folder: Path, t
         rewrite(out, {entry.name: damage})
         with pytest.raises(CheckpointError, match=words):
             Checkpoint.open(out)
+
+
+def test_content_covers_what_lies_beside_the_weights(folder: Path) -> None:
+    """A tokenizer or the settings of generation change answers as weights do; a licence that comes along does not matter."""
+    seen = {Checkpoint.open(folder).content}
+    for name in ("tokenizer.json", "generation_config.json", "chat_template.jinja", "modeling_own.py"):
+        (folder / name).write_text("{}")
+        first = Checkpoint.open(folder).content
+        (folder / name).write_text('{"a": 1}')
+        seen |= {first, Checkpoint.open(folder).content}
+    assert len(seen) == 9
+    last = Checkpoint.open(folder).content
+    for name in ("LICENSE", "picture.png", ".hidden.json"):
+        (folder / name).write_text("x")
+    assert Checkpoint.open(folder).content == last
+
+
+def test_a_folder_with_two_models_is_refused(folder: Path) -> None:
+    save_file({"x": torch.zeros(1)}, folder / "model-00001-of-00001.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"x": "model-00001-of-00001.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"holds two models, .* remove one"):
+        Checkpoint.open(folder)
+
+
+def _sharded(folder: Path, weight_map: dict[str, Any]) -> None:
+    (folder / SINGLE).rename(folder / "a.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("name", ["../a.safetensors", "/etc/passwd", "..", "", 7, None])
+def test_an_index_names_files_of_its_own_folder_only(folder: Path, name: Any) -> None:
+    _sharded(folder, {"x": name})
+    with pytest.raises(CheckpointError, match="files that are not in its own folder"):
+        Checkpoint.open(folder)
+
+
+def test_a_tensor_in_two_shards_is_refused(folder: Path) -> None:
+    names = list(read_header(folder / SINGLE))
+    _sharded(folder, dict.fromkeys(names, "a.safetensors") | {"more": "b.safetensors"})
+    save_file({"more": torch.zeros(1), names[0]: torch.zeros(1)}, folder / "b.safetensors")
+    with pytest.raises(CheckpointError, match=r"stands in two shards, a.safetensors and b.safetensors"):
+        Checkpoint.open(folder)
+
+
+def _file(path: Path, header: Any, size: int = 8) -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(size))
+    return path
+
+
+_TENSOR = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"a": _TENSOR, "b": {**_TENSOR, "data_offsets": [2, 6]}}, "tensor b overlaps the tensor before it"),
+        ({"a": _TENSOR, "b": {**_TENSOR, "data_offsets": [0, 4]}}, "overlaps the tensor before it"),
+        ({"b": {**_TENSOR, "data_offsets": [4, 8]}}, "tensor b leaves a gap before it"),
+        ({"a": {**_TENSOR, "data_offsets": [0.0, 4.0]}}, "malformed safetensors header: tensor a"),
+        ({"a": {**_TENSOR, "data_offsets": [0, 4, 8]}}, "malformed safetensors header: tensor a"),
+        ({"a": {**_TENSOR, "data_offsets": [-4, 0]}}, "malformed safetensors header: tensor a"),
+        ({"a": {**_TENSOR, "shape": [True]}}, "malformed safetensors header: tensor a"),
+        ({"a": {**_TENSOR, "shape": "1"}}, "malformed safetensors header: tensor a"),
+        ({"a": {**_TENSOR, "dtype": None}}, "malformed safetensors header: tensor a"),
+        ({"a": [1, 2]}, "malformed safetensors header: tensor a"),
+        ([], "holds a list, not a JSON object"),
+        (b"[" * 100_000, "nested more than"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
+    ],
+)
+def test_a_header_that_the_format_does_not_allow_is_named(tmp_path: Path, header: Any, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read_header(_file(tmp_path / "x.safetensors", header))
+
+
+def test_a_pipe_in_place_of_a_shard_is_no_wait(folder: Path) -> None:
+    (folder / SINGLE).unlink()
+    os.mkfifo(folder / SINGLE)
+    with pytest.raises(CheckpointError, match="not a file but a folder, a pipe or a device"):
+        Checkpoint.open(folder)

@@ -15,6 +15,7 @@ import pytest
 
 from bench.records.mirror import Tracker, TrackingWarning, configuration, score_rows, summary
 from bench.records.record import CostInfo, Environment, Interval, ModelInfo, Paired, RatioInfo, Record, Score, Timing
+from methods.framework.errors import ConfigError
 
 PLAN = '{"family":"mixtral","layers":[{"drop":"block"},{}],"schema":1}'
 
@@ -159,6 +160,12 @@ def test_failure_is_one_warning_with_the_remedy(no_key: Path, broken: Broken) ->
 def test_after_a_failure_online_the_rest_goes_offline(
     no_key: Path, broken: Broken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with pytest.raises(ConfigError, match="there is no key; log in"):
+        Tracker("online", folder=no_key)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(ConfigError, match="there is no key; log in"):
+        Tracker(folder=no_key)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     tracker = Tracker("online", folder=no_key)
     monkeypatch.setattr(
         Tracker,
@@ -215,6 +222,7 @@ SCRIPT = """
 import sys, warnings
 from pathlib import Path
 from bench.records.mirror import Tracker, TrackingWarning
+from methods.framework.errors import ConfigError
 from tests.bench.records.test_mirror import PLAN, record
 warnings.simplefilter("error", TrackingWarning)
 with Tracker("offline", folder=Path(sys.argv[1]), project="p") as tracker:
