@@ -80,7 +80,7 @@ class Switchboard:
 
     def tell(self, worker: int, content: Mapping[str, Any] | None) -> None:
         """Send a job to a worker that reported; one that is gone by now is noticed when it is heard."""
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # the latter where the line is just being closed
             _write(self._lines[worker], content)
 
     def _listen(self, line: socketserver.StreamRequestHandler) -> None:

@@ -88,12 +88,12 @@ class Pool:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        handles = [member.handle for member in self._members.values()]
         if kind is None:
-            for number in self._members:
+            idle = {number: member.handle for number, member in self._members.items() if member.reported}
+            for number in idle:
                 self._board.tell(number, None)
-            wait(handles, _END)
-        stop(handles)
+            wait(list(idle.values()), _END)
+        stop([member.handle for member in self._members.values()])
         self._board.__exit__(kind, value, trace)
         self._address.unlink(missing_ok=True)
         if kind is None and not self._failed:

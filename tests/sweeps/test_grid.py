@@ -90,9 +90,11 @@ def test_only_who_knows_the_password_is_heard(address: Path) -> None:
         board.write_address(address, store="s")
         known = json.loads(address.read_text())
         with socket.create_connection((known["host"], known["port"])) as stranger:
+            stranger.settimeout(60)
             stranger.sendall(b"GET / HTTP/1.1\n")
             assert stranger.recv(1) == b"", "who speaks otherwise is hung up on"
         with Line({**known, "password": "x"}, 0) as guess:
+            assert board.next(0.2) is None, "a wrong password reports nothing"
             assert guess.job() is None
         with Line(known, 7) as line:
             line.tell(kind="begun", count=1)

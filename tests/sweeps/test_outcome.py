@@ -16,6 +16,8 @@ from tests.support.tiny_sweeps import objectives, sweep
 def test_the_outcome_is_written(home: Path, resident: Resident, tmp_path: Path) -> None:
     settings = {"name": "random", "seed": 3}  # draws a front of several plans
     config = sweep(home, budget=None, objectives=objectives(home, "nll", "size"), sampler=settings, trials=8)
+    (config.folder(tmp_path) / "front").mkdir(parents=True)
+    (config.folder(tmp_path) / "front" / "of_an_earlier_front.json").write_text("{}")
     result = run_sweep(config, store=tmp_path, resident=resident)
     with (result.folder / "trials.csv").open() as file:
         lines = list(csv.DictReader(file))
