@@ -43,8 +43,12 @@ def cases() -> list[Case]:
 
 def synthetic_stats(inventory: Inventory, seed: int) -> Stats:
     """Return positive random values of the right shape for every statistic; no two experts tie."""
-    rng = np.random.default_rng(seed)
-    return Stats({name: _values(spec, inventory, rng) for name, spec in CATALOGUE.items()}, tokens=1000)
+    # Each has a generator of its own, so that a new statistic leaves the values of the others as they are.
+    drawn = {
+        name: _values(spec, inventory, np.random.default_rng([seed, *name.encode()]))
+        for name, spec in CATALOGUE.items()
+    }
+    return Stats(drawn, tokens=1000)
 
 
 def _width(inventory: Inventory) -> int:
