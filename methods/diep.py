@@ -89,6 +89,11 @@ def ranked_counts(inventory: Inventory, keep: float, scores: dict[int, Array]) -
 
     With a group-limited router a layer loses one expert of each group at a time, judged by the mean of their scores.
 
+    Args:
+        inventory: the model.
+        keep: share of all experts that stays.
+        scores: of each expert, (E,), by index of the layer; the lowest go first.
+
     Raises:
         RefusedError: ``keep`` is less than the routers need.
     """

@@ -90,7 +90,17 @@ class Factoring(Method):
     def ranks_of(
         self, layers: Sequence[int], stats: Stats, shapes: Sequence[Integers], budget: float
     ) -> list[Integers]:
-        """Return the ranks of gate, up and down of each expert of ``layers``, (E, 3) each, within ``budget`` parameters."""
+        """Return the ranks of gate, up and down of each expert, (E, 3) for each layer.
+
+        Args:
+            layers: indices of the layers that share the budget.
+            stats: what the rule for the ranks reads.
+            shapes: rows and columns of the matrices, (E, 3, 2) for each layer.
+            budget: parameters of all matrices together.
+
+        Raises:
+            RefusedError: the budget is below rank 1 in every matrix.
+        """
         if self.ranks == "uniform" and self.kernel == "whitened":
             return _busiest_first([stats.layer("routed_tokens", layer) for layer in layers], shapes, budget)
         if self.ranks == "uniform":

@@ -156,7 +156,14 @@ class MoEI2(ProbingMethod):
         return reap_E
 
     def search(self, inventory: Inventory, stats: Stats, layer: int, removed: int) -> list[Found]:
-        """Return the ``candidates`` best sets of ``removed`` experts of ``layer``, the best first."""
+        """Return the ``candidates`` best sets of experts to remove, the best first.
+
+        Args:
+            inventory: the model.
+            stats: measured statistics of the layer.
+            layer: its index.
+            removed: how many experts a set has.
+        """
         experts, groups = inventory.layers[layer].experts, inventory.router.groups
         loss = sampled_loss(inventory, stats, layer, self.batches, removed)
         if subset_count(experts, removed, groups) <= max(self.population * self.iterations, EXHAUSTIVE):

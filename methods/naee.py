@@ -29,7 +29,15 @@ def kept(experts: int, removed: tuple[int, ...]) -> LayerPlan:
 
 
 def sampled_loss(inventory: Inventory, stats: Stats, layer: int, batches: int, most_removed: int) -> SubsetLoss:
-    """Return the loss of subsets of ``layer`` on the sampled tokens of the calibration corpus."""
+    """Return the loss of subsets of one layer on the sampled tokens of the calibration corpus.
+
+    Args:
+        inventory: the model.
+        stats: holds what the sampled tokens gave in the layer.
+        layer: its index.
+        batches: parts of the tokens over whose norms the loss is summed.
+        most_removed: largest number of experts that a subset removes.
+    """
     logits, gram = stats.layer("token_logits", layer), stats.layer("token_gram", layer)
     return SubsetLoss(
         inventory.router,

@@ -89,7 +89,13 @@ class REAM(LayerwiseMethod):
         return mean
 
     def groups(self, saliency: Array, centroids: Sequence[int], similarity: Array) -> list[list[int]]:
-        """Return one group for each centroid, which stands first in it."""
+        """Return one group for each centroid, which stands first in it.
+
+        Args:
+            saliency: of each expert, (E,); the most salient centroid takes first.
+            centroids: experts that begin a group.
+            similarity: of each pair of experts, (E, E); the nearest free ones join.
+        """
         free = set(range(len(saliency))) - set(centroids)
         groups: list[list[int]] = []
         for centroid in sorted(centroids, key=lambda expert: (-saliency[expert], expert)):

@@ -65,8 +65,14 @@ class Planner:
         self.limit = None if budget is None else budget.keep * self.source[budget.of]
 
     def cost(self, plan: Plan) -> dict[str, int]:
-        """Return the cost by name; it depends on the numbers of experts alone, so it is counted once for each."""
-        shape = tuple((p.drop, _count(p.experts), _count(p.rows), len(p.constants), p.top_k) for p in plan.layers)
+        """Return the cost by name, counted once for all plans that must have the same.
+
+        Where experts stay whole it depends on their numbers alone; a layer whose experts change inside counts as it is stated.
+        """
+        shape = tuple(
+            p if p.inside else (p.drop, _count(p.experts), _count(p.rows), len(p.constants), p.top_k)
+            for p in plan.layers
+        )
         if shape not in self._costs:
             self._costs[shape] = asdict(cost(plan, self.inventory))
         return self._costs[shape]

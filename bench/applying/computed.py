@@ -97,7 +97,13 @@ class Recipes:
 
 
 def scaled(values: Tensor, role: str, scale_D: Tensor) -> Tensor:
-    """Return a norm's weight divided by the scale of the experts' inputs, or the columns of what reads it multiplied."""
+    """Return a norm's weight divided by the scale of the experts' inputs, or the columns of what reads it multiplied.
+
+    Args:
+        values: weight of a norm, (D,), or matrix whose columns are inputs, (..., D).
+        role: of the tensor in the inventory; ``norm.mlp`` is divided, every other one multiplied.
+        scale_D: factor on each input of the experts.
+    """
     scale = scale_D.to(values)
     return values / scale if role == "norm.mlp" else values * scale
 

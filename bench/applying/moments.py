@@ -32,7 +32,13 @@ CHANNEL_MAGNITUDE = "channel_magnitude"
 
 
 def constants(moments: Stats | None, inventory: Inventory, layer: int, experts: Sequence[int]) -> Array:
-    """Return the mean outputs of ``experts`` in decoder layer ``layer`` of ``inventory``, shape (C, D).
+    """Return the mean outputs of experts that a plan replaces by constants, shape (C, D).
+
+    Args:
+        moments: measured statistics; None is refused like those that lack this one.
+        inventory: the model that they must be of.
+        layer: index of a decoder layer.
+        experts: C experts of that layer, in the order of the rows that are returned.
 
     Raises:
         StatsError: the statistics are missing, of another model, or not finite.
@@ -105,6 +111,12 @@ def expert_moments(
 def layer_moment(moments: Stats | None, inventory: Inventory, name: str, layer: int) -> Tensor:
     """Return a statistic of a whole layer, in float64.
 
+    Args:
+        moments: measured statistics; None is refused like those that lack this one.
+        inventory: the model that they must be of.
+        name: of the statistic in the catalogue.
+        layer: index of a decoder layer.
+
     Raises:
         StatsError: as ``constants``.
     """
@@ -115,6 +127,13 @@ def layer_moment(moments: Stats | None, inventory: Inventory, name: str, layer: 
 
 def gram(moments: Stats | None, inventory: Inventory, name: str, layer: int, expert: int) -> Tensor:
     """Return the Gram matrix of one expert's inputs, float32, shape (X, X).
+
+    Args:
+        moments: measured statistics; None is refused like those that lack this one.
+        inventory: the model that they must be of.
+        name: statistic of shape (E, X, X) in each layer, X being D for the inputs of gate and up, F for those of down.
+        layer: index of a decoder layer.
+        expert: its number in that layer.
 
     Raises:
         StatsError: as ``constants``.
@@ -155,6 +174,14 @@ def cold_experts(plan: Plan, inventory: Inventory, moments: Stats | None) -> int
     """Return how many experts that stay saw no token, though ``plan`` makes them from moments of their inputs.
 
     They are made from their weights alone. The moments of an expert without tokens are all zero.
+
+    Args:
+        plan: what becomes of each layer.
+        inventory: the source, in whose coordinates the plan is stated.
+        moments: measured statistics; None is allowed where the plan needs no moments of experts.
+
+    Raises:
+        StatsError: as ``constants``.
     """
     count = 0
     for index, layer in enumerate(plan.layers):
@@ -173,6 +200,11 @@ def cold_experts(plan: Plan, inventory: Inventory, moments: Stats | None) -> int
 
 def check_moments(plan: Plan, inventory: Inventory, moments: Stats | None) -> None:
     """Check that the statistics named in ``plan.moments`` are at hand, fit the model, and are finite where that is quick.
+
+    Args:
+        plan: states the statistics that its values depend on.
+        inventory: the source, in whose coordinates the plan is stated.
+        moments: measured statistics; None is allowed where the plan needs none.
 
     Raises:
         StatsError: as ``constants``. Of Gram matrices only the shape is looked at here.

@@ -26,7 +26,14 @@ def write_shards(
 ) -> None:
     """Write all ``items`` to ``folder`` in Hugging Face naming, with an index when there is more than one file.
 
-    What is computed is computed on ``device``.
+    Args:
+        checkpoint: the source that tensors are copied or computed from.
+        items: tensors of the result and where each comes from, in the order in which files are filled.
+        folder: an existing folder, which gets the files.
+        shard_bytes: size at which a new file begins; a tensor that is larger has a file of its own.
+        progress: called with the bytes that are written and those of all tensors, after each tensor.
+        moments: statistics that computed tensors depend on; None where nothing depends on any.
+        device: where tensors are computed that are not copied.
 
     Raises:
         OSError: the disk refuses.

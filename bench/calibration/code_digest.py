@@ -64,8 +64,11 @@ def _digest(starts: Iterable[str], root: Path, data: Iterable[Path] = ()) -> str
     found: dict[str, Path] = {}
     while todo:
         name = todo.pop()
-        path = None if name in found or name.split(".")[0] not in tops else _file_of(name, root)
+        if name in found or name.split(".")[0] not in tops:
+            continue
+        path = _file_of(name, root)
         if path is None:
+            todo += _home_of(name, root)
             continue
         found[name] = path
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
@@ -104,6 +107,16 @@ def _file_of(name: str, root: Path) -> Path | None:
             return None
         file = spec.origin if spec is not None and spec.has_location else None
     return Path(file) if file is not None and file.endswith(".py") else None
+
+
+def _home_of(name: str, root: Path) -> list[str]:
+    """Return the module of a name that a package offers lazily: then its file imports it for the type checker."""
+    package, _, attribute = name.rpartition(".")
+    file = _file_of(package, root) if package else None
+    if file is None or file.name != "__init__.py":
+        return []
+    offered = (node for node in ast.walk(ast.parse(file.read_bytes())) if isinstance(node, ast.ImportFrom))
+    return [node.module for node in offered if node.module and attribute in {alias.name for alias in node.names}]
 
 
 @cache

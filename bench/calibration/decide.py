@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from bench.calibration.code_digest import decision_digest
 from bench.store.store import digest_of
@@ -13,9 +13,6 @@ from methods.framework.stats import Stats
 
 if TYPE_CHECKING:
     from methods.framework.method import LayerwiseMethod
-
-
-Propagation = Literal["one_shot", "sequential"]
 
 
 Progress = Callable[[int, int], None]

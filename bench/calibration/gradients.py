@@ -48,7 +48,16 @@ class ResidentModel:
     """A transformers model with frozen weights, whose losses are differentiated in the outputs of its routed experts."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        """Load the model; raises as ``bench.calibration.resident.frozen_model``."""
+        """Load the model.
+
+        Args:
+            checkpoint: an open checkpoint that fits into the memory of ``device`` as a whole.
+            device: where the model is.
+            dtype: type of its weights and activations.
+
+        Raises:
+            CheckpointError: as ``bench.calibration.resident.frozen_model``.
+        """
         self._model, self.experts = frozen_model(checkpoint, device, dtype)
         self._device = device
 

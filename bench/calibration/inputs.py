@@ -121,7 +121,16 @@ def settings_of(
 
 
 def resolved_dtype(dtype: str, device: str, inventory: Inventory) -> str:
-    """Return the name of the torch type that is computed in."""
+    """Return the name of the torch type that is computed in.
+
+    Args:
+        dtype: its name, or ``auto``: float32 on the CPU, elsewhere the type in which the model is stored.
+        device: that computes; ``cpu`` is told from all others.
+        inventory: the model, of which the type of its first tensor outside the layers counts.
+
+    Raises:
+        UnknownNameError: ``dtype`` is neither ``auto`` nor a floating type that is supported.
+    """
     stored = {"F64": "float64", "BF16": "bfloat16", "F16": "float16"}
     allowed = ("float32", *stored.values())
     if dtype == "auto":
@@ -132,7 +141,16 @@ def resolved_dtype(dtype: str, device: str, inventory: Inventory) -> str:
 
 
 def check_coverage(stats: Stats, inventory: Inventory, needs: Collection[str]) -> None:
-    """Make sure that every layer has every statistic that is defined for it."""
+    """Make sure that every layer has every statistic that is defined for it.
+
+    Args:
+        stats: what the pass has measured.
+        inventory: the model.
+        needs: names of the statistics that were asked for.
+
+    Raises:
+        StatsError: a value is missing; a defect of the pass.
+    """
     scopes: Mapping[str, Collection[int]] = {
         "moe": inventory.moe_layers,
         "block": range(len(inventory.layers)),

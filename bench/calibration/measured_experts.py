@@ -147,7 +147,14 @@ class MeasuredExperts:
 
 
 def add_weighted(output_TD: Tensor, outputs: Iterable[Outputs], sums: LayerSums | None) -> None:
-    """Add the weighted outputs of experts to ``output_TD``, after showing them to ``sums``."""
+    """Add the weighted outputs of experts to ``output_TD``, after showing them to ``sums``.
+
+    Args:
+        output_TD: takes the sum.
+        outputs: outputs of experts on tokens that are rows of ``output_TD``; they are overwritten with the weighted
+            ones.
+        sums: sees each before it is weighted; None for none.
+    """
     for part in outputs:
         if sums is not None:
             sums.expert(part)

@@ -25,6 +25,11 @@ MODES = ("offline", "online", "disabled")
 def run_with_table(configs: Sequence[RunConfig], store: Path, track: str | None) -> Tracker:
     """Execute ``configs`` one after the other under a live table, then print the leaderboard of the store.
 
+    Args:
+        configs: the runs.
+        store: folder of records and cached artefacts.
+        track: W&B mode: offline, online or disabled; None leaves it to ``Tracker``.
+
     Raises:
         UnknownNameError: ``track`` is no W&B mode.
         MoebenchError: a model, method or task that cannot be used; what was finished is kept.

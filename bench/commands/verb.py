@@ -25,7 +25,14 @@ class Verb(TyperCommand):
         super().__init__(name, help=help)
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Import the verb's file and let the command there read ``args``."""
+        """Import the verb's file and let the command there read ``args``.
+
+        Args:
+            info_name: how the verb was called, for its help.
+            args: words behind it.
+            parent: context of the command line as a whole.
+            extra: settings of the context, handed on.
+        """
         return self._command().make_context(info_name, args, parent, **extra)
 
     def _command(self) -> Any:

@@ -103,7 +103,17 @@ def read_map(mapped: Any, constants: Any, rows: int, layer: int) -> tuple[int, i
 
 
 def compressed_config(family: FamilyFile, config: Mapping[str, Any], plan: Plan, result: Inventory) -> dict[str, Any]:
-    """Return the config that describes ``result`` (see ``Family.config_for``)."""
+    """Return the config that describes ``result`` (see ``Family.config_for``).
+
+    Args:
+        family: the file of the architecture.
+        config: content of the source's ``config.json``, left as it is.
+        plan: what becomes of each of its layers.
+        result: inventory of what the plan makes of it.
+
+    Raises:
+        PlanError: no config can state this result.
+    """
     written = copy.deepcopy(dict(config))
     for key in ("per_layer_config", QUANTISATION_KEY, *OWN_KEYS):
         written.pop(key, None)

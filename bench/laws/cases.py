@@ -27,7 +27,13 @@ class Case:
 
 @cache
 def case(family: str, seed: int = 0, experts: int = 16) -> Case:
-    """Return the case of ``family``: by default 16 experts a layer, so that keeps differ, and 5 layers."""
+    """Return the case of ``family``: by default 16 experts a layer, so that keeps differ, and 5 layers.
+
+    Args:
+        family: name of an architecture.
+        seed: of the synthetic statistics.
+        experts: routed experts of each layer.
+    """
     known = family_named(family)
     keys = known.file.keys
     config = tiny_config(family, **{keys.layers: 5, keys.experts[0]: experts}).to_dict()

@@ -51,7 +51,17 @@ def purity(cls: type[Method], case: Case) -> None:
 
 
 def decide(method: Method, case: Case, inventory: Inventory | None = None, stats: Stats | None = None) -> Plan:
-    """Return the plan of ``method``, with a synthetic probe where it asks for one."""
+    """Return the plan of ``method``, with a synthetic probe where it asks for one.
+
+    Args:
+        method: a configured method.
+        case: an architecture with synthetic statistics for everything in the catalogue.
+        inventory: the model to decide for, instead of the case's.
+        stats: statistics of that model, instead of the case's.
+
+    Raises:
+        RefusedError: the method does not apply.
+    """
     inventory = case.inventory if inventory is None else inventory
     stats = case.stats if stats is None else stats
     probe = None

@@ -29,7 +29,13 @@ BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
 def write(checkpoint: Checkpoint, kind: str, out: Path) -> Path:
-    """Write the checkpoint of ``kind`` and return its folder."""
+    """Write a tiny checkpoint compressed in one way, and return its folder.
+
+    Args:
+        checkpoint: the source.
+        kind: name of the compression, one of ``bench.serving.kinds.KINDS``.
+        out: folder to write to.
+    """
     from bench.applying.apply import apply
     from bench.calibration.calibrate import calibrate
     from bench.models.tiny import tiny_tokens
@@ -42,7 +48,13 @@ def write(checkpoint: Checkpoint, kind: str, out: Path) -> Path:
 
 
 def greedy_tokens(path: Path, prompts: Sequence[Sequence[int]], tokens: int = TOKENS) -> list[list[int]]:
-    """Return ``tokens`` greedy tokens after each prompt as transformers gives them, without batch and without cache."""
+    """Return ``tokens`` greedy tokens after each prompt as transformers gives them, without batch and without cache.
+
+    Args:
+        path: folder of the checkpoint.
+        prompts: token ids.
+        tokens: how many tokens follow each prompt.
+    """
     import torch
 
     from bench.models.load import load_model

@@ -52,13 +52,28 @@ class SyntheticProbe:
         return LayerView(logits_SE, gram_SXX)
 
     def layer_error(self, layer: int, candidates: Sequence[LayerPlan], decided: Decided) -> Array:
-        """Return the root of each candidate's Gram loss over the tokens, shape (C,)."""
+        """Return the root of each candidate's Gram loss over the tokens, shape (C,).
+
+        Args:
+            layer: index of a decoder layer with experts.
+            candidates: C plans of that layer.
+            decided: plans of other layers, which are checked and change nothing here.
+        """
         self._questions.moe_layer(layer)
         self._questions.decided(layer, decided)
         return np.sqrt([self._loss(layer, self._questions.plan(layer, plan)) for plan in candidates])
 
     def block_error(self, layers: Sequence[int], candidates: Sequence[Sequence[LayerPlan]], decided: Decided) -> Array:
-        """Return the root of the Gram losses summed over the layers of each path."""
+        """Return the root of the Gram losses summed over the layers of each path.
+
+        Args:
+            layers: consecutive decoder layers.
+            candidates: plans of each of ``layers``.
+            decided: plans of earlier layers, which are checked and change nothing here.
+
+        Returns:
+            Errors of shape (C_1, ..., C_n), an axis for the candidates of each layer.
+        """
         options = self._questions.block(layers, candidates)
         self._questions.decided(layers[0], decided)
         losses = [

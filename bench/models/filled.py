@@ -25,7 +25,13 @@ PACKED_PARTS = frozenset({"packed", "scale", "shape"})
 
 
 def experts_of(model: nn.Module, checkpoint: Checkpoint, layer: int) -> nn.Module:
-    """Return the experts module of a layer."""
+    """Return the experts module of a layer.
+
+    Args:
+        model: model of transformers for that checkpoint.
+        checkpoint: whose family knows the module's name.
+        layer: index of a decoder layer with experts.
+    """
     return model.get_submodule(checkpoint.family.experts_module(layer))
 
 

@@ -70,11 +70,26 @@ def _roles(family: str, config: PreTrainedConfig) -> dict[str, str]:
 def tiny_checkpoint(
     family: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any
 ) -> Path:
-    """Write such a model, without tokenizer, to ``folder`` and return it."""
+    """Write a tiny random model, without tokenizer, to ``folder`` and return it.
+
+    Args:
+        family: name of an architecture.
+        folder: gets config and weights.
+        seed: of the weights.
+        dtype: in which they are stored.
+        overrides: values for keys of its config; see ``tiny_config``.
+    """
     tiny_model(family, seed, **overrides).to(dtype).save_pretrained(folder)
     return folder
 
 
 def tiny_tokens(sequences: int = 4, length: int = 24, vocab: int = 160, seed: int = 0) -> torch.Tensor:
-    """Return random token ids of shape (sequences, length)."""
+    """Return random token ids of shape (sequences, length).
+
+    Args:
+        sequences: rows.
+        length: tokens of each.
+        vocab: ids are below it.
+        seed: of the choice.
+    """
     return torch.randint(vocab, (sequences, length), generator=torch.Generator().manual_seed(seed))

@@ -57,7 +57,16 @@ class Layers:
         batch_tokens: int,
         expert_rows: int,
     ) -> None:
-        """Lay out the windows, sorted by length, one behind the other."""
+        """Lay out the windows, sorted by length, one behind the other.
+
+        Args:
+            checkpoint: an open checkpoint.
+            windows: token ids of the sequences that every layer is run on.
+            device: where layers run.
+            dtype: type of weights and activations.
+            batch_tokens: most tokens that attention takes at once, unless a single window has more.
+            expert_rows: bound on the rows of one matrix product of an expert.
+        """
         self._checkpoint, self._device, self._dtype, self._rows = checkpoint, device, dtype, expert_rows
         self.inventory = checkpoint.inventory
         self._windows = sorted(windows, key=len)
@@ -83,14 +92,26 @@ class Layers:
         return Attended(residual_TD, input_TD)
 
     def output(self, layer: int, attended: Attended, plan: LayerPlan) -> Tensor:
-        """Return the states that leave ``layer`` as ``plan`` (which does not drop the block) makes it, (T, D)."""
+        """Return the states that leave a decoder layer, (T, D).
+
+        Args:
+            layer: its index.
+            attended: its states after attention.
+            plan: what becomes of the layer; it does not drop the block.
+        """
         if plan.drop == "moe":
             return attended.residual_TD
         self.runs += 1
         return attended.residual_TD + self._feed_forward(self.inventory.layers[layer], attended.input_TD, None, plan)
 
     def routed(self, layer: int, input_TD: Tensor, plan: LayerPlan) -> Tensor:
-        """Return the output of the routed experts of ``layer`` alone, (T, D)."""
+        """Return the output of the routed experts alone, (T, D); zeros where the plan drops them.
+
+        Args:
+            layer: index of a decoder layer with experts.
+            input_TD: input of its experts.
+            plan: what becomes of the layer.
+        """
         if plan.drop != "none":
             return torch.zeros_like(input_TD)
         self.runs += 1

@@ -48,10 +48,15 @@ class MaskedModel:
         self._original: dict[int, list[Tensor]] = {}
 
     def gradient(self, masks: Mapping[int, Array], step: int, distill: float) -> tuple[float, dict[int, Array]]:
-        """Return the loss of batch ``step`` (counted around) and its gradient in each mask.
+        """Return the loss of one batch and its gradient in each mask, by layer, shape (E,) each.
 
         The loss is the cross-entropy of the next token, a mean over tokens, plus ``distill`` ||F' - F||_F, where F is the
         hidden state of all tokens of the batch that enters the output head.
+
+        Args:
+            masks: by index of a layer with experts, a factor on the output of each of them, shape (E,).
+            step: number of the batch, counted around.
+            distill: factor on the distance of hidden states; 0 leaves it out.
         """
         number = step % len(self._batches)
         batch = [torch.tensor(group, device=self._device) for group in self._batches[number]]

@@ -111,7 +111,16 @@ class ModelProbe:
         return LayerView(answer["logits"], answer["gram"])
 
     def layer_error(self, layer: int, candidates: Sequence[LayerPlan], decided: Decided) -> Array:
-        """Return ||y - y_c||_F of the routed outputs, each candidate run with its own routing (not by the Gram)."""
+        """Return ||y - y_c||_F of the routed outputs, each candidate run with its own routing (not by the Gram).
+
+        Args:
+            layer: index of a decoder layer with experts.
+            candidates: C plans of that layer.
+            decided: plans of other layers, by index; those that are absent are uncompressed.
+
+        Returns:
+            Errors of shape (C,); y is the output of the uncompressed model.
+        """
         self._questions.moe_layer(layer)
         plans = self._decided(layer, decided)
         options = [self._candidate(layer, plan) for plan in candidates]
@@ -128,6 +137,14 @@ class ModelProbe:
         """Return the errors at the output of a block, as a tree of prefixes: K + ... + K^T layer runs for T layers of K.
 
         Attention runs once for each prefix, and its output serves all candidates of the layer.
+
+        Args:
+            layers: consecutive decoder layers.
+            candidates: plans of each of ``layers``.
+            decided: plans of earlier layers, by index; empty feeds the block with the original states.
+
+        Returns:
+            Errors of shape (C_1, ..., C_T), an axis for the candidates of each layer.
 
         *Source*: MoE-I², block-wise KT-reception field.
         """

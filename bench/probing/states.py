@@ -24,7 +24,19 @@ class States:
     def __init__(
         self, layers: Layers, device: torch.device, dtype: torch.dtype, bound: int, folder: Path | None
     ) -> None:
-        """Hold at most ``bound`` bytes of original states (more lie in a file in ``folder``), and of others likewise."""
+        """Begin without states.
+
+        Args:
+            layers: runs the layers.
+            device: where states are handed out.
+            dtype: of the states.
+            bound: bytes that the original states may take in memory, beyond which they lie in a file; other states may
+                take as much again.
+            folder: of that file; None takes the system's temporary folder.
+
+        Raises:
+            StatsError: there is no room for the file.
+        """
         self._layers, self._device, self._bound = layers, device, bound
         tokens, hidden = layers.tokens, layers.inventory.hidden
         boundaries = len(layers.inventory.layers) + 1
@@ -60,7 +72,13 @@ class States:
         return hidden_TD
 
     def attended(self, layer: int, decided: Mapping[int, LayerPlan], hidden_TD: Tensor | None = None) -> Attended:
-        """Return the states inside ``layer``, after its attention; ``hidden_TD`` are those that enter it, if at hand."""
+        """Return the states inside a layer, after its attention.
+
+        Args:
+            layer: index of the decoder layer.
+            decided: plans of layers, of which those before ``layer`` count; those that are absent are uncompressed.
+            hidden_TD: the states that enter it, if at hand; else they are computed.
+        """
 
         def attend() -> Attended:
             return self._layers.attend(layer, self.entering(layer, decided) if hidden_TD is None else hidden_TD)

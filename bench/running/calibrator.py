@@ -40,7 +40,14 @@ class Calibrator:
     """Measures what methods need: one pass for all one-shot methods of a run, one each for sequential ones."""
 
     def __init__(self, checkpoint: Checkpoint, config: CalibrationConfig, store: Store, needs: frozenset[str]) -> None:
-        """Prepare to measure ``needs``, the union over the methods of the run, when first asked."""
+        """Prepare to measure when first asked.
+
+        Args:
+            checkpoint: the model.
+            config: corpus, device and what else the values depend on.
+            store: keeps what was measured.
+            needs: names of statistics, the union over the methods of the run.
+        """
         self._checkpoint, self._config, self._store, self._needs = checkpoint, config, store, needs
         self._corpus: Corpus | None = None
         self._probe: Probe | None = None

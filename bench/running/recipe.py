@@ -83,6 +83,11 @@ class Recipe:
     def decide(self, calibrator: Calibrator, checkpoint: Checkpoint, store: Store) -> tuple[Plan, Stats]:
         """Return the composed plan and the statistics that writing it needs, both in the source's coordinates.
 
+        Args:
+            calibrator: measures the source, and what earlier steps leave where a step is to see that.
+            checkpoint: the source.
+            store: gets the checkpoints between steps that are measured anew.
+
         Raises:
             RefusedError: a step does not apply to what the steps before it leave.
             PlanError: one plan cannot state what the steps do.
@@ -119,6 +124,15 @@ def expanded(stats: Stats, name: str, plan: Plan, inventory: Inventory) -> tuple
     """Return statistic ``name`` of the checkpoint that ``plan`` makes of ``inventory`` in the coordinates of the source.
 
     Members of a merged expert all get its values, though its tokens count once; experts and channels that are gone get zeros.
+
+    Args:
+        stats: statistics of the checkpoint that was made.
+        name: of one of them.
+        plan: what was made of each layer of the source.
+        inventory: the source.
+
+    Returns:
+        A value for each layer of the source, None where the plan drops the block or nothing was measured.
     """
     remaining = iter(stats.values[name])
     values: list[Array | None] = []

@@ -115,6 +115,12 @@ class Run:
     ) -> None:
         """Check everything that can be checked before any work: methods, tasks, engines, model.
 
+        Args:
+            config: what the run does.
+            store: keeps records and cached artefacts.
+            tracker: gets the records, too.
+            report: called with a subject and the stage that it enters, or its status at the end.
+
         Raises:
             MoebenchError: an unknown method, knob, task or engine, a model that cannot be read.
         """

@@ -51,7 +51,16 @@ def write_checkpoint(
     stats: Stats | None = None,
     device: str = "cpu",
 ) -> Path:
-    """Write (or find) the compressed checkpoint of ``plan``, under a name made of content, plan and written statistics."""
+    """Write (or find) the compressed checkpoint of ``plan``, under a name made of content, plan and written statistics.
+
+    Args:
+        checkpoint: the source.
+        plan: what becomes of each of its layers.
+        store: gets the checkpoint.
+        provenance: where the plan comes from, stated in the checkpoint.
+        stats: statistics that written values depend on; None where the plan needs none.
+        device: where tensors are computed that are not copied.
+    """
     name = f"{checkpoint.content[:12]}-{plan.digest[:12]}"
     if (measured := moments_digest(plan, checkpoint.inventory, stats)) is not None:
         name += f"-{measured[:12]}"
@@ -67,7 +76,15 @@ def recover_checkpoint(
     store: Store,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Recovered:
-    """Train the checkpoint in ``path``, or find what the same training gave before."""
+    """Train the checkpoint in ``path``, or find what the same training gave before.
+
+    Args:
+        path: folder of the compressed checkpoint.
+        settings: of the training.
+        teacher: folder of the uncompressed model; read where the training learns from it.
+        store: keeps what was trained.
+        progress: told the steps done and to do, and the loss.
+    """
     from bench.recovery.recover import recover
 
     needed = teacher if settings.needs_teacher else None
@@ -77,7 +94,15 @@ def recover_checkpoint(
 def evaluate_checkpoint(
     path: Path, content: str, config: EvaluationConfig, store: Store, progress: Any = None
 ) -> Evaluation:
-    """Score the checkpoint in ``path`` on the configured tasks."""
+    """Score the checkpoint in ``path`` on the configured tasks.
+
+    Args:
+        path: folder of the checkpoint.
+        content: digest of everything about it that can change an answer.
+        config: tasks and how they are scored.
+        store: keeps finished tasks.
+        progress: called with task, requests done and requests in all.
+    """
     import torch
 
     from bench.models.load import load_model, load_tokenizer
@@ -102,7 +127,18 @@ def evaluate_checkpoint(
 def time_checkpoint(
     session: TimingSession, base: Path, compressed: Path, key: dict[str, Any], store: Store
 ) -> tuple[Timing, Timing]:
-    """Time ``compressed`` against ``base``, or recall the timing of the same contents under the same protocol."""
+    """Time ``compressed`` against ``base``, or recall the timing of the same contents under the same protocol.
+
+    Args:
+        session: takes the times; entered already.
+        base: folder of the uncompressed checkpoint.
+        compressed: folder of the other one.
+        key: what the timing depends on; see ``timing_key``.
+        store: keeps it, unless it could not be taken.
+
+    Returns:
+        The timings of both, the base's first.
+    """
     if found := store.recall("timing", key):
         return Timing(**found["base"]), Timing(**found["own"])
     own_base, own = session.time(base, compressed)

@@ -75,7 +75,12 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def validated(document: Mapping[str, Any], kind: type[Settings], where: str) -> Settings:
-    """Check ``document`` against ``kind``.
+    """Return ``document`` as settings.
+
+    Args:
+        document: fields by name, as read.
+        kind: class of the settings.
+        where: the document comes from, for messages.
 
     Raises:
         ConfigError: names ``where``, the key, what was found and what is allowed.

@@ -53,7 +53,17 @@ class Requests(Protocol):
     """What the session needs of the sender of requests."""
 
     def run(self, server: Any, tokenizer: Path, rate: float, repeat: int) -> dict[str, float]:
-        """Return the metrics of one run, or raise ``TimingError``."""
+        """Put a server under load, and return the metrics of the run.
+
+        Args:
+            server: one that answers.
+            tokenizer: folder whose tokenizer makes the prompts.
+            rate: requests per second, or infinity for all at once.
+            repeat: number of the run, added to the seed.
+
+        Raises:
+            TimingError: the run failed.
+        """
 
     def close(self) -> None:
         """End it."""

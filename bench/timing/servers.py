@@ -243,7 +243,13 @@ class Load:
         self._protocol, self._zygote = protocol, zygote
 
     def run(self, server: Any, tokenizer: Path, rate: float, repeat: int) -> dict[str, float]:
-        """Return the metrics of one run against ``server``; see ``load_options``.
+        """Return the metrics of one run under load; see ``load_options``.
+
+        Args:
+            server: one that answers.
+            tokenizer: folder whose tokenizer makes the prompts.
+            rate: requests per second, or infinity for all at once.
+            repeat: number of the run, added to the seed.
 
         Raises:
             TimingError: the run failed, took too long, or not all requests were answered in full.

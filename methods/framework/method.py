@@ -136,7 +136,13 @@ class LayerwiseMethod(Method):
 
     @abc.abstractmethod
     def decide_layer(self, inventory: Inventory, stats: Stats, layer: int) -> LayerPlan:
-        """Return what becomes of MoE layer ``layer``; reads statistics of that layer only."""
+        """Return what becomes of one MoE layer.
+
+        Args:
+            inventory: the model.
+            stats: measured statistics, of which only those of this layer may be read.
+            layer: its index.
+        """
 
     def decide(self, inventory: Inventory, stats: Stats) -> list[LayerPlan]:
         """Decide layer by layer; layers without experts stay as they are."""
@@ -168,4 +174,10 @@ class ProbingMethod(Method):
 
     @abc.abstractmethod
     def decide_by_probe(self, inventory: Inventory, stats: Stats, probe: Probe) -> list[LayerPlan]:
-        """Return one entry per decoder layer."""
+        """Return one entry per decoder layer.
+
+        Args:
+            inventory: the model.
+            stats: measured statistics; no more than ``needs``.
+            probe: runs the model on candidates.
+        """

@@ -86,7 +86,13 @@ class Stats:
 
 
 def by_expert(name: str, value: Array, experts: Sequence[int]) -> Array:
-    """Return ``value`` of statistic ``name`` for ``experts`` in this order, along each of its axes that counts experts."""
+    """Return a statistic for some experts, along each of its axes that counts experts.
+
+    Args:
+        name: of the statistic in the catalogue.
+        value: of one layer, axes as the catalogue says.
+        experts: numbers of experts, in the order of the result; they may repeat.
+    """
     for axis, letter in enumerate(CATALOGUE[name].dims):
         if letter == "E":
             value = value.take(experts, axis=axis)
@@ -94,7 +100,13 @@ def by_expert(name: str, value: Array, experts: Sequence[int]) -> Array:
 
 
 def by_channel(name: str, value: Array, channels: Sequence[Sequence[int]]) -> Array:
-    """Return ``value`` of statistic ``name`` for these ``channels`` of each expert, padded with zeros to the most."""
+    """Return a statistic for some channels of each expert, padded with zeros to the most.
+
+    Args:
+        name: of the statistic in the catalogue.
+        value: of one layer, axes as the catalogue says; one without channels is returned as it is.
+        channels: for each expert, numbers of channels in the order of the result.
+    """
     letters = CATALOGUE[name].dims
     if "F" not in letters:
         return value

@@ -9,6 +9,7 @@ import pytest
 
 from methods.framework.cost import cost
 from methods.framework.errors import RefusedError
+from methods.framework.inside import LowRank
 from methods.framework.inventory import Inventory
 from methods.framework.layer_plan import LayerPlan, Merge
 from methods.framework.plan import Plan
@@ -99,3 +100,22 @@ def test_plans_of_equally_many_experts_have_costs_of_their_own() -> None:
     for layer in layers:
         plan = Plan.of(inventory, [LayerPlan(), layer, layer])
         assert plans.cost(plan) == asdict(cost(plan, inventory))
+
+
+def test_plans_that_differ_inside_experts_have_costs_of_their_own() -> None:
+    """Channels, ranks and bits change sizes while every expert stays."""
+    inventory = toy_inventory()
+    plans = planner(inventory, None)
+    inside = (
+        LayerPlan(channels=((0, 1),) * 4),
+        LayerPlan(channels=((0,),) * 4),
+        LayerPlan(rank=LowRank(ranks=((1, 1, 1),) * 4)),
+        LayerPlan(rank=LowRank(ranks=((1, 0, 0),) * 4)),
+    )
+    for layer in inside:
+        plan = Plan.of(inventory, [LayerPlan(), layer, LayerPlan()])
+        for _ in range(2):
+            assert plans.cost(plan) == asdict(cost(plan, inventory))
+    assert (
+        len({plans.cost(Plan.of(inventory, [LayerPlan(), layer, LayerPlan()]))["parameters"] for layer in inside}) == 4
+    )

@@ -53,9 +53,17 @@ class ExpertPass:
         rows: int,
         keep_channels: bool = False,
     ) -> None:
-        """Take the routing decision (indices below ``targets``) and the bound on rows of one matrix product.
+        """Take the tokens and where they are routed to.
 
-        ``keep_channels`` asks for the inputs of down.
+        Args:
+            experts: the layer's experts, read one by one.
+            input_TD: input of the experts on the tokens of the block.
+            indices_TK: experts of each token, as in ``Decision``.
+            weights_TK: factors on their outputs.
+            targets: values that an index can take: experts, then constants and nothing, which are not run.
+            activation: applied to the outputs of gate.
+            rows: bound on the rows of one matrix product.
+            keep_channels: whether outputs come with the inputs of down.
         """
         self._keep_channels = keep_channels
         self._experts, self._input_TD, self._activation, self._rows = experts, input_TD, activation, rows
@@ -92,7 +100,14 @@ class ExpertPass:
                 yield Outputs(expert, rows_N, places_N, gates_N, output_ND, channels_NF)
 
     def candidates(self, tokens_N: Tensor, next_N1: Tensor, out_NSD: Tensor) -> Iterator[Outputs]:
-        """Run the experts that ``tokens_N`` choose, and the one more of each in ``next_N1``; fill ``out_NSD``."""
+        """Run the experts that some tokens choose, and one more of each; yield the outputs of those that were chosen.
+
+        Args:
+            tokens_N: the tokens, as rows of the block.
+            next_N1: one more expert for each, whose output is kept but not yielded; (N, 0) for none.
+            out_NSD: takes all outputs, not yet weighted, place s of a token for its s-th expert; S = K + 1, or K
+                without one more.
+        """
         top_k, slots = self._indices_TK.shape[1], out_NSD.shape[1]
         weights_N1 = self._weights_TK.new_zeros(next_N1.shape)
         assignment = Assignment.of(

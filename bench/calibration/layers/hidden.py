@@ -28,9 +28,17 @@ class ScratchRows:
     def __init__(
         self, rows: int, width: int, dtype: torch.dtype, folder: Path | None, content: str = "hidden states"
     ) -> None:
-        """Create the file in ``folder`` (None: the system's temporary folder); it vanishes when closed or on a crash.
+        """Create the file, which vanishes when it is closed or on a crash.
 
-        ``content`` is what the rows are, for messages.
+        Args:
+            rows: number of rows, for all of which room is taken at once.
+            width: entries of a row.
+            dtype: in which they are stored.
+            folder: where the file lies; None takes the system's temporary folder.
+            content: what the rows are, for messages.
+
+        Raises:
+            StatsError: there is no room.
         """
         self._width, self._dtype = width, dtype
         self._row_bytes = width * dtype.itemsize
@@ -94,7 +102,13 @@ class Block:
 
 
 def blocks(lengths: Sequence[int], block_tokens: int, batch_tokens: int) -> list[Block]:
-    """Cut sequences of these (ascending) lengths into blocks and batches of equal length, of at least one sequence each."""
+    """Cut sequences of these (ascending) lengths into blocks and batches of equal length, of at least one sequence each.
+
+    Args:
+        lengths: tokens of each sequence, ascending.
+        block_tokens: most tokens of a block, unless a single sequence has more.
+        batch_tokens: most tokens of a batch, unless a single sequence has more.
+    """
     result: list[Block] = []
     batches: list[Batch] = []
     start = block_start = 0
@@ -117,7 +131,18 @@ class HiddenStates:
     def __init__(
         self, plan: Sequence[Block], hidden: int, device: torch.device, dtype: torch.dtype, folder: Path | None
     ):
-        """Hold a single block in memory, and several in a scratch file in ``folder``."""
+        """Make room for the states of all tokens.
+
+        Args:
+            plan: the blocks; a single one is held in memory, several in a scratch file.
+            hidden: D.
+            device: where the block in hand is.
+            dtype: of the states.
+            folder: of the scratch file; None takes the system's temporary folder.
+
+        Raises:
+            StatsError: there is no room for the scratch file.
+        """
         self._device = device
         self._memory: Tensor | None = None
         self._scratch: ScratchRows | None = None

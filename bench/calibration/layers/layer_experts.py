@@ -25,6 +25,11 @@ class LayerExperts:
     def __init__(self, weights: WeightReader, layer: LayerInventory, plan: LayerPlan) -> None:
         """Read nothing yet.
 
+        Args:
+            weights: reader of the checkpoint.
+            layer: what the checkpoint holds for the layer.
+            plan: what becomes of the layer: which experts stay, merges, and channels that are cut.
+
         Raises:
             RefusedError: the plan changes the experts' weights, which a running layer cannot do without their moments.
         """

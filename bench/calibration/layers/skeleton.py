@@ -53,7 +53,17 @@ class Skeleton:
     def __init__(
         self, config: Mapping[str, Any], layers: tuple[LayerInventory, ...], device: torch.device, dtype: torch.dtype
     ):
-        """Build the architecture of ``config`` (the content of ``config.json``) without allocating weights."""
+        """Build the architecture without allocating weights.
+
+        Args:
+            config: content of ``config.json``.
+            layers: what the checkpoint holds for each decoder layer.
+            device: where a layer is while it has parameters.
+            dtype: type of its weights and activations.
+
+        Raises:
+            CheckpointError: ``config`` describes another number of layers.
+        """
         from transformers import AutoConfig, AutoModel
         from transformers.activations import ACT2FN
 
@@ -82,6 +92,11 @@ class Skeleton:
 
     def load(self, index: int, inventory: LayerInventory, weights: WeightReader) -> Attention:
         """Return decoder layer ``index`` with its attention and norms read from the checkpoint.
+
+        Args:
+            index: which decoder layer of the architecture.
+            inventory: what the checkpoint holds for it.
+            weights: reader of the checkpoint.
 
         Raises:
             CheckpointError: the checkpoint's tensors are not those of the architecture.
@@ -119,7 +134,14 @@ class Attention:
     """The attention half of one decoder layer, with parameters."""
 
     def __init__(self, skeleton: Skeleton, index: int, layer: nn.Module, stub: _Handout) -> None:
-        """Keep the parts."""
+        """Keep the parts.
+
+        Args:
+            skeleton: the architecture around the layer, which knows masks and positions.
+            index: of the decoder layer.
+            layer: the module, whose parameters are loaded.
+            stub: stands in it for the feed-forward sub-layer and keeps what that would take in.
+        """
         self._skeleton, self._index, self._layer, self._stub = skeleton, index, layer, stub
 
     def __call__(self, hidden_BSD: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,13 @@ class WeightReader:
     """Reads tensors on ``device`` in ``dtype``; each buffer name holds one tensor at a time."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        """Allocate nothing yet."""
+        """Allocate nothing yet.
+
+        Args:
+            checkpoint: an open checkpoint.
+            device: where tensors are put.
+            dtype: to which they are converted.
+        """
         self._checkpoint, self._device, self._dtype = checkpoint, device, dtype
         self._buffers: dict[str, Tensor] = {}
 
@@ -64,7 +70,13 @@ class WeightReader:
     ) -> MlpWeights:
         """Return these matrices as a network in ``buffer``, where ``read_mlp`` would put one that is read.
 
-        ``width`` asks for that many channels: those behind the network's own are zeros and add nothing.
+        Args:
+            buffer: name of the place, whose earlier content is overwritten.
+            gate_FD: matrix of the gate.
+            up_FD: matrix beside it.
+            down_DF: matrix of the output.
+            width: channels of the result, at least F; those behind the network's own are zeros and add nothing. None
+                for F.
         """
         own, hidden = gate_FD.shape
         width = own if width is None else width
@@ -77,7 +89,13 @@ class WeightReader:
         return MlpWeights(gate_up_2FD, held_DF)
 
     def read_expert(self, buffer: str, layer: LayerInventory, expert: int) -> MlpWeights:
-        """Return a routed expert, whatever the form in which it is stored, with as many channels as the widest of ``layer``."""
+        """Return a routed expert, whatever the form in which it is stored, with as many channels as the widest of ``layer``.
+
+        Args:
+            buffer: name of the place, whose earlier content is overwritten.
+            layer: what the checkpoint holds for the layer.
+            expert: its number among those that are stored.
+        """
         if layer.form is None:
             parts = (next(e for e in layer.with_role(role) if e.expert == expert) for role in EXPERT_ROLES)
             return self.read_mlp(buffer, *parts)
@@ -91,7 +109,14 @@ class WeightReader:
         return self._view(name, shape, torch.promote_types(self._dtype, torch.float32))
 
     def read_mlp(self, buffer: str, gate: TensorEntry, up: TensorEntry, down: TensorEntry) -> MlpWeights:
-        """Return a gated feed-forward network, gate and up in one matrix."""
+        """Return a gated feed-forward network, gate and up in one matrix.
+
+        Args:
+            buffer: name of the place, whose earlier content is overwritten.
+            gate: where the matrix of the gate lies, (F, D).
+            up: that of the matrix beside it, (F, D).
+            down: that of the matrix of the output, (D, F).
+        """
         width, hidden = gate.shape
         gate_up_2FD = self._view(f"{buffer}.gate_up", (2 * width, hidden), self._dtype)
         self._checkpoint.read_into(gate, gate_up_2FD[:width])

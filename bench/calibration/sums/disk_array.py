@@ -39,7 +39,18 @@ class DiskArray:
     def __init__(
         self, label: str, shape: tuple[int, ...], file: IO[bytes], path: Path | None, dtype: str = "<f4"
     ) -> None:
-        """Write the header of an array of ``shape`` to ``file``, whose name is ``path`` if it has one."""
+        """Write the header of the array to ``file`` and take the room of all its rows.
+
+        Args:
+            label: what the array is, for messages.
+            shape: in the end, when all rows are appended.
+            file: open for writing, empty.
+            path: its name; None for a file without one.
+            dtype: of the entries, as numpy writes it.
+
+        Raises:
+            StatsError: there is no room.
+        """
         self.path, self._label, self._shape, self._file = path, label, shape, file
         self._dtype = np.dtype(dtype)
         self._hasher = blake3()
@@ -177,7 +188,17 @@ class DiskArrays:
             )
 
     def create(self, name: str, layer: int, shape: tuple[int, ...], dtype: str = "<f4") -> DiskArray:
-        """Return a new array for statistic ``name`` of decoder layer ``layer``."""
+        """Return a new array, empty so far.
+
+        Args:
+            name: of the statistic.
+            layer: index of its decoder layer.
+            shape: of the array in the end, when all rows are appended.
+            dtype: of its entries, as numpy writes it.
+
+        Raises:
+            StatsError: the folder cannot be written to, or has no room.
+        """
         label = f"layer {layer}: {name}"
         try:
             file, path = self._open()
@@ -217,7 +238,13 @@ class DiskArrays:
 
 
 def disk_bytes(inventory: Inventory, needs: Collection[str], sampled: int) -> int:
-    """Return the bytes of those of ``needs`` that are kept in files, with ``sampled`` tokens, and of sums of one layer."""
+    """Return the bytes of statistics that are kept in files, and of the largest sums of one layer that lie there meanwhile.
+
+    Args:
+        inventory: the model.
+        needs: names of the statistics that are measured.
+        sampled: S, tokens that stand for all.
+    """
     total, passing = 0, 0
     kinds = {CATALOGUE.kind(name) for name in needs}
     for index in inventory.moe_layers:

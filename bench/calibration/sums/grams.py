@@ -26,7 +26,14 @@ class Grams:
     def __init__(
         self, arrays: DiskArrays, layer: int, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
-        """Make files for decoder layer ``layer`` in ``arrays``, with sums in ``dtype``, float32 or float64."""
+        """Begin without statistics.
+
+        Args:
+            arrays: where files are made for them.
+            layer: index of the decoder layer.
+            device: where sums are added up.
+            dtype: of the sums, float32 or float64.
+        """
         self._arrays, self._layer, self._device, self._dtype = arrays, layer, device, dtype
         self._files: dict[str, DiskArray] = {}
         self._widths: dict[str, int] = {}
@@ -39,7 +46,16 @@ class Grams:
         return name in self._files
 
     def create(self, name: str, experts: int, width: int) -> None:
-        """Begin statistic ``name`` with zeros."""
+        """Begin statistic ``name`` with zeros.
+
+        Args:
+            name: of the statistic.
+            experts: E.
+            width: X, entries of an input.
+
+        Raises:
+            StatsError: as ``DiskArrays.create``.
+        """
         code = f"<f{self._dtype.itemsize}"
         self._files[name] = self._arrays.create(name, self._layer, (experts, width, width), code)
         self._widths[name] = width
@@ -47,7 +63,13 @@ class Grams:
         self._flat = torch.empty(size, dtype=self._dtype, device=self._device)
 
     def add(self, name: str, expert: int, x_NX: Tensor) -> None:
-        """Add the inputs of ``expert`` on some of its tokens."""
+        """Add the inputs of ``expert`` on some of its tokens.
+
+        Args:
+            name: of a statistic that was begun.
+            expert: its number.
+            x_NX: its inputs, one row a token.
+        """
         gram_XX = self._hold(name, expert)
         x_NX = x_NX.to(self._dtype)
         for start in range(0, len(gram_XX), _STRIP):
@@ -66,7 +88,13 @@ class Grams:
         return file.finished()
 
     def mean(self, name: str, expert: int, count: int) -> Tensor:
-        """Return the mean of ``expert`` over ``count`` tokens, which the next call of any kind overwrites."""
+        """Return the mean of x x^T over the tokens of an expert, (X, X), which the next call of any kind overwrites.
+
+        Args:
+            name: of a statistic that was begun.
+            expert: its number.
+            count: tokens that were added; 0 leaves zeros.
+        """
         self._release()
         gram_XX = self._view(name)
         self._fill(name, expert, gram_XX)

@@ -58,7 +58,13 @@ class LayerSums:
             one.decided(decision.logits_NR, decision.routing.scores_TE, decision.indices_NK)
 
     def inputs(self, expert: int, x_ND: Tensor, gates_N: Tensor) -> None:
-        """Add the inputs of gate and up of ``expert`` on some tokens that are routed to it with weights ``gates_N``."""
+        """Add the inputs of one expert before it runs.
+
+        Args:
+            expert: its number.
+            x_ND: inputs of its gate and up on some of its tokens.
+            gates_N: weights of its outputs on them.
+        """
         self._pairs["inputs"] += len(x_ND)
         for one in self._accumulators:
             if "inputs" in one.shown:
@@ -91,12 +97,25 @@ class LayerSums:
             one.sampled_outputs(outputs_NED)
 
     def routed(self, input_TD: Tensor, output_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> None:
-        """Add what depends on the whole output of the routed experts; ``input_TD`` is the input of the MoE block."""
+        """Add what the routed experts make of all tokens of the block.
+
+        Args:
+            input_TD: input of the MoE block, after its norm.
+            output_TD: sum of the weighted outputs of the routed experts.
+            indices_TK: experts that are chosen, as in ``Decision``.
+            weights_TK: their weights.
+        """
         for one in self._accumulators:
             one.routed(input_TD, output_TD, indices_TK, weights_TK)
 
     def sublayer(self, residual_TD: Tensor, input_TD: Tensor, output_TD: Tensor) -> None:
-        """Add the sub-layer; ``residual_TD`` is the residual stream before its output is added."""
+        """Add what the feed-forward sub-layer makes of all tokens of the block.
+
+        Args:
+            residual_TD: the residual stream before its output is added.
+            input_TD: its input, after its norm.
+            output_TD: its output, shared experts included.
+        """
         for one in self._accumulators:
             one.sublayer(residual_TD, input_TD, output_TD)
 
@@ -125,7 +144,13 @@ class LayerSums:
 
 
 def accumulators(needs: Collection[str], place: OneLayer, costs: Collection[Cost]) -> list[Accumulator]:
-    """Return accumulators of those of ``needs`` that have one of ``costs`` and are defined in the layer of ``place``."""
+    """Return the accumulators of the statistics asked for, as far as they are defined in a layer and have one of some costs.
+
+    Args:
+        needs: names of the statistics that are asked for.
+        place: the layer, and where its sums are kept.
+        costs: classes of cost in the catalogue; statistics of others are left out.
+    """
     wanted: dict[type[Accumulator], set[str]] = {}
     for name in sorted(needs):
         spec, kind = CATALOGUE[name], CATALOGUE.kind(name)
@@ -135,7 +160,12 @@ def accumulators(needs: Collection[str], place: OneLayer, costs: Collection[Cost
 
 
 def measured(done: Collection[Accumulator], index: int, seen: Seen) -> dict[str, Array]:
-    """Return what accumulators of layer ``index`` have measured.
+    """Return what the accumulators of one layer have measured, by statistic.
+
+    Args:
+        done: the accumulators, after the last token.
+        index: of the decoder layer, for messages.
+        seen: what the pass knows of the layer by itself.
 
     Raises:
         StatsError: a value is not finite, with the layer and the statistic.

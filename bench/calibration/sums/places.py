@@ -32,7 +32,14 @@ class Samples:
 
     @classmethod
     def of(cls, tokens: int, sampled: int, compared: int, boundary: int) -> Samples:
-        """Choose at most so many of ``tokens`` tokens; ``compared`` of those that are sampled."""
+        """Choose tokens evenly; where there are fewer than asked for, all.
+
+        Args:
+            tokens: tokens of the corpus.
+            sampled: most tokens on which every expert runs.
+            compared: most of those on which outputs are compared.
+            boundary: most tokens that are compared at the boundaries between layers.
+        """
         first = Sample(tokens, sampled)
         return cls(first, Sample(first.count, compared), Sample(tokens, boundary))
 
@@ -59,7 +66,13 @@ class ModelPlace:
 
     @classmethod
     def without_tokens(cls, inventory: Inventory, device: torch.device, scratch: Path | None) -> ModelPlace:
-        """Return the place of statistics of which no tokens are sampled and none is kept in a file."""
+        """Return the place of statistics of which no tokens are sampled and none is kept in a file.
+
+        Args:
+            inventory: the model.
+            device: of the sums.
+            scratch: folder for temporary files; None takes the system's.
+        """
         arrays = DiskArrays(scratch, named=False)
         return cls(inventory.hidden, len(inventory.layers), device, scratch, Samples.of(0, 0, 0, 0), arrays)
 
@@ -73,7 +86,17 @@ class ModelPlace:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)
 
     def rows(self, count: int, width: int, kind: torch.dtype, content: str) -> ScratchRows:
-        """Return a temporary matrix in a file; ``content`` names it in messages."""
+        """Return a temporary matrix in a file.
+
+        Args:
+            count: its rows.
+            width: entries of a row.
+            kind: type of its entries.
+            content: what it holds, for messages.
+
+        Raises:
+            StatsError: there is no room.
+        """
         return ScratchRows(count, width, kind, self.scratch, content)
 
 
@@ -91,7 +114,13 @@ class OneLayer(ModelPlace):
 
     @classmethod
     def of(cls, model: ModelPlace, index: int, layer: LayerInventory) -> OneLayer:
-        """Return the place of decoder layer ``index`` of ``model``."""
+        """Return the place of one decoder layer.
+
+        Args:
+            model: the place of the model that it belongs to.
+            index: of the layer.
+            layer: what the checkpoint holds for it.
+        """
         return cls(model.hidden, model.depth, model.device, model.scratch, model.samples, model.arrays, index, layer)
 
     @property

@@ -26,7 +26,14 @@ def needs_all_experts(router: Router) -> bool:
 
 
 def next_expert(logits_NE: Tensor, indices_NK: Tensor, router: Router, correction_E: Tensor | None) -> Tensor:
-    """Return the best expert beside the chosen ones, shape (N, 1), or (N, 0) where all are chosen; no group limit."""
+    """Return the best expert beside the chosen ones, shape (N, 1), or (N, 0) where all are chosen; no group limit.
+
+    Args:
+        logits_NE: router logits.
+        indices_NK: the chosen experts.
+        router: semantics of the family, of which scores and the bias on the choice count here.
+        correction_E: the bias on the choice; None where the model has none.
+    """
     if indices_NK.shape[1] == logits_NE.shape[1]:
         return indices_NK[:, :0]
     logits_NE = logits_NE.double()
@@ -109,6 +116,12 @@ def changes_by_routing_again(logits_NE: Tensor, top_k: int, router: Router, corr
 
     The expert's logit and its score in the choice become minus infinity; groups keep their places. This holds for any
     router; see ``needs_all_experts`` for those that need it.
+
+    Args:
+        logits_NE: router logits.
+        top_k: experts per token.
+        router: semantics of the family.
+        correction_E: bias on the choice; None where the model has none.
     """
     logits_NE = logits_NE.double()
     count = logits_NE.shape[1]

@@ -32,7 +32,14 @@ class MappedRouter(BaseRouter):  # type: ignore[misc]  # vLLM has no type inform
     """
 
     def __init__(self, inner: BaseRouter, layer: LayerInventory, top_k: int, output_scale: float) -> None:
-        """Wrap ``inner``; ``output_scale`` is the factor that vLLM applies to the experts' sum afterwards."""
+        """Wrap a router.
+
+        Args:
+            inner: router over all rows.
+            layer: what the checkpoint holds for the layer, with a map.
+            top_k: rows per token.
+            output_scale: factor that vLLM applies to the experts' sum afterwards, which the constants get here.
+        """
         super().__init__(top_k=top_k, global_num_experts=layer.experts)
         assert layer.expert_map is not None
         self._inner, self._output_scale = inner, output_scale
@@ -90,7 +97,13 @@ class MappedRouter(BaseRouter):  # type: ignore[misc]  # vLLM has no type inform
     def constant_output(
         self, hidden_TD: torch.Tensor, logits_TE: torch.Tensor, vectors_CD: torch.Tensor
     ) -> torch.Tensor:
-        """Return the weighted sum of the constant vectors that each token is routed to, shape (T, D)."""
+        """Return the weighted sum of the constant vectors that each token is routed to, shape (T, D).
+
+        Args:
+            hidden_TD: input of the MoE block; leading axes are flattened.
+            logits_TE: router logits, one for each row.
+            vectors_CD: the constant vectors.
+        """
         hidden_TD = hidden_TD.view(-1, hidden_TD.shape[-1])
         weights_TK, rows_TK = self._inner._compute_routing(hidden_TD, logits_TE, None)
         self._on(rows_TK.device)

@@ -43,7 +43,16 @@ class FormedMethod(FusedMoEMethodBase):  # type: ignore[misc]  # vLLM has no typ
     """Stands where vLLM looks for the kernel of the experts."""
 
     def __init__(self, moe: Any, stored: LayerInventory, prefix: str) -> None:
-        """Check that the layer can be run as ``moe`` says; arguments as for ``FormedExperts``."""
+        """Check that the layer can be run.
+
+        Args:
+            moe: vLLM's config of the layer.
+            stored: what the checkpoint holds for the layer.
+            prefix: name of the layer, for messages.
+
+        Raises:
+            RefusedError: as ``FormedExperts``.
+        """
         super().__init__(moe)
         if moe.moe_parallel_config.use_ep:
             raise RefusedError(
@@ -77,6 +86,13 @@ class FormedMethod(FusedMoEMethodBase):  # type: ignore[misc]  # vLLM has no typ
     def apply(
         self, layer: FormedExperts, x: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor, **_: Any
     ) -> torch.Tensor:
-        """Return the weighted sum of the experts' outputs, (T, D), for the weights and experts (T, K) of each token."""
+        """Return the weighted sum of the experts' outputs, (T, D).
+
+        Args:
+            layer: the experts.
+            x: their input, (T, D).
+            topk_weights: weights of the experts of each token, (T, K).
+            topk_ids: those experts, (T, K).
+        """
         out_TD: torch.Tensor = layer.formed(x, topk_ids, topk_weights)
         return out_TD

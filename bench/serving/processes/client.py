@@ -68,7 +68,16 @@ class Worker:
     """One serving process, asked over its connection; every failure is a ``TimingError`` and ends the process."""
 
     def __init__(self, connection: Connection, log: Path, start_timeout: float) -> None:
-        """Wait until the process answers, at most ``start_timeout`` seconds, and send its output to ``log``."""
+        """Wait until the process answers, and send its output to ``log``.
+
+        Args:
+            connection: to the process.
+            log: file for all that it prints.
+            start_timeout: seconds to wait at most.
+
+        Raises:
+            TimingError: it does not answer in time, or fails.
+        """
         self._connection, self._log, self._pid = connection, log, 0
         self._pid = int(self._receive("start", start_timeout)["pid"])
         self.ask("log", 60.0, path=str(log))

@@ -139,6 +139,11 @@ def measure(state: dict[str, Any], prompts: list[list[int]], generate: int) -> d
     Prefill runs from the first engine step until every prompt has its first token; decode is the rest: ``generate``
     further tokens for each prompt. Both come from one run, so nothing has to be subtracted.
 
+    Args:
+        state: of the worker, with its engine and the number of the next request.
+        prompts: token ids of each sequence of the batch.
+        generate: tokens after the first one, for each prompt.
+
     Returns:
         Wall and process CPU seconds of the two phases.
     """
@@ -164,7 +169,13 @@ def measure(state: dict[str, Any], prompts: list[list[int]], generate: int) -> d
 
 
 def greedy(state: dict[str, Any], prompts: list[list[int]], tokens: int) -> list[list[int]]:
-    """Return ``tokens`` greedy tokens after each prompt."""
+    """Return ``tokens`` greedy tokens after each prompt.
+
+    Args:
+        state: of the worker, with its engine and the number of the next request.
+        prompts: token ids.
+        tokens: how many tokens follow each prompt.
+    """
     engine = state["engine"]
     first = state["requests"]
     _add(state, prompts, tokens)

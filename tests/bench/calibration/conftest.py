@@ -6,10 +6,14 @@ from functools import cache
 
 import pytest
 
+from bench.applying.apply import apply
+from bench.calibration.calibrate import calibrate
 from bench.checkpoint.checkpoint import Checkpoint
+from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.plan import Plan
 from tests.support.calibration_reference import ExpertReference, reference
 from tests.support.inside_reference import inside_reference
-from tests.support.streamed_pass import RAGGED, plain_model
+from tests.support.streamed_pass import RAGGED, SQUARE, plain_model
 from tests.support.tiny import tiny_checkpoint
 
 
@@ -27,6 +31,17 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="session")
 def qwen(tiny):
     return tiny("qwen3_moe")
+
+
+@pytest.fixture(scope="session")
+def mapped(tiny, tmp_path_factory):
+    """A checkpoint, only read, whose layer 1 has two experts and three constants behind a map of its eight router rows."""
+    source = tiny("qwen2_moe")
+    merge = Merge(into=0, members=(0, 1, 2, 3), weights=(0.4, 0.3, 0.2, 0.1))
+    layer = LayerPlan(experts=(0, 6), merges=(merge,), constants=(4, 5, 7), router="map")
+    plan = Plan.of(source.inventory, [LayerPlan(), layer, LayerPlan()])
+    moments = calibrate(source, SQUARE, {"routed_output_mean"})
+    return Checkpoint.open(apply(source, plan, tmp_path_factory.mktemp("mapped") / "mapped", moments=moments))
 
 
 @pytest.fixture(scope="session")

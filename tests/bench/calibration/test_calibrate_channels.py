@@ -13,7 +13,7 @@ from bench.models.load import load_model
 from bench.text.corpus import Corpus
 from methods.framework.errors import RefusedError
 from methods.framework.inside import Quantisation, Sparsity
-from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.plan import Plan
 from methods.framework.stats import Stats
 from tests.support.inside_reference import inside_reference
@@ -74,13 +74,7 @@ def test_windows_add_up(qwen):
         np.testing.assert_allclose(whole.layer("input_magnitude", layer), mean, rtol=1e-9)
 
 
-def test_experts_behind_a_map_see_the_tokens_of_all_their_rows(tiny, tmp_path):
-    source = tiny("qwen2_moe")
-    merge = Merge(into=0, members=(0, 1, 2, 3), weights=(0.4, 0.3, 0.2, 0.1))
-    layer = LayerPlan(experts=(0, 6), merges=(merge,), constants=(4, 5, 7), router="map")
-    plan = Plan.of(source.inventory, [LayerPlan(), layer, LayerPlan()])
-    moments = calibrate(source, SQUARE, {"routed_output_mean"})
-    mapped = Checkpoint.open(apply(source, plan, tmp_path / "mapped", moments=moments))
+def test_experts_behind_a_map_see_the_tokens_of_all_their_rows(mapped):
     stats = calibrate(mapped, RAGGED, CHANNELS | {"token_gram"}, sampled_tokens=20, effort=MANY_BLOCKS)
     model = load_model(mapped.path, experts_implementation="eager")
     expected = inside_reference(model, RAGGED.windows, {1: mapped.inventory.layers[1].expert_map}, gradients=False)

@@ -23,7 +23,7 @@ from bench.models.load import load_model
 from bench.text.corpus import Corpus
 from methods.criterion import REAP
 from methods.framework.errors import StatsError
-from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.plan import Plan
 from methods.framework.stats import CATALOGUE
 from methods.kernels.experts import second_moments
@@ -253,13 +253,7 @@ def test_a_rule_sees_them(qwen):
     assert seen == [(layer, (8, 32, 32)) for layer in range(3)]
 
 
-def test_experts_behind_a_map_see_the_tokens_of_all_their_rows(tiny, tmp_path):
-    source = tiny("qwen2_moe")
-    merge = Merge(into=0, members=(0, 1, 2, 3), weights=(0.4, 0.3, 0.2, 0.1))
-    layer = LayerPlan(experts=(0, 6), merges=(merge,), constants=(4, 5, 7), router="map")
-    plan = Plan.of(source.inventory, [LayerPlan(), layer, LayerPlan()])
-    moments = calibrate(source, SQUARE, {"routed_output_mean"})
-    mapped = Checkpoint.open(apply(source, plan, tmp_path / "mapped", moments=moments))
+def test_experts_behind_a_map_see_the_tokens_of_all_their_rows(mapped):
     expected = behind_a_map(load_model(mapped.path), 1, mapped.inventory.layers[1].expert_map, 2)
     for beside in (set(), {"token_gram"}):
         stats = calibrate(mapped, RAGGED, MOMENTS | beside, sampled_tokens=20, effort=MANY_BLOCKS)

@@ -16,7 +16,7 @@ from bench.models.load import load_model
 from bench.text.corpus import Corpus
 from methods.framework.errors import ConfigError, StatsError
 from methods.framework.inside import LowRank
-from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.plan import Plan
 from tests.support.inside_reference import gradient_reference
 from tests.support.streamed_pass import RAGGED, SQUARE, Fixed, assert_same, plain_model
@@ -105,13 +105,7 @@ def test_experts_without_tokens_have_zeros(tiny):
             assert not stats.layer(name, layer)[counts == 0].any()
 
 
-def test_layers_behind_a_map(tiny, tmp_path):
-    source = tiny("qwen2_moe")
-    merge = Merge(into=0, members=(0, 1, 2, 3), weights=(0.4, 0.3, 0.2, 0.1))
-    layer = LayerPlan(experts=(0, 6), merges=(merge,), constants=(4, 5, 7), router="map")
-    plan = Plan.of(source.inventory, [LayerPlan(), layer, LayerPlan()])
-    moments = calibrate(source, SQUARE, {"routed_output_mean"})
-    mapped = Checkpoint.open(apply(source, plan, tmp_path / "mapped", moments=moments))
+def test_layers_behind_a_map(mapped):
     stats = calibrate(mapped, RAGGED, GRADIENTS, dtype="float64")
     shapes = [stats.layer("fisher_mass", index).shape for index in range(3)]
     assert shapes == [(8, 3), (2, 3), (8, 3)]
