@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -121,8 +122,48 @@ def filled_model(
     try:
         with no_init_weights():
             model: PreTrainedModel = model_class._from_config(config, dtype=dtype, **kwargs)
+        _keep_wide(model, dtype)
+        _adopt_generation_settings(model, checkpoint.path)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{checkpoint.path} does not load as {model_class.__name__}: {error}") from error
     fill(model, checkpoint)
     model.tie_weights()
     return model.eval()
+
+
+def _keep_wide(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give the tensors that ``from_pretrained`` keeps in float32, whatever is asked for, that type before they are filled.
+
+    Args:
+        model: without values yet.
+        dtype: that was asked for.
+    """
+    from transformers.core_model_loading import build_glob_alternation
+
+    planned: dict[str, torch.dtype] = model._get_dtype_plan(dtype)
+    if not planned:
+        return
+    patterns, group_of, _ = build_glob_alternation(list(planned))
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        found = patterns.search(name)
+        if found is not None and tensor.is_floating_point():
+            tensor.data = tensor.data.to(planned[group_of[found.lastgroup]])
+
+
+def _adopt_generation_settings(model: PreTrainedModel, folder: Path) -> None:
+    """Let ``model`` generate as ``from_pretrained`` would have it, from ``generation_config.json`` or else ``config.json``."""
+    if model.can_generate():
+        model.adjust_generation_fn(
+            generation_config=None,
+            from_auto_class=False,
+            from_pipeline=None,
+            pretrained_model_name_or_path=str(folder),
+            cache_dir=None,
+            force_download=False,
+            proxies=None,
+            local_files_only=True,
+            token=None,
+            revision="main",
+            subfolder="",
+            trust_remote_code=False,
+        )
