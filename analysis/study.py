@@ -34,7 +34,7 @@ from analysis.study_text import (
     twins,
     winner,
 )
-from analysis.table import markdown_cell
+from analysis.table import markdown_cell, neutral
 from bench.records.derived import write_derived
 from methods.framework.errors import RecordError
 
@@ -276,7 +276,7 @@ def _domain_rows(found: Sequence[Matrix]) -> list[dict[str, object]]:
 
 def _csv(rows: Sequence[dict[str, object]]) -> str:
     buffer = io.StringIO()
-    pd.DataFrame(list(rows)).to_csv(buffer, index=False, lineterminator="\n")
+    neutral(pd.DataFrame(list(rows))).to_csv(buffer, index=False, lineterminator="\n")
     return buffer.getvalue()
 
 

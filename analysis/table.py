@@ -11,6 +11,7 @@ import pandas as pd
 
 from analysis.columns import COLUMNS, shown_knobs
 from analysis.formatting import NONE, fixed, interval, known, p_value, percent, significant, size
+from bench.records.derived import csv_cell
 
 Row = Mapping[str, Any]
 DENSE = "dense"
@@ -180,7 +181,9 @@ def markdown(frame: pd.DataFrame) -> str:
 def markdown_cell(text: str) -> str:
     """Return ``text`` in one line, with what Markdown or a table would read as markup escaped."""
     escaped = "".join("\\" + letter if letter in "\\`*_[]<>|#" else letter for letter in text)
-    return " ".join(escaped.replace("\\[", "[").replace("\\]", "]").split())
+    # Brackets of intervals stay, but none may become a link or a picture.
+    plain = escaped.replace("\\[", "[").replace("\\]", "]").replace("](", "]\\(").replace("![", "\\![")
+    return " ".join(plain.split())
 
 
 def latex(frame: pd.DataFrame) -> str:
@@ -229,8 +232,16 @@ def csv(frame: pd.DataFrame) -> str:
     """Return all columns of ``frame`` but those for figures as CSV: full precision, fractions of 1, empty where missing."""
     buffer = io.StringIO()
     hidden = [column.name for column in COLUMNS if not column.in_tables]
-    frame.drop(columns=hidden, errors="ignore").to_csv(buffer, index=False, lineterminator="\n")
+    shown = frame.drop(columns=hidden, errors="ignore")
+    neutral(shown).to_csv(buffer, index=False, lineterminator="\n")
     return buffer.getvalue()
+
+
+def neutral(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return ``frame`` without text, in cells or heads, that a spreadsheet would run."""
+    texts = frame.select_dtypes(exclude=["number", "bool"]).columns
+    cells = {name: frame[name].map(csv_cell, na_action="ignore") for name in texts}
+    return frame.assign(**cells).rename(columns=csv_cell)
 
 
 def task_error(score: Row) -> Any:

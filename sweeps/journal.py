@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from methods.framework.errors import ConfigError, RecordError
+from methods.framework.outside import an_object, parse_json
 from sweeps.sweep_config import SweepConfig
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 JOURNAL = "study.journal"
 RETRIES = 2
 """Times that the parameters of a lost trial are tried again; a plan that exhausts memory would otherwise never end."""
+
+_REMEDY = "restore it from a copy, or remove the study's folder and begin again"
 
 _UNSIGNED_SECONDS = 60.0
 """A running trial that names no process is taken for lost after this time: its worker died between two writes."""
@@ -49,11 +52,16 @@ def open_study(config: SweepConfig, folder: Path) -> Study:
         lock = JournalFileSymlinkLock(str(path), grace_period=10)
         _mend(path, lock)
         storage = JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+        study = optuna.create_study(
+            study_name=config.name, storage=storage, directions=list(config.directions), load_if_exists=True
+        )
     except OSError as error:
         raise RecordError(f"cannot open {path}: {error.strerror}; free space or choose another --store") from error
-    study = optuna.create_study(
-        study_name=config.name, storage=storage, directions=list(config.directions), load_if_exists=True
-    )
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        # Each line is JSON, but Optuna, which replays them, does not find in one what it wrote.
+        raise RecordError(
+            f"{path} is not the journal of a study ({type(error).__name__}: {str(error)[:100]}); {_REMEDY}"
+        ) from error
     with warnings.catch_warnings():
         # Optuna calls the names of objectives experimental; they are only shown, by its dashboard.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -166,7 +174,11 @@ def _is_lost(trial: FrozenTrial, stale_after: float) -> bool:
 
 
 def _mend(path: Path, lock: Any) -> None:
-    """Cut off a last line that a killed process left unfinished; a line appended to it would spoil the whole file."""
+    """Cut off a last line that a killed process left unfinished; a line appended to it would spoil the whole file.
+
+    Raises:
+        RecordError: another line is damaged.
+    """
     if not path.exists():
         return
     lock.acquire()
@@ -174,6 +186,9 @@ def _mend(path: Path, lock: Any) -> None:
         with path.open("rb+") as file:
             content = file.read()
             complete = content.rfind(b"\n") + 1
+            for number, line in enumerate(content[:complete].splitlines(), start=1):
+                what = f"line {number} of {path}"
+                an_object(parse_json(line, what, RecordError, _REMEDY, infinite=True), what, RecordError, _REMEDY)
             if complete < len(content):
                 file.truncate(complete)
     finally:

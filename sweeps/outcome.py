@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.records.derived import csv_cell
 from bench.store.atomic import write_atomically
 from bench.store.store import Store, write_json
 from sweeps.sweep_config import SweepConfig
@@ -145,7 +146,7 @@ def write_outcome(result: SweepResult, plans: Path) -> None:
 
 def _csv(rows: Sequence[TrialRow]) -> str:
     """Return one line for each trial; nested values are spread over columns ``group.name``."""
-    flat = [_flat(row) for row in rows]
+    flat = [{csv_cell(name): csv_cell(value) for name, value in _flat(row).items()} for row in rows]
     columns = list(dict.fromkeys(column for line in flat for column in line))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")

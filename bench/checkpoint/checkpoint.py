@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
+_FLOATS = {"F64", "F32", "BF16", "F16"}
 _TOKENIZER = (
     "tokenizer*",
     "vocab*",
@@ -120,8 +123,12 @@ class Checkpoint:
             ) from None
 
     def read(self, entry: TensorEntry, rows: Sequence[int] | None = None) -> torch.Tensor:
-        """Return a tensor, or the ``rows`` (ascending indices of the first axis) of it, in the dtype of the file."""
-        return self._files.read(self.span(entry), rows)
+        """Return a tensor, or the ``rows`` (ascending indices of the first axis) of it, in the dtype of the file.
+
+        Raises:
+            CheckpointError: the file was cut, or values are not finite.
+        """
+        return _finite(self._files.read(self.span(entry), rows), entry, self.path)
 
     def read_into(self, entry: TensorEntry, out: torch.Tensor, rows: Sequence[int] | None = None) -> None:
         """Read a tensor (or its ``rows``) into ``out``: straight into its memory, or with conversion to its dtype.
@@ -132,12 +139,13 @@ class Checkpoint:
             rows: indices along the first axis, in this order; None reads all.
 
         Raises:
-            CheckpointError: the shape of ``out`` differs, or the file was cut.
+            CheckpointError: the shape of ``out`` differs, the file was cut, or values are not finite.
         """
         shape = entry.shape if rows is None else (len(rows), *entry.shape[1:])
         if tuple(out.shape) != shape:
             raise CheckpointError(f"{entry.name} has shape {list(shape)}; the target has {list(out.shape)}")
         self._files.load(self.span(entry), rows, out)
+        _finite(out, entry, self.path)
 
     def bytes_of(self, entry: TensorEntry, rows: Sequence[int] | None = None) -> Iterator[memoryview]:
         """Yield the bytes of a tensor (or of its ``rows``); each chunk is valid until the next is taken."""
@@ -178,6 +186,12 @@ def read_headers(path: Path) -> dict[str, Span]:
             return read_header(path / SINGLE)
         others = sorted(p.name for p in path.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".gguf", ".safetensors"))
         found = f"it has {', '.join(others[:5])}" if others else "it has no weights at all"
+        if numbered := [match for name in others if (match := _SHARD.fullmatch(name))]:
+            alone = len(numbered) == 1 and int(numbered[0][1]) == 1
+            raise CheckpointError(
+                f"{path} has shards, {', '.join(match[0] for match in numbered[:3])}, but not the index that says what they "
+                f"hold; " + (f"rename the only one to {SINGLE}" if alone else f"fetch {INDEX} too")
+            )
         raise CheckpointError(f"{path} has neither {SINGLE} nor {INDEX} ({found}); save the model as safetensors first")
     remedy = "fetch it again"
     stated = an_object(read_json(index, CheckpointError, remedy), str(index), CheckpointError, remedy)
@@ -223,6 +237,11 @@ def _located(
             raise CheckpointError(
                 f"{path}: {entry.name} has shape {list(span.shape)}, but the config asks for {list(entry.shape)}"
             )
+        if span.dtype != entry.dtype and not {span.dtype, entry.dtype} <= _FLOATS:
+            raise CheckpointError(
+                f"{path}: {entry.name} holds {span.dtype}, but the config asks for {entry.dtype}. Codes of few bits mean "
+                "nothing without their scales, which this checkpoint does not state; take the 16-bit checkpoint"
+            )
         found = entry if span.dtype == entry.dtype else replace(entry, dtype=span.dtype)
         spans[found] = span
         return found
@@ -241,6 +260,20 @@ def _located(
             f"{path} holds {len(extra)} tensors that a {family.name} model does not have: {_some(extra)}"
         )
     return replace(expected, outer=outer, layers=layers)
+
+
+def _finite(values: torch.Tensor, entry: TensorEntry, path: Path) -> torch.Tensor:
+    """Return ``values`` that were read as ``entry``, unless one is NaN or infinite: everything made of them would be, too."""
+    import torch
+
+    # The sum is one pass without a copy; one that is not finite may still be an overflow, so that is looked at closely.
+    if values.is_floating_point() and not torch.isfinite(values.detach().sum()):
+        wrong = int((~torch.isfinite(values)).sum())
+        if wrong:
+            raise CheckpointError(
+                f"{path}: {wrong} of {values.numel()} values of {entry.name} are NaN or infinite; fetch it again"
+            )
+    return values
 
 
 def _find(entry: TensorEntry, experts: int, family: Family, headers: Mapping[str, Span], used: set[str]) -> Span | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from pathlib import Path
 
 from bench.pocket import POCKET_MODELS, pocket_path
@@ -35,11 +36,21 @@ def local_folder(source: str | Path, revision: str | None = None) -> tuple[Path,
         CheckpointError: there is no such folder, and the hub has no such model, refuses it or cannot be reached.
     """
     folder = Path(source)
-    if folder.is_dir():
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        found = None
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # a name too long, a null byte, a file where a folder is named, no permission
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"cannot look at {str(source)[:200]!r}: {reason}; name a folder or a hub id") from error
+    if found is not None and stat.S_ISDIR(found.st_mode):
         return folder, None
     if source in POCKET_MODELS:
         return pocket_path(str(source)), None
-    if folder.exists():
+    if found is not None:
         raise CheckpointError(f"{source} is a file; name the folder that holds config.json and the safetensors files")
     name = str(source)
     if isinstance(source, Path) or name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
+
+from methods.framework.errors import EvaluationError
 
 _LOG = logging.getLogger("moebench.evaluation")
 Pair = tuple[Any, list[int], list[int]]  # the request, context tokens, continuation tokens
@@ -127,5 +130,11 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         answers: list[list[tuple[float, bool]]] = [[] for _ in batch]
         pairs = zip(torch.stack(sums).tolist(), torch.stack(greedy).tolist(), strict=True)
         for row, (total, same) in zip(owners, pairs, strict=True):
+            if not math.isfinite(total):
+                raise EvaluationError(
+                    f"the model's log-likelihood of a text is {total}: its outputs are not finite, so no score of it means "
+                    "anything. Its weights hold NaN or infinities, or overflow in this dtype; fetch the checkpoint again, or "
+                    "evaluate in float32"
+                )
             answers[row].append((total, bool(same)))
         return answers

@@ -13,9 +13,11 @@ whole model.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from bench.families.config_values import shown
 from bench.families.expression import evaluate, names
 from bench.families.family_file import FamilyFile
 from bench.families.form_config import FORM_KEY, form_document
@@ -40,21 +42,32 @@ QUANTISATION_KEY = "quantization_config"
 OWN_KEYS: Mapping[str, Any] = {MAP_KEY: None, CONSTANTS_KEY: 0, FORM_KEY: None}
 """Keys that no stock config has, with their values for a model in which no layer states them."""
 
+_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
+
 
 def layer_overrides(family: FamilyFile, config: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     """Return the ``per_layer_config`` of ``config`` by layer index, every spelling of a key filled in.
 
     Raises:
-        CheckpointError: it names a layer that does not exist, or a key that is neither expert count, top-k, map nor form.
+        CheckpointError: it is no mapping of layers to mappings, names a layer that does not exist, or a key that is neither
+            expert count, top-k, map nor form.
     """
     stated = config.get("per_layer_config") or {}
+    if not isinstance(stated, Mapping):
+        raise CheckpointError(f"per_layer_config holds {shown(stated)}; allowed: layers by number with their keys")
+    layers = config.get(family.keys.layers) or 0
     spellings = (family.keys.experts, family.keys.top_k)
     allowed = {*OWN_KEYS, *(key for keys in spellings for key in keys)}
     found: dict[int, dict[str, Any]] = {}
     for text, override in stated.items():
-        index = int(text)
-        if not 0 <= index < config[family.keys.layers]:
-            raise CheckpointError(f"per_layer_config names layer {text}; the model has {config[family.keys.layers]}")
+        # Only plain digits: int() would take "1_0", " 3" and the digits of other scripts.
+        index = int(text) if _NUMBER.fullmatch(str(text)) else -1
+        if not 0 <= index < layers or index in found:
+            raise CheckpointError(
+                f"per_layer_config names layer {str(text)[:60]}; the model has 0 to {layers - 1}, each once"
+            )
+        if not isinstance(override, Mapping):
+            raise CheckpointError(f"per_layer_config of layer {index} is {shown(override)}; allowed: keys with values")
         if unknown := set(override) - allowed:
             raise CheckpointError(
                 f"per_layer_config of layer {text} states {', '.join(sorted(unknown))}, which cannot be read here; "
@@ -63,6 +76,10 @@ def layer_overrides(family: FamilyFile, config: Mapping[str, Any]) -> dict[int, 
         found[index] = {key: override[key] for key in OWN_KEYS if key in override}
         for keys in spellings:
             values = [override[key] for key in keys if key in override]
+            if values and (any(type(value) is not int or value < 0 for value in values) or len(set(values)) > 1):
+                raise CheckpointError(
+                    f"per_layer_config of layer {index} states {keys[0]} as {shown(values[0])}; allowed: one integer from 0 on"
+                )
             if values:
                 found[index].update(dict.fromkeys(keys, values[0]))
     return found

@@ -88,6 +88,6 @@ def evaluate(text: str, known: dict[str, Any]) -> Any:
     code = parse(text)
     try:
         return eval(code, {"__builtins__": {}}, known)
-    except (TypeError, ZeroDivisionError) as error:
-        used = {name: known[name] for name in code.co_names}
+    except (TypeError, ValueError, ArithmeticError) as error:
+        used = {name: str(known[name])[:60] for name in code.co_names}
         raise ConfigError(f"cannot evaluate {text!r} with {used}: {error}") from None

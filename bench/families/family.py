@@ -18,6 +18,7 @@ from bench.families.compressed_config import (
     layer_overrides,
     read_map,
 )
+from bench.families.config_values import MOST_LAYERS, check_counts, check_values, shown
 from bench.families.expression import evaluate, names
 from bench.families.family_file import FamilyFile, TensorRule
 from bench.families.form_config import FORM_KEY, read_form
@@ -102,10 +103,13 @@ class Family:
         """
         try:
             symbols = self._names(config)
+            layers = _integer("L", symbols)
+            overrides = layer_overrides(self.file, config).values()
         except ConfigError as error:
             raise CheckpointError(f"this {self.name} config cannot be read: {error}") from error
         keys = self.file.keys.experts
-        overrides = layer_overrides(self.file, config).values()
+        for count in (symbols["E"], *(override.get(keys[0]) for override in overrides)):
+            check_counts(layers, count if isinstance(count, int) else 0, keys[0])
         if not symbols["E"] and not any(override.get(keys[0]) for override in overrides):
             count = "no" if symbols["E"] is None else symbols["E"]
             stated = f"{count} experts ({' or '.join(keys)})"
@@ -196,7 +200,12 @@ class Family:
         """Return globs of tensors that files may hold and that are not part of the model."""
         known = self._names(config)
         rules = (rule for rule in self.file.tensors.ignorable if evaluate(rule.when, known))
-        return tuple(rule.name.replace("{L}", str(known["L"])) for rule in rules)
+        globs = (
+            rule.name.replace("{L}", str(known["L"] + further))
+            for rule in rules
+            for further in range(min(evaluate(rule.count, known), MOST_LAYERS))
+        )
+        return tuple(dict.fromkeys(globs))
 
     @cached_property
     def _modules(self) -> dict[str, str]:
@@ -211,7 +220,9 @@ class Family:
         overrides = layer_overrides(self.file, config)
         dtype = _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch."))
         if dtype is None:
-            raise ConfigError(f"dtype {config.get('dtype')!r} is unknown; known: {', '.join(_DTYPES)}")
+            raise ConfigError(
+                f"dtype {config.get('dtype') or config.get('torch_dtype')!r} is unknown; known: {', '.join(_DTYPES)}"
+            )
         count = _integer("L", known)
         bits = read_quantization(config, count) if config.get(QUANTISATION_KEY) else {}
         layers = []
@@ -264,6 +275,11 @@ class Family:
         if evaluate(self.file.layers.moe, known):
             rows = _integer("E", known, least=0)
             top_k = min(_integer("K", known), rows)
+            if rows and top_k < known["K"]:
+                raise ConfigError(
+                    f"{known['K']} experts per token ({' or '.join(self.file.keys.top_k)}) are more than the {rows} "
+                    f"that layer {index} has"
+                )
             kind = "moe" if rows else "none"
         experts, mapped, constants = rows, None, 0
         if stated.get(MAP_KEY) is not None or stated.get(CONSTANTS_KEY):
@@ -318,7 +334,9 @@ def _integer(expression: str, known: dict[str, Any], least: int = 1) -> int:
     """Return the value of ``expression`` as an integer of at least ``least``."""
     value = evaluate(expression, known)
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{expression.strip()} is {value!r} but must be an integer >= {least}; is a key missing?")
+        raise ConfigError(
+            f"{expression.strip()} is {shown(value)} but must be an integer >= {least}; is a key missing?"
+        )
     return value
 
 
@@ -337,6 +355,10 @@ def _known() -> str:
     return ", ".join(families())
 
 
+def _states_experts(config: Mapping[str, Any]) -> bool:
+    return any(config.get(key) for key in config if "experts" in key and "per_tok" not in key)
+
+
 def family_of(config: Mapping[str, Any]) -> Family:
     """Return the family of a model from its ``config.json``.
 
@@ -345,14 +367,24 @@ def family_of(config: Mapping[str, Any]) -> Family:
         CheckpointError: the config contradicts itself or asks for what its family cannot do.
     """
     kind = config.get("model_type")
+    if not isinstance(kind, str | None):
+        raise CheckpointError(f"config.json states model_type as {shown(kind)}; allowed: the name of a kind of model")
     family = next((family_named(name) for name, file in read_families().items() if kind in file.model_types), None)
     if family is None:
-        if any(config.get(key) for key in config if "experts" in key and "per_tok" not in key):
+        nested = [key for key, part in config.items() if isinstance(part, Mapping) and _states_experts(part)]
+        if _states_experts(config):
             reason = "its routed experts follow no known family; a new family is one file in bench/families"
+        elif nested:
+            reason = (
+                f"its routed experts are stated in {nested[0]}, a config within its config, and no known family has such "
+                "a one; save the language model alone, with a config of its own"
+            )
         else:
             reason = "its config states no routed experts, so it is a dense model and there is nothing to compress here"
-        raise NotMoEError(f"model_type {kind!r} is refused: {reason}. Known families: {_known()}.")
-    stated = {key: config[key] for key in family.file.keys.experts if config.get(key) is not None}
+        raise NotMoEError(f"model_type {shown(kind)} is refused: {reason}. Known families: {_known()}.")
+    keys = family.file.keys
+    check_values(config, (keys.layers, *keys.experts, *keys.top_k))
+    stated = {key: config[key] for key in keys.experts if config.get(key) is not None}
     if len(set(stated.values())) > 1:
         raise CheckpointError(f"the config contradicts itself on the number of experts: {stated}; make them agree")
     family.check(config)

@@ -124,10 +124,14 @@ class Requirement(_Part):
 
 
 class Ignorable(_Part):
-    """Tensors that a checkpoint may hold and that are not read: a glob that may contain ``{L}``."""
+    """Tensors that a checkpoint may hold and that are not read: a glob that may contain ``{L}``.
+
+    ``count`` is the number of layers from ``{L}`` on that it stands for.
+    """
 
     name: str
     when: Expression = "True"
+    count: Expression = "1"
 
 
 class TensorsRule(_Part):

@@ -18,10 +18,11 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.source import local_folder
+from bench.checkpoint.tokenizer_files import open_tokenizer
 from bench.experts.mapped import put_behind_map
 from bench.experts.stored_module import CompressedExperts
 from bench.families.compressed_config import PREFIX
@@ -79,17 +80,10 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a checkpoint.
 
     Raises:
-        CheckpointError: it has none that transformers can load.
+        CheckpointError: it has none that transformers can load as it is.
     """
     folder, _ = local_folder(path)
-    try:
-        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder))
-    except Exception as error:  # tokenizer files fail in many ways, with errors of their own libraries
-        reason = str(error).strip().splitlines()
-        raise CheckpointError(
-            f"{folder} has no tokenizer that loads ({reason[0] if reason else type(error).__name__}); copy "
-            "tokenizer.json and tokenizer_config.json of the model into it"
-        ) from error
+    return cast(PreTrainedTokenizerBase, open_tokenizer(folder))
 
 
 def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:

@@ -14,6 +14,8 @@ from methods.framework.errors import TimingError
 def serve(model: str, arguments: Sequence[str]) -> NoReturn:
     """Become the server of checkpoint ``model``; does not return.
 
+    It answers this machine alone, unless ``arguments`` say where else it should listen.
+
     Raises:
         TimingError: vLLM is missing, is told not to load our plug-in, or cannot serve this checkpoint.
         CheckpointError: there is no such checkpoint.
@@ -24,5 +26,11 @@ def serve(model: str, arguments: Sequence[str]) -> NoReturn:
     path, _ = local_folder(model)
     if reason := engine.refuses(path):
         raise TimingError(f"{model} cannot be served: {reason}")
-    command = engine.server_command(path, arguments)
+    command = engine.server_command(path, [*_here_only(arguments), *arguments])
     os.execv(command[0], command)
+
+
+def _here_only(arguments: Sequence[str]) -> list[str]:
+    """Return what keeps a server from the network: vLLM's own default listens on every interface, without a password."""
+    told = {argument.partition("=")[0] for argument in arguments}
+    return [] if told & {"--host", "--uds", "--config"} else ["--host", "127.0.0.1"]

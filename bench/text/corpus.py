@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bench.checkpoint.tokenizer_files import open_tokenizer
 from methods.framework.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -79,7 +80,10 @@ def parse(spec: str, checkpoint: Checkpoint, sequences: int, length: int, seed: 
     Raises:
         ConfigError: a source is missing, unreadable, too short, or does not fit the model.
     """
-    sources = [spec] if Path(spec).exists() else spec.split("+")
+    try:
+        sources = [spec] if Path(spec).exists() else spec.split("+")
+    except OSError as error:  # a name that no file can have
+        raise ConfigError(f"corpus {spec[:200]!r}: {error.strerror}; allowed: {FORMS}") from error
     if sequences < len(sources) or length < 1:
         raise ConfigError(
             f"{sequences} windows of {length} tokens cannot be drawn from {len(sources)} source(s) of {spec!r}; "
@@ -90,6 +94,12 @@ def parse(spec: str, checkpoint: Checkpoint, sequences: int, length: int, seed: 
         share = sequences // len(sources) + (number < sequences % len(sources))
         windows += _windows(source.strip(), checkpoint, share, length, seed)
     corpus = Corpus.of(windows, spec)
+    longest, positions = max(map(len, corpus.windows)), checkpoint.config.get("max_position_embeddings")
+    if positions is not None and longest > positions:
+        raise ConfigError(
+            f"corpus {spec!r} has a window of {longest} tokens; {checkpoint.name} was made for at most {positions} "
+            "(max_position_embeddings), and what it does beyond that says nothing. Ask for shorter windows"
+        )
     highest = max(map(max, corpus.windows))
     if highest >= checkpoint.inventory.vocab:
         raise ConfigError(
@@ -155,17 +165,12 @@ def _pieces(path: Path, seed: int) -> Iterator[str]:
 
 def _tokenizer(checkpoint: Checkpoint) -> tuple[Callable[[str], list[int]], list[int]]:
     """Return the checkpoint's encoder, without special tokens, and the ids that separate documents."""
-    from transformers import AutoTokenizer
-
     if not checkpoint.tokenizer_files:
         raise ConfigError(
             f"{checkpoint.path} has no tokenizer, which text must be read with; copy the model's tokenizer files there or "
             "give a file of token ids"
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError(f"the tokenizer in {checkpoint.path} cannot be loaded: {error}") from error
+    tokenizer = open_tokenizer(checkpoint.path)
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
 
     def encode(text: str) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from methods.framework.errors import ConfigError
+from methods.framework.errors import ConfigError, RecordError
 from sweeps.journal import JOURNAL, open_study, reap
 from sweeps.outcome import SweepResult
 from sweeps.resident import Resident
@@ -76,3 +76,15 @@ def test_other_settings_are_refused_and_named(home: Path, resident: Resident, wh
     with pytest.raises(ConfigError, match="model: was"):
         run_sweep(sweep(home, trials=7), store=store, resident=other)
     assert drawn(run_sweep(sweep(home), store=store, resident=resident).rows) == drawn(whole.rows)
+
+
+@pytest.mark.parametrize("line", [b"{", b"[1]\n", b'{"op_code": "four"}\n', b'{"op_code": 5}\n', b"\xff\n", b"{}\n"])
+def test_a_damaged_line_is_one_error(line: bytes, home: Path, tmp_path: Path) -> None:
+    config = sweep(home)
+    open_study(config, config.folder(tmp_path))
+    path = config.folder(tmp_path) / JOURNAL
+    whole = path.read_bytes()
+    first, rest = whole.split(b"\n", 1)
+    path.write_bytes(first + b"\n" + line + b"\n" * (not line.endswith(b"\n")) + rest)
+    with pytest.raises(RecordError, match=r"study\.journal .*restore it from a copy"):
+        open_study(config, config.folder(tmp_path))

@@ -129,3 +129,9 @@ def test_local_folders_and_names_that_are_neither(tmp_path: Path) -> None:
     for name in (tmp_path / "absent", "./absent", "/absent", "a/b/c", "lab/with space"):
         with pytest.raises(CheckpointError, match="there is no folder"):
             local_folder(name)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a/" * 3000, "a\0b"])
+def test_names_that_no_folder_can_have_are_an_error(name: str) -> None:
+    with pytest.raises(CheckpointError, match="cannot look at"):
+        local_folder(name)

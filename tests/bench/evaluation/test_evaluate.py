@@ -320,3 +320,11 @@ def test_items_survive_the_disk(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
     read = [items_from(fields) for path in sorted(tmp_path.iterdir()) for fields in json.loads(path.read_text())]
     assert {item.key: item for item in read} == {item.key: item for item in (one, two, three)}
+
+
+def test_a_model_whose_outputs_are_not_finite_gets_no_score(tasks: Path) -> None:
+    model = tiny_model("mixtral")
+    with torch.no_grad():
+        next(model.lm_head.parameters())[0, 0] = float("nan")
+    with pytest.raises(EvaluationError, match="not finite"):
+        evaluate(model, _tokenizer(), ["local_short"], include_path=tasks, model_digest="nan")

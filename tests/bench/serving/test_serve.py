@@ -47,7 +47,8 @@ def test_the_process_becomes_the_server(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("os.execv", execv)
     with pytest.raises(Replaced):
         serve(str(path), ["--port", "7", "--dtype", "float32"])
-    command = engine_here().server_command(path, ["--port", "7", "--dtype", "float32"])
+    here = ["--host", "127.0.0.1"]
+    command = engine_here().server_command(path, [*here, "--port", "7", "--dtype", "float32"])
     assert called == [(command[0], command)] and command[-4:] == ["--port", "7", "--dtype", "float32"]
     with pytest.raises(CheckpointError):
         serve(str(tmp_path / "nowhere"), [])
@@ -56,3 +57,14 @@ def test_the_process_becomes_the_server(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(TimingError, match=r"cannot be served: .*ignores it"):
         serve(str(path), [])
     assert len(called) == 1
+
+
+@pytest.mark.parametrize(("arguments", "hosts"), [([], 1), (["--host", "0.0.0.0"], 1), (["--host=::"], 0)])
+def test_the_network_is_only_reached_when_asked_for(
+    arguments: list[str], hosts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr("os.execv", lambda program, command: called.append(command))
+    serve(str(tiny_checkpoint("mixtral", tmp_path / "model")), arguments)
+    assert called[0].count("--host") == hosts
+    assert ("127.0.0.1" in called[0]) == (not arguments)

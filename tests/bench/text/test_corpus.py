@@ -162,3 +162,17 @@ def test_clear_errors(checkpoint, tmp_path):
 def test_windows_that_are_not_token_ids_are_refused(windows):
     with pytest.raises(ConfigError):
         Corpus.of(windows)
+
+
+def test_windows_longer_than_the_model_was_made_for_are_refused(checkpoint, tmp_path):
+    positions = checkpoint.config["max_position_embeddings"]
+    np.save(tmp_path / "ids.npy", np.ones((1, positions), dtype=np.int64))
+    assert parse(str(tmp_path / "ids.npy"), checkpoint, 1, 1).tokens == positions
+    np.save(tmp_path / "ids.npy", np.ones((1, positions + 1), dtype=np.int64))
+    with pytest.raises(ConfigError, match=f"window of {positions + 1} tokens.*at most {positions}"):
+        parse(str(tmp_path / "ids.npy"), checkpoint, 1, 1)
+
+
+def test_names_that_no_file_can_have_are_an_error(checkpoint):
+    with pytest.raises(ConfigError, match="name too long"):
+        parse("x" * 5000, checkpoint, 1, 1)
