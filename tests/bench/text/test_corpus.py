@@ -149,7 +149,7 @@ def test_clear_errors(checkpoint, tmp_path):
     with pytest.raises(ConfigError, match="list of lists"):
         parse(str(tmp_path / "text.json"), checkpoint, 1, 8)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(ConfigError, match="not UTF-8"):
+    with pytest.raises(ConfigError, match="not text in UTF-8"):
         parse(str(tmp_path / "latin.txt"), checkpoint, 1, 8)
     with pytest.raises(ConfigError, match="at least one window"):
         parse("a+b", checkpoint, 1, 8)
