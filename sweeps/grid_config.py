@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from bench.settings.method_settings import MethodConfig, RecipeConfig, expand, parse_method
 from bench.settings.recovery import RecoverySettings
 from bench.settings.run_settings import RunConfig
-from bench.settings.stage_settings import POCKET, CalibrationConfig, EvaluationConfig
+from bench.settings.stage_settings import POCKET, Bos, CalibrationConfig, EvaluationConfig
 from bench.settings.strict import Strict, load_settings, read_settings
 from bench.settings.timing_settings import TimingConfig
 from methods.framework.method import Method, Share
@@ -36,6 +36,7 @@ class GridCalibration(Strict):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1, description="of the windows")
     sequences: int = Field(default=128, ge=1, description="windows")
     length: int = Field(default=2048, ge=2, description="tokens in a window")
+    bos: Bos = Field(default="as evaluated", description="as `moebench run --bos`")
     propagation: Literal["one_shot", "sequential"] = Field(default="one_shot", description="hidden states measured on")
     device: str = Field(default="auto", description="torch device; auto takes the GPU where there is one")
 

@@ -16,7 +16,7 @@ from bench.checkpoint.checkpoint import Checkpoint
 from bench.models.device import resolved_device
 from bench.models.load import load_model, load_tokenizer
 from bench.probing.model_probe import ModelProbe
-from bench.settings.stage_settings import CalibrationConfig
+from bench.settings.stage_settings import Bos, CalibrationConfig
 from bench.store.store import Store
 from bench.text.corpus import Corpus, parse
 from methods.framework.errors import ConfigError, MoebenchError
@@ -48,7 +48,7 @@ def open_resident(config: SweepConfig, store: Path) -> Resident:
     needs = union_of_needs(config)
     of_tokens = any(CATALOGUE[name].cost != "weights" for name in needs)
     sliced = next((label for label, objective in config.labelled.items() if objective.calibration_sequences), None)
-    text = _read(settings, checkpoint) if of_tokens or sliced else None
+    text = _read(settings, checkpoint, settings.bos) if of_tokens or sliced else None
     held_out = _held_out(config, checkpoint, text)
     stats = calibrate(
         checkpoint,
@@ -60,7 +60,7 @@ def open_resident(config: SweepConfig, store: Path) -> Resident:
     )
 
     def probe() -> ModelProbe:
-        corpus = text or _read(settings, checkpoint)
+        corpus = text or _read(settings, checkpoint, settings.bos)
         return ModelProbe(checkpoint, corpus, tokens=settings.sampled_tokens, device=device, cache=folder / "probe")
 
     with _no_bars():
@@ -118,7 +118,7 @@ def _held_out(
     for label, objective in config.labelled.items():
         if objective.held_out is None:
             continue
-        text = _read(objective.held_out, checkpoint)
+        text = _read(objective.held_out, checkpoint, config.calibration.bos)
         if shared := sum(window in seen for window in text.windows):
             raise ConfigError(
                 f"objective {label}: {shared} of {len(text.windows)} held-out windows are also calibration "
@@ -128,8 +128,8 @@ def _held_out(
     return found
 
 
-def _read(asked: CalibrationConfig | Windows, checkpoint: Checkpoint) -> Corpus:
-    return parse(asked.corpus, checkpoint, asked.sequences, asked.length, asked.seed)
+def _read(asked: CalibrationConfig | Windows, checkpoint: Checkpoint, bos: Bos) -> Corpus:
+    return parse(asked.corpus, checkpoint, asked.sequences, asked.length, asked.seed, bos)
 
 
 def _tensor(text: Corpus, label: str) -> Tensor:

@@ -11,5 +11,5 @@ Model = Annotated[str, typer.Argument(help="folder of a checkpoint, hub id, or t
 StoreOption = Annotated[Path, typer.Option(help="folder of records and cached artefacts")]
 TrackOption = Annotated[str | None, typer.Option(help="W&B: offline, online or disabled")]
 DEFAULT_STORE = Path("runs")
-CORPUS_OPTIONS = ("corpus", "sequences", "length", "seed", "device")
+CORPUS_OPTIONS = ("corpus", "sequences", "length", "seed", "bos", "device")
 """Fields of ``CalibrationConfig`` that every verb offers which measures statistics."""

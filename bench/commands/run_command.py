@@ -14,7 +14,7 @@ from bench.settings.run_settings import RunConfig
 from bench.settings.stage_settings import CalibrationConfig, EvaluationConfig
 from bench.settings.strict import read_settings, validated
 
-_CALIBRATION = ("corpus", "sequences", "length", "seed", "propagation", "device")
+_CALIBRATION = ("corpus", "sequences", "length", "seed", "bos", "propagation", "device")
 _EVALUATION = ("tasks", "include_path", "limit", "num_fewshot", "max_length", "batch_size", "dtype")
 
 

@@ -42,6 +42,7 @@ class CorpusInfo(_Part):
     tokens: int = Field(description="tokens measured")
     sequences: int = Field(description="sequences measured")
     propagation: Literal["one_shot", "sequential"] = Field(description="hidden states: original, or after compression")
+    opening: tuple[int, ...] = Field(default=(), description="token ids put at the start of every window")
 
 
 class CostInfo(_Part):

@@ -67,7 +67,9 @@ class Calibrator:
             return None
         if self._corpus is None:
             config = self._config
-            self._corpus = parse(config.corpus, self._checkpoint, config.sequences, config.length, config.seed)
+            self._corpus = parse(
+                config.corpus, self._checkpoint, config.sequences, config.length, config.seed, config.bos
+            )
         return self._corpus
 
     def stats_for(self, method: Measured, progress: Any = None) -> Stats:

@@ -58,6 +58,9 @@ from methods.framework.stats import CATALOGUE
 if TYPE_CHECKING:
     from bench.recovery.recover import Recovered
 
+_SAID = {"name", "opening"}
+"""Fields of a corpus that say how it came to be; the digest of its tokens says what it is."""
+
 Report = Callable[["Subject", str], None]
 """Called with a subject and the stage that it enters, or its status at the end.
 
@@ -192,7 +195,7 @@ class Run:
             own: dict[str, object] = {"method": None}
             if subject.method is not None:
                 self._guarded(subject, self._find_corpus)
-                corpus = subject.corpus.model_dump(mode="json", exclude={"name"}) if subject.corpus else None
+                corpus = subject.corpus.model_dump(mode="json", exclude=_SAID) if subject.corpus else None
                 own = {"method": subject.method.name, "knobs": subject.method.knobs, "corpus": corpus}
                 if subject.method.probing or any(CATALOGUE[n].cost == "sampled" for n in subject.method.measured):
                     own["sampled_tokens"] = self.config.calibration.sampled_tokens
@@ -219,6 +222,7 @@ class Run:
                 tokens=corpus.tokens,
                 sequences=len(corpus.windows),
                 propagation=self.config.calibration.propagation,
+                opening=corpus.opening,
             )
 
     def _stored_plan(self, record: Record) -> Plan | None:

@@ -9,6 +9,8 @@ from pydantic import Field
 
 from bench.settings.strict import Extended, Strict
 
+Bos = Literal["as evaluated", "always", "never"]
+"""When a window of text begins with the tokenizer's beginning of a sequence."""
 POCKET = "pocket"
 """Name of a task list: all tasks of the pocket language."""
 
@@ -16,7 +18,7 @@ POCKET = "pocket"
 class CalibrationConfig(Extended):
     """What statistics are measured on."""
 
-    later: ClassVar[tuple[str, ...]] = ("device",)
+    later: ClassVar[tuple[str, ...]] = ("device", "bos")
 
     corpus: str = Field(
         default="pocket", description="text file, datasets:NAME, pocket[:domain], or a file of token ids"
@@ -24,6 +26,10 @@ class CalibrationConfig(Extended):
     sequences: int = Field(default=128, ge=1, description="windows")
     length: int = Field(default=2048, ge=2, description="tokens in a window")
     seed: int = Field(default=0, ge=0, description="seed of the choice of windows")
+    bos: Bos = Field(
+        default="as evaluated",
+        description="beginning-of-sequence token at the start of each window; as evaluation adds it",
+    )
     propagation: Literal["one_shot", "sequential"] = Field(default="one_shot", description="hidden states measured on")
     sampled_tokens: int = Field(
         default=4096, ge=1, description="tokens on which every expert runs, for statistics and methods that need it"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.checkpoint.tokenizer_files import open_tokenizer
+from bench.settings.stage_settings import Bos
+from bench.text.encoder import Encoder
 from methods.framework.errors import ConfigError, UnknownNameError
+from methods.framework.outside import parse_json, read_text
 
 if TYPE_CHECKING:
     from bench.checkpoint.checkpoint import Checkpoint
@@ -24,6 +26,8 @@ FORMS = (
 )
 _PIECE = 1 << 16
 """Characters of text that stay together when a text file is shuffled."""
+_LONGEST = 1 << 40
+"""Bytes of the longest text, which may be a large part of a training set."""
 _ID_FILES = (".npy", ".safetensors", ".json")
 
 
@@ -36,12 +40,14 @@ class Corpus:
         windows: token ids of each sequence; lengths may differ.
         digest: SHA-256 of lengths and ids.
         tokens: number of ids in all windows.
+        opening: ids that were put at the start of every window, as evaluation puts them there.
     """
 
     name: str
     windows: tuple[tuple[int, ...], ...]
     digest: str
     tokens: int
+    opening: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, windows: Iterable[Sequence[int]], name: str = "token ids") -> Corpus:
@@ -53,7 +59,10 @@ class Corpus:
         kept: list[tuple[int, ...]] = []
         hasher = hashlib.sha256()
         for window in windows:
-            row = np.asarray(window)
+            try:
+                row = np.asarray(window)
+            except ValueError as error:
+                raise ConfigError(f"corpus {name}: window {len(kept)} is not a row of token ids: {error}") from None
             if row.ndim != 1 or not len(row) or row.dtype.kind not in "iu" or int(row.min()) < 0:
                 raise ConfigError(
                     f"corpus {name}: window {len(kept)} is not a non-empty row of non-negative token ids, but "
@@ -66,16 +75,20 @@ class Corpus:
         return cls(name, tuple(kept), hasher.hexdigest(), sum(map(len, kept)))
 
 
-def parse(spec: str, checkpoint: Checkpoint, sequences: int, length: int, seed: int = 0) -> Corpus:
+def parse(
+    spec: str, checkpoint: Checkpoint, sequences: int, length: int, seed: int = 0, bos: Bos = "as evaluated"
+) -> Corpus:
     """Return the corpus that ``spec`` names.
 
     Args:
         spec: one source or several joined by ``+``, which get equal shares of ``sequences`` (the first ones get what is
-            left over). Files of token ids are replayed whole and exactly, whatever is asked for.
+            left over). Files of token ids are replayed whole and in order, whatever is asked for.
         checkpoint: whose tokenizer and vocabulary are used.
         sequences: windows in total.
-        length: tokens in a window.
+        length: tokens in a window, with what it begins with. A window of a file of token ids that does not begin with it
+            gets it in front and keeps all of its own.
         seed: chooses the windows where a source has more than are wanted.
+        bos: whether windows begin with the tokenizer's beginning of a sequence.
 
     Raises:
         ConfigError: a source is missing, unreadable, too short, or does not fit the model.
@@ -89,68 +102,98 @@ def parse(spec: str, checkpoint: Checkpoint, sequences: int, length: int, seed: 
             f"{sequences} windows of {length} tokens cannot be drawn from {len(sources)} source(s) of {spec!r}; "
             "ask for at least one window for each source"
         )
+    encoder = Encoder(checkpoint)
+    opening = encoder.opening(bos)
+    if length <= len(opening):
+        raise ConfigError(
+            f"windows of {length} tokens hold nothing beside the {len(opening)} that each begins with; raise --length"
+        )
     windows: list[Sequence[int]] = []
     for number, source in enumerate(sources):
         share = sequences // len(sources) + (number < sequences % len(sources))
-        windows += _windows(source.strip(), checkpoint, share, length, seed)
-    corpus = Corpus.of(windows, spec)
-    longest, positions = max(map(len, corpus.windows)), checkpoint.config.get("max_position_embeddings")
-    if positions is not None and longest > positions:
-        raise ConfigError(
-            f"corpus {spec!r} has a window of {longest} tokens; {checkpoint.name} was made for at most {positions} "
-            "(max_position_embeddings), and what it does beyond that says nothing. Ask for shorter windows"
-        )
-    highest = max(map(max, corpus.windows))
-    if highest >= checkpoint.inventory.vocab:
-        raise ConfigError(
-            f"corpus {spec!r} holds token id {highest}; {checkpoint.name} knows 0 to {checkpoint.inventory.vocab - 1}: "
-            "the ids are of another tokenizer"
-        )
+        windows += _Source(source.strip(), checkpoint, encoder, opening, seed).windows(share, length)
+    corpus = replace(Corpus.of(windows, spec), opening=opening)
+    _check_fit(corpus, checkpoint)
     return corpus
 
 
-def _windows(source: str, checkpoint: Checkpoint, sequences: int, length: int, seed: int) -> Sequence[Sequence[int]]:
-    kind, _, rest = source.partition(":")
-    if kind == "pocket":
-        return _pocket(rest, checkpoint, sequences, length, seed)
-    if kind == "datasets":
-        encode, end = _tokenizer(checkpoint)
-        documents = _dataset(rest, seed)
-        return _packed(source, ([*encode(text), *end] for text in documents), sequences, length)
-    path = Path(source)
-    if not path.is_file():
-        raise ConfigError(f"corpus {source!r}: there is no such file; allowed: {FORMS}")
-    if path.suffix in _ID_FILES:
-        return _raw_ids(path)
-    encode, _ = _tokenizer(checkpoint)
-    return _packed(source, map(encode, _pieces(path, seed)), sequences, length)
+def _check_fit(corpus: Corpus, checkpoint: Checkpoint) -> None:
+    """Refuse tokens that the model does not know, and windows that are longer than what it reads."""
+    highest = max(map(max, corpus.windows))
+    if highest >= checkpoint.inventory.vocab:
+        raise ConfigError(
+            f"corpus {corpus.name!r} holds token id {highest}; {checkpoint.name} knows 0 to "
+            f"{checkpoint.inventory.vocab - 1}: the ids are of another tokenizer"
+        )
+    longest = max(map(len, corpus.windows))
+    limit = checkpoint.config.get("max_position_embeddings")
+    if isinstance(limit, int) and longest > limit:
+        raise ConfigError(
+            f"corpus {corpus.name!r} has windows of {longest} tokens, {checkpoint.name} reads at most {limit} "
+            f"(max_position_embeddings of its config); lower --length to {limit}, or cut the file of token ids"
+            + (f"; {len(corpus.opening)} of them are the beginning that evaluation adds" if corpus.opening else "")
+        )
 
 
-def _packed(source: str, streams: Iterable[Sequence[int]], sequences: int, length: int) -> list[Sequence[int]]:
-    """Cut a stream of ids into windows and stop when there are enough."""
-    windows: list[Sequence[int]] = []
-    rest: list[int] = []
-    for ids in streams:
-        rest.extend(ids)
-        whole = min(len(rest) // length, sequences - len(windows))
-        windows += [rest[start : start + length] for start in range(0, whole * length, length)]
-        if len(windows) == sequences:
-            return windows
-        del rest[: whole * length]
-    raise ConfigError(
-        f"corpus {source!r} is too short: it gives {len(windows)} windows of {length} tokens and {len(rest)} tokens more, "
-        f"{sequences} windows were asked for; lower --sequences or --length, or add text"
-    )
+@dataclass(frozen=True)
+class _Source:
+    """One source of a corpus: ``source`` as written, read for a checkpoint with its encoder."""
+
+    source: str
+    checkpoint: Checkpoint
+    encoder: Encoder
+    opening: tuple[int, ...]
+    seed: int
+
+    def windows(self, sequences: int, length: int) -> Sequence[Sequence[int]]:
+        kind, _, rest = self.source.partition(":")
+        if kind == "pocket":
+            return self._packed(_pocket(rest, self.checkpoint, sequences, length, self.seed), sequences, length)
+        if kind == "datasets":
+            encode, end = self.encoder.text, self.encoder.end
+            documents = _dataset(rest, self.seed)
+            return self._packed(([*encode(text), *end] for text in documents), sequences, length)
+        path = Path(self.source)
+        if not path.is_file():
+            raise ConfigError(f"corpus {self.source!r}: there is no such file; allowed: {FORMS}")
+        if path.suffix in _ID_FILES:
+            return [self._opened(row) for row in _raw_ids(path)]
+        return self._packed(map(self.encoder.text, _pieces(path, self.seed)), sequences, length)
+
+    def _opened(self, row: Sequence[int]) -> Sequence[int]:
+        """Return a window of ids with its beginning, which it may have already."""
+        first = len(self.opening)
+        if not first or (isinstance(row, Sequence | np.ndarray) and tuple(row[:first]) == self.opening):
+            return row
+        return [*self.opening, *row]
+
+    def _packed(self, streams: Iterable[Sequence[int]], sequences: int, length: int) -> list[Sequence[int]]:
+        """Cut a stream of ids into windows, each with its beginning, and stop when there are enough."""
+        windows: list[Sequence[int]] = []
+        rest: list[int] = []
+        for ids in streams:
+            rest.extend(ids)
+            place = 0
+            while len(windows) < sequences:
+                has = tuple(rest[place : place + len(self.opening)]) == self.opening
+                stop = place + length - (0 if has else len(self.opening))
+                if stop > len(rest):
+                    break
+                windows.append(rest[place:stop] if has else [*self.opening, *rest[place:stop]])
+                place = stop
+            if len(windows) == sequences:
+                return windows
+            del rest[:place]
+        raise ConfigError(
+            f"corpus {self.source!r} is too short: it gives {len(windows)} windows of {length} tokens and {len(rest)} tokens "
+            f"more, {sequences} windows were asked for; lower --sequences or --length, or add text"
+        )
 
 
 def _pieces(path: Path, seed: int) -> Iterator[str]:
     """Yield a text file in pieces that end at line ends, in an order that the seed chooses."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"corpus {path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it"
-        ) from None
+    text = read_text(path, ConfigError, "convert it to UTF-8", _LONGEST)
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").splitlines(keepends=True)
     pieces: list[list[str]] = [[]]
     size = 0
     for line in lines:
@@ -161,23 +204,6 @@ def _pieces(path: Path, seed: int) -> Iterator[str]:
         size += len(line)
     random.Random(f"corpus {seed}").shuffle(pieces)
     return ("".join(piece) for piece in pieces)
-
-
-def _tokenizer(checkpoint: Checkpoint) -> tuple[Callable[[str], list[int]], list[int]]:
-    """Return the checkpoint's encoder, without special tokens, and the ids that separate documents."""
-    if not checkpoint.tokenizer_files:
-        raise ConfigError(
-            f"{checkpoint.path} has no tokenizer, which text must be read with; copy the model's tokenizer files there or "
-            "give a file of token ids"
-        )
-    tokenizer = open_tokenizer(checkpoint.path)
-    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-
-    def encode(text: str) -> list[int]:
-        # verbose=False: pieces are longer than the model's window on purpose, they are cut afterwards.
-        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    return encode, end
 
 
 def _dataset(rest: str, seed: int) -> Iterator[str]:
@@ -239,10 +265,12 @@ def _raw_ids(path: Path) -> Sequence[Sequence[int]]:
         if path.suffix == ".npy":
             found = np.load(path, allow_pickle=False)
         elif path.suffix == ".json":
-            found = json.loads(path.read_bytes())
+            found = parse_json(read_text(path, ConfigError, longest=_LONGEST), str(path), ConfigError)
         else:
             found = _single_tensor(path)
-    except (OSError, ValueError) as error:
+    except ConfigError:
+        raise
+    except (OSError, ValueError, EOFError) as error:
         raise ConfigError(f"token ids in {path} cannot be read: {error}") from error
     if isinstance(found, np.ndarray):
         if found.ndim != 2:

@@ -149,7 +149,7 @@ def test_clear_errors(checkpoint, tmp_path):
     with pytest.raises(ConfigError, match="list of lists"):
         parse(str(tmp_path / "text.json"), checkpoint, 1, 8)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(ConfigError, match="not UTF-8"):
+    with pytest.raises(ConfigError, match="not text in UTF-8"):
         parse(str(tmp_path / "latin.txt"), checkpoint, 1, 8)
     with pytest.raises(ConfigError, match="at least one window"):
         parse("a+b", checkpoint, 1, 8)
@@ -169,7 +169,7 @@ def test_windows_longer_than_the_model_was_made_for_are_refused(checkpoint, tmp_
     np.save(tmp_path / "ids.npy", np.ones((1, positions), dtype=np.int64))
     assert parse(str(tmp_path / "ids.npy"), checkpoint, 1, 1).tokens == positions
     np.save(tmp_path / "ids.npy", np.ones((1, positions + 1), dtype=np.int64))
-    with pytest.raises(ConfigError, match=f"window of {positions + 1} tokens.*at most {positions}"):
+    with pytest.raises(ConfigError, match=f"windows of {positions + 1} tokens.*at most {positions}"):
         parse(str(tmp_path / "ids.npy"), checkpoint, 1, 1)
 
 

@@ -1,0 +1,114 @@
+"""A checkpoint's tokenizer as evaluation uses it: what it puts before a text, between documents and around a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from bench.checkpoint.tokenizer_files import open_tokenizer
+from bench.settings.stage_settings import Bos
+from methods.framework.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from bench.checkpoint.checkpoint import Checkpoint
+
+_PROBE = "the"
+_MASKS = ("mask", "loss_mask", "weight", "weights", "train")
+"""Keys by which data sets say which turns or tokens a training counts."""
+
+
+class Encoder:
+    """Token ids of texts and conversations, read with the tokenizer of one checkpoint, which is loaded when first needed."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Encode for ``checkpoint``."""
+        self._checkpoint = checkpoint
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        path = self._checkpoint.path
+        if not self._checkpoint.tokenizer_files:
+            raise ConfigError(
+                f"{path} has no tokenizer, which text must be read with; copy the model's tokenizer files there or "
+                "give a file of token ids"
+            )
+        try:
+            return open_tokenizer(path)
+        except CheckpointError as error:
+            raise ConfigError(f"{error}; files of token ids are read without it where bos is never") from error
+
+    @property
+    def end(self) -> list[int]:
+        """The ids that separate documents."""
+        end = self._tokenizer.eos_token_id
+        return [] if end is None else [int(end)]
+
+    def text(self, text: str) -> list[int]:
+        """Return the ids of a text alone, without special tokens."""
+        # verbose=False: pieces are longer than the model's window on purpose, they are cut afterwards.
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def chat(self, messages: Any, where: str) -> list[int]:
+        """Return the ids of a conversation in the model's own template, which may itself begin with special tokens.
+
+        Args:
+            messages: turns, each with a role and a text.
+            where: what they are part of, for messages.
+
+        Raises:
+            ConfigError: no template, no conversation, one that the template refuses, or one with a mask.
+        """
+        if not isinstance(messages, list) or not messages or not all(map(_is_turn, messages)):
+            raise ConfigError(
+                f"{where} is not a conversation but {str(messages)[:60]!r}; allowed: a list of objects with a role and a text "
+                "under content"
+            )
+        if masks := sorted({key for turn in messages for key in turn if key in _MASKS}):
+            raise ConfigError(
+                f"{where} has {', '.join(masks)}: statistics count every token, masks are not built; remove the key to "
+                "count all turns"
+            )
+        if not self._tokenizer.chat_template:
+            raise ConfigError(
+                f"{where} needs a chat template, and the tokenizer of {self._checkpoint.name} has none; add "
+                "chat_template.jinja of the model, or calibrate on plain text"
+            )
+        try:
+            return self.text(self._tokenizer.apply_chat_template(messages, tokenize=False))
+        except Exception as error:  # templates raise what they like, besides jinja's own errors
+            raise ConfigError(f"{where}: the chat template of {self._checkpoint.name} refuses it: {error}") from error
+
+    def opening(self, bos: Bos) -> tuple[int, ...]:
+        """Return the ids with which every window begins.
+
+        As evaluated, they are what the tokenizer itself puts before a text, since lm-eval leaves that to it. Always, they
+        are the token that lm-eval scores a whole document after: beginning of sequence, else end of text.
+
+        Raises:
+            ConfigError: a token is demanded of a tokenizer that has none.
+        """
+        if bos == "never" or (bos == "as evaluated" and not self._checkpoint.tokenizer_files):
+            return ()
+        tokenizer = self._tokenizer
+        if bos == "always":
+            first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+            if first is None:
+                raise ConfigError(
+                    f"bos is always, but the tokenizer of {self._checkpoint.name} has neither a token for the beginning of a "
+                    "sequence nor one for the end of a text; allowed here: as evaluated, never"
+                )
+            return (int(first),)
+        if not tokenizer("")["input_ids"]:
+            return ()
+        plain, whole = self.text(_PROBE), list(tokenizer(_PROBE)["input_ids"])
+        if not plain:  # a vocabulary without the probe: only the marks are left of it
+            first = tokenizer.bos_token_id
+            return tuple(whole[: whole.index(first) + 1]) if first in whole else ()
+        places = range(len(whole) - len(plain) + 1)
+        start = next((place for place in places if whole[place : place + len(plain)] == plain), 0)
+        return tuple(whole[:start])
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
