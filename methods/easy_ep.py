@@ -12,9 +12,10 @@ from methods.framework.stats import Stats
 
 
 class EasyEP(LayerwiseMethod):
-    """Keep the experts with the largest S_j = sum over T_j of max(0, 1 - cos(h, h + y(h))) g_j |f_j|_2.
+    """Keep the experts with the largest S_j = sum over T_j of max(0, 1 - cos(h, h + y)) g_j |f_j|_2.
 
-    h is the input of the MoE block and y its routed output, so a token counts by how far the layer turns it. The paper
+    h is the residual stream that enters the MoE sub-layer, before its norm, as in the official code, and y the routed output
+    (shared experts left out), so a token counts by how far the routed experts turn the stream. The paper
     calibrates on 25 long samples of the one domain that the pruned model is meant for.
 
     *Source*: arXiv 2504.06792 (output-aware importance and token contribution), and its official code.

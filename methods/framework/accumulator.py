@@ -70,6 +70,12 @@ class Accumulator:
     def begin(self, window_T: Tensor, windows: int) -> None:
         """Take the tokens of the next block, ``window_T`` the window in it that each belongs to."""
 
+    def entered(self, residual_TD: Tensor) -> None:
+        """Take the residual stream that enters the feed-forward sub-layer, before its norm; it stays as it is until ``end``.
+
+        Shown after ``begin`` and before anything else of the block.
+        """
+
     def decided(self, logits_NR: Tensor, scores_NR: Tensor, indices_NK: Tensor) -> None:
         """Take what the router decides for some tokens.
 

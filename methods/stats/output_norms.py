@@ -55,7 +55,7 @@ class GateNormMoment(Accumulator):
 
 
 class ResidualGateNorm(Accumulator):
-    """Weighted norms, each token counted by how far the routed output turns the input of the block."""
+    """Weighted norms, each token counted by how far the routed output turns the residual stream."""
 
     specs = (
         StatSpec(
@@ -63,7 +63,8 @@ class ResidualGateNorm(Accumulator):
             ("E",),
             "moe",
             "routed",
-            "sum over T_j of max(0, 1 - cos(h, h + y(h))) g_j |f_j|_2, h the input and y the routed output of the MoE block",
+            "sum over T_j of max(0, 1 - cos(h, h + y)) g_j |f_j|_2, h the residual stream that enters the MoE sub-layer, "
+            "before its norm, and y the sub-layer's routed output, shared experts left out",
             "output tokens",
         ),
     )
@@ -75,6 +76,9 @@ class ResidualGateNorm(Accumulator):
     def begin(self, window_T: Tensor, windows: int) -> None:
         self._norms_TK = self.place.zeros(len(window_T), self.place.layer.top_k)
 
+    def entered(self, residual_TD: Tensor) -> None:
+        self._residual_TD = residual_TD
+
     def expert(self, expert: int, tokens_N: Tensor, places_N: Tensor, gates_N: Tensor, output_ND: Tensor) -> None:
         self._norms_TK[tokens_N, places_N] = _norms(output_ND).double()
 
@@ -83,13 +87,16 @@ class ResidualGateNorm(Accumulator):
         total_X = self.place.zeros(max(experts, int(indices_TK.max()) + 1))
         for start in range(0, len(output_TD), _PIECE):
             rows = slice(start, start + _PIECE)
-            input_ND = input_TD[rows].double()
-            after_ND = input_ND + output_TD[rows]
-            lengths_N = torch.linalg.vector_norm(input_ND, dim=-1) * torch.linalg.vector_norm(after_ND, dim=-1)
-            cosine_N = torch.where(lengths_N > 0, torch.linalg.vecdot(input_ND, after_ND) / lengths_N, 0.0)
+            before_ND = self._residual_TD[rows].double()
+            after_ND = before_ND + output_TD[rows]
+            lengths_N = torch.linalg.vector_norm(before_ND, dim=-1) * torch.linalg.vector_norm(after_ND, dim=-1)
+            cosine_N = torch.where(lengths_N > 0, torch.linalg.vecdot(before_ND, after_ND) / lengths_N, 0.0)
             terms_NK = weights_TK[rows].double() * self._norms_TK[rows] * (1 - cosine_N).clamp_min(0.0).unsqueeze(1)
             total_X.index_add_(0, indices_TK[rows].flatten(), terms_NK.flatten())
         self._sum_E += total_X[:experts]
+
+    def end(self) -> None:
+        del self._residual_TD
 
     def finished(self, seen: Seen) -> dict[str, Array]:
         return {"residual_gate_norm": self._sum_E.cpu().numpy()}

@@ -119,6 +119,7 @@ class ExpertReference:
         taps = {i: _Taps(layer) for i, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "gate")}
         inputs: dict[int, list[Any]] = defaultdict(list)
         logits: dict[int, list[Any]] = defaultdict(list)
+        streams: dict[int, list[Any]] = defaultdict(list)
         self.window_of = [number for number, window in enumerate(windows) for _ in window]
         for window in windows:
             with torch.no_grad():
@@ -126,6 +127,8 @@ class ExpertReference:
             for index, tap in taps.items():
                 inputs[index] += [row.double().numpy() for row in tap.seen["mlp_input"]]
                 logits[index] += [row.double().tolist() for row in tap.seen["logits"]]
+                streams[index] += [row.double().numpy() for row in tap.seen["residual"]]
+        self.streams = streams
         self.mlps = {index: model.model.layers[index].mlp for index in taps}
         self.layers = {
             index: _Layer(mlp.experts, inputs[index], logits[index], router, top_k, _correction(mlp))
@@ -137,7 +140,7 @@ class ExpertReference:
         return _by_name(
             {
                 index: {
-                    **layer.of_tokens(self.window_of),
+                    **layer.of_tokens(self.window_of, self.streams[index]),
                     **layer.of_inputs(),
                     **_of_weights(self.mlps[index], layer.correction),
                 }
@@ -186,7 +189,7 @@ class _Layer:
     def routed(self, token: int, weights: dict[int, float]) -> Any:
         return sum((w * self.outputs[token][e] for e, w in weights.items()), np.zeros_like(self.inputs[token]))
 
-    def of_tokens(self, window_of: list[int]) -> dict[str, Any]:
+    def of_tokens(self, window_of: list[int], streams: list[Any]) -> dict[str, Any]:
         count, hidden = self.count, len(self.inputs[0])
         logit_gram, together = np.zeros((count, count)), np.zeros((count, count))
         seen: list[list[Any]] = [[] for _ in range(count)]
@@ -194,7 +197,7 @@ class _Layer:
         squared = np.zeros((max(window_of) + 1, count))
         whole = np.zeros(max(window_of) + 1)
         for t, z in enumerate(self.logits):
-            y, h = self.routed(t, self.gates[t]), self.inputs[t]
+            y, h = self.routed(t, self.gates[t]), streams[t]
             after = h + y
             turn = max(0.0, 1.0 - float(h @ after) / (np.linalg.norm(h) * np.linalg.norm(after)))
             whole[window_of[t]] += float(y @ y)

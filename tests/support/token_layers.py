@@ -15,7 +15,10 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TokenLayer:
-    """T tokens of one layer: router logits (T, E), outputs of all experts (T, E, D), inputs (T, D); softmax, top-k."""
+    """T tokens of one layer: router logits (T, E), outputs of all experts (T, E, D), inputs (T, D); softmax, top-k.
+
+    The layer has no norm, so its inputs are the residual stream too.
+    """
 
     logits: Array
     outputs: Array

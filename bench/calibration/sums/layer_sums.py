@@ -52,6 +52,11 @@ class LayerSums:
         for one in self._accumulators:
             one.end()
 
+    def entered(self, residual_TD: Tensor) -> None:
+        """Show the residual stream that enters the sub-layer, before its norm."""
+        for one in self._accumulators:
+            one.entered(residual_TD)
+
     def decided(self, decision: Decision) -> None:
         """Add what the router says of some tokens."""
         for one in self._accumulators:

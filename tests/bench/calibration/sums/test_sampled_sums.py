@@ -194,6 +194,25 @@ def test_a_dead_expert_resembles_none(tmp_path):
     assert stats.layer("residual_gate_norm", 1)[4] == 0 and not stats.layer("routed_output_mean", 1)[4].any()
 
 
+def test_what_the_norm_undoes_changes_no_turn(tmp_path):
+    """EASY-EP's turn is that of the residual stream: a norm's weight, undone in all that reads it, is not part of it."""
+    plain = tiny_checkpoint("olmoe", tmp_path / "plain")
+    inventory, tensors = Checkpoint.open(plain).inventory, load_file(plain / "model.safetensors")
+    for index in inventory.moe_layers:
+        layer = inventory.layers[index]
+        (norm,) = layer.with_role("norm.mlp")
+        scale = torch.linspace(0.25, 4.0, inventory.hidden)
+        tensors[norm.name] *= scale
+        for entry in layer.with_role("router.weight", "expert.gate", "expert.up"):
+            tensors[entry.name] /= scale
+    other = tiny_checkpoint("olmoe", tmp_path / "scaled")
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    name = "residual_gate_norm"
+    stats = [calibrate(Checkpoint.open(path), SQUARE, {name}, dtype="float64") for path in (plain, other)]
+    for index in inventory.moe_layers:
+        np.testing.assert_allclose(stats[1].layer(name, index), stats[0].layer(name, index), rtol=1e-5)
+
+
 def test_windows_beside_them_change_no_token(qwen):
     """What is seen of a token depends on its own window only: the pass adds no padding."""
     added = {"removal_loss", "routed_norm", "logit_gram", "coactivation", "residual_gate_norm"}
