@@ -99,13 +99,16 @@ class Recipes:
 def scaled(values: Tensor, role: str, scale_D: Tensor) -> Tensor:
     """Return a norm's weight divided by the scale of the experts' inputs, or the columns of what reads it multiplied.
 
+    In float32 or float64, whatever ``values`` are in: the scale itself must not be rounded to bfloat16, in memory or on disk.
+
     Args:
         values: weight of a norm, (D,), or matrix whose columns are inputs, (..., D).
         role: of the tensor in the inventory; ``norm.mlp`` is divided, every other one multiplied.
         scale_D: factor on each input of the experts.
     """
-    scale = scale_D.to(values)
-    return values / scale if role == "norm.mlp" else values * scale
+    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    scale = scale_D.to(wide)
+    return wide / scale if role == "norm.mlp" else wide * scale
 
 
 def expert_entries(inventory: Inventory, layer: int) -> list[Sequence[TensorEntry]]:

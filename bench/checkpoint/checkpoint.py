@@ -14,6 +14,7 @@ from bench.checkpoint.config_file import read_config
 from bench.checkpoint.content import companions, content_digest, stated_digest
 from bench.checkpoint.headers import Span, read_header
 from bench.checkpoint.source import local_folder
+from bench.checkpoint.tied import check_tied
 from bench.families.family import Family, family_of
 from methods.framework.errors import CheckpointError
 from methods.framework.inventory import Inventory, TensorEntry
@@ -74,6 +75,7 @@ class Checkpoint:
         headers = read_headers(path)
         spans: dict[TensorEntry, Span] = {}
         inventory = _located(family.inventory(config), family, headers, spans, path)
+        check_tied(inventory, family, headers, path)
         name = path.resolve().name if commit is None else str(source)
         return cls(path, name, commit, config, family, inventory, spans)
 

@@ -31,6 +31,7 @@ from bench.models.filled import filled_model
 from methods.framework.errors import CheckpointError
 from methods.framework.forms import has_own_form
 from methods.framework.inventory import Inventory
+from methods.framework.outside import an_object, read_json
 
 
 class DroppedBlock(nn.Module):
@@ -55,6 +56,7 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, **kwargs: A
     """
     checkpoint = Checkpoint.open(path)  # damaged files are named here, before transformers meets them
     folder = checkpoint.path
+    _check_generation_settings(folder)
     model_class = _class_for(checkpoint.family, checkpoint.config)
     try:
         if any(layer.form is not None for layer in checkpoint.inventory.layers):
@@ -74,6 +76,17 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, **kwargs: A
     if found:
         raise CheckpointError(f"{folder} does not hold the weights of {model_class.__name__}; {'; '.join(found)}")
     return cast(PreTrainedModel, model.eval())
+
+
+def _check_generation_settings(folder: Path) -> None:
+    """Check that ``generation_config.json``, where there is one, is an object; transformers would do without a damaged one.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    file, remedy = folder / "generation_config.json", "fetch it again, or remove it to generate as config.json says"
+    if file.exists():
+        an_object(read_json(file, CheckpointError, remedy, infinite=True), str(file), CheckpointError, remedy)
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:

@@ -100,8 +100,8 @@ def test_a_different_model_generates_saves_and_compresses_further(name: str, tmp
 def test_a_checkpoint_is_opened_and_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """By us; transformers reads its own config and weights, in another way."""
     folder, seen = tiny_checkpoint("olmoe"), []
-    read_bytes, read_headers = Path.read_bytes, checkpoint_module.read_headers
-    monkeypatch.setattr(Path, "read_bytes", lambda path: seen.append(path.name) or read_bytes(path))
+    read_config, read_headers = checkpoint_module.read_config, checkpoint_module.read_headers
+    monkeypatch.setattr(checkpoint_module, "read_config", lambda path: seen.append("config.json") or read_config(path))
     monkeypatch.setattr(checkpoint_module, "read_headers", lambda path: seen.append("headers") or read_headers(path))
     load_model(folder)
     assert seen == ["config.json", "headers"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +15,19 @@ from bench.applying.apply import apply
 from bench.checkpoint.checkpoint import SINGLE, Checkpoint
 from bench.models.filled import filled_model
 from bench.models.load import load_model
+from methods.framework.errors import CheckpointError
 from methods.framework.layer_plan import LayerPlan
 from methods.framework.plan import Plan
 from tests.bench.applying.test_apply import plans
 from tests.support.inside_plans import FORMS, SELECTIONS, everywhere, fitting
 from tests.support.inside_slowly import drawn_moments
 from tests.support.masking import logits
-from tests.support.tiny import FAMILIES, tiny_checkpoint, tiny_tokens
+from tests.support.published import CORRECTION, dtypes, published
+from tests.support.tiny import FAMILIES, tiny_tokens
 
 CELLS = [(family, dtype) for family in FAMILIES for dtype in (torch.float32, torch.bfloat16)]
 CELLS.append(("deepseek_v3", torch.float16))
 TOKENS = tiny_tokens(2, 12)
-GENERATION = {"eos_token_id": [1, 5, 9], "pad_token_id": 3, "repetition_penalty": 1.3, "max_new_tokens": 7}
-CORRECTION = "e_score_correction_bias"
-
-
-def published(family: str, folder: Path, generation: bool = True, **overrides: Any) -> Checkpoint:
-    """Return a checkpoint as models are published: bfloat16, correction biases of some size in float32, settings of its own."""
-    tiny_checkpoint(family, folder, dtype=torch.bfloat16, **overrides)
-    tensors = load_file(folder / SINGLE)
-    generator = torch.Generator().manual_seed(5)
-    for name, tensor in tensors.items():
-        if name.endswith(CORRECTION):  # close together and far from zero: bfloat16 makes them equal
-            tensors[name] = 8.0 + 0.01 * torch.randn(tensor.shape, generator=generator)
-    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
-    (folder / "generation_config.json").unlink(missing_ok=True)
-    if generation:
-        (folder / "generation_config.json").write_text(json.dumps(GENERATION))
-    return Checkpoint.open(folder)
-
-
-def dtypes(model: PreTrainedModel) -> dict[str, torch.dtype]:
-    """Return the type of every parameter and buffer by name."""
-    return {name: t.dtype for name, t in (*model.named_parameters(), *model.named_buffers())}
 
 
 def ties(model: PreTrainedModel) -> set[tuple[str, ...]]:
@@ -129,3 +108,33 @@ def test_every_form_keeps_what_the_source_has(form: str, tmp_path: Path) -> None
     kept = {name: t for name, t in found.items() if name.endswith(CORRECTION)}
     assert {t.dtype for t in kept.values()} == {torch.float32}
     assert all(np.unique(t.numpy()).size == t.numel() for t in kept.values()), "biases were rounded to equal ones"
+
+
+def test_settings_of_generation_that_are_damaged_are_an_error(tmp_path: Path) -> None:
+    """Transformers would go on without them and a word."""
+    source = published("olmoe", tmp_path)
+    for text in ('{"eos_token_id": [1,', "[]", '{"pad_token_id": NaN}'):
+        (source.path / "generation_config.json").write_text(text)
+        with pytest.raises(
+            CheckpointError, match=r"generation_config\.json.*remove it to generate as config\.json says"
+        ):
+            load_model(source.path)
+
+
+def test_a_head_that_should_be_the_embedding_and_is_not(tmp_path: Path) -> None:
+    """Transformers would use it and we would not."""
+    source = published("olmoe", tmp_path, tie_word_embeddings=True)
+    tensors = load_file(tmp_path / SINGLE)
+    embedding = tensors["model.embed_tokens.weight"]
+
+    def opened(head: torch.Tensor) -> Checkpoint:
+        save_file({**tensors, "lm_head.weight": head}, tmp_path / SINGLE, metadata={"format": "pt"})
+        return Checkpoint.open(tmp_path)
+
+    again = opened(embedding.clone())
+    check_equal(filled_model(type(load_model(source.path)), again, torch.float32), load_model(again.path))
+    other = embedding.clone()
+    other[-1, -1] += 1.0
+    for head in (other, embedding.float()):
+        with pytest.raises(CheckpointError, match=r"its lm_head\.weight is not its model\.embed_tokens\.weight"):
+            opened(head)
