@@ -14,6 +14,7 @@ import numpy as np
 
 from bench.checkpoint.tokenizer_files import open_tokenizer
 from methods.framework.errors import ConfigError, UnknownNameError
+from methods.framework.outside import read_json
 
 if TYPE_CHECKING:
     from bench.checkpoint.checkpoint import Checkpoint
@@ -239,10 +240,12 @@ def _raw_ids(path: Path) -> Sequence[Sequence[int]]:
         if path.suffix == ".npy":
             found = np.load(path, allow_pickle=False)
         elif path.suffix == ".json":
-            found = json.loads(path.read_bytes())
+            found = read_json(path, ConfigError)
         else:
             found = _single_tensor(path)
-    except (OSError, ValueError) as error:
+    except ConfigError:
+        raise
+    except (Exception, MemoryError) as error:  # numpy parses headers as Python, whose tokenizer has errors of its own
         raise ConfigError(f"token ids in {path} cannot be read: {error}") from error
     if isinstance(found, np.ndarray):
         if found.ndim != 2:
