@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
-from collections.abc import Mapping
-from functools import cache, reduce
+from collections.abc import Callable, Mapping
+from functools import cache, partial, reduce
 from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,12 +15,16 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter, Valida
 from bench.settings.stage_settings import CalibrationConfig
 from bench.settings.strict import Strict
 from methods.framework.errors import ConfigError, MoebenchError, UnknownNameError
+from methods.framework.outside import parse_json, read_text
 from methods.registry import method_class, names
 from sweeps.budget import Budget
 from sweeps.executor import Executor, parse_executor
 from sweeps.executors.local import Local
 from sweeps.objective import Objective, kinds
 from sweeps.search_space import Choice, Dimension, Knots, Range, corners, distributions, own_space
+
+_LONGEST = 16 << 20
+"""Bytes of the longest file of settings."""
 
 
 class Sampler(Strict):
@@ -173,23 +176,27 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+def _from_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader, which builds plain values only
+
+
 def load_sweep(path: Path) -> SweepConfig:
     """Read a sweep from a YAML, TOML or JSON file; relative paths in it are looked for beside it first.
 
     Raises:
         ConfigError: unreadable, not of its format, an unknown key (with the closest one), or a value not allowed.
     """
+    text = read_text(path, ConfigError, longest=_LONGEST)
     try:
-        text = path.read_text()
-    except OSError as error:
-        raise ConfigError(f"cannot read the sweep {path}: {error.strerror}") from error
-    try:
-        # _Loader is a SafeLoader: it builds plain values only. As YAML, JSON's 1e-05 would be a string.
-        read = {".toml": tomllib.loads, ".json": json.loads}.get(
-            path.suffix, lambda text: yaml.load(text, Loader=_Loader)
-        )
+        # As YAML, JSON's 1e-05 would be a string.
+        readers: dict[str, Callable[[str], Any]] = {
+            ".toml": tomllib.loads,
+            ".json": partial(parse_json, what=str(path), kind=ConfigError),
+        }
+        read = readers.get(path.suffix, _from_yaml)
         data = read(text)
-    except (yaml.YAMLError, tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        # TypeError: a key that is a list; ValueError: PyYAML lets impossible dates and numbers through to Python's.
         kind = path.suffix.removeprefix(".").upper() if path.suffix in (".toml", ".json") else "YAML"
         raise ConfigError(f"{path} is not {kind}: {error}") from error
     except ConfigError as error:

@@ -82,8 +82,8 @@ def test_no_file_is_too_long(folders: tuple[str, ...], most: int) -> None:
 
 
 def test_tests_lie_where_the_product_does() -> None:
-    """A folder of tests is named after a room or package; ``laws``, ``e2e`` and ``support`` cut across all."""
-    across = {"laws", "e2e", "support", "examples"}
+    """A folder of tests is named after a room or package; ``laws``, ``e2e``, ``fuzz`` and ``support`` cut across all."""
+    across = {"laws", "e2e", "support", "examples", "fuzz"}
     folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
     named = {".".join(folder.parts) for folder in folders if folder.parts and folder.parts[0] not in across}
     assert [name for name in sorted(named) if name not in FILES] == []

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
+_LONGEST_NAME = 255
+"""Bytes of a file's name that file systems allow."""
 _FLOATS = {"F64", "F32", "BF16", "F16"}
 _TOKENIZER = (
     "tokenizer*",
@@ -200,7 +202,7 @@ def read_headers(path: Path) -> dict[str, Span]:
     shard_of = an_object(stated.get("weight_map"), f"weight_map of {index}", CheckpointError, remedy)
     if strange := sorted({str(name) for name in shard_of.values() if not _is_plain_name(name)}):
         raise CheckpointError(
-            f"{index} names files that are not in its own folder: {', '.join(strange[:3])}; fetch it again"
+            f"{index} names files that are not in its own folder: {', '.join(name[:60] for name in strange[:3])}; fetch it again"
         )
     shards = sorted(set(shard_of.values()))
     if missing := [name for name in shards if not (path / name).exists()]:
@@ -220,7 +222,8 @@ def read_headers(path: Path) -> dict[str, Span]:
 
 
 def _is_plain_name(name: Any) -> bool:
-    return isinstance(name, str) and name not in ("", ".", "..") and not any(letter in name for letter in "/\\\0")
+    plain = isinstance(name, str) and name not in ("", ".", "..") and not any(letter in name for letter in "/\\\0")
+    return plain and len(name.encode("utf-8", "replace")) <= _LONGEST_NAME
 
 
 def _located(

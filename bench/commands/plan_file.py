@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from methods.framework.errors import PlanError
+from methods.framework.outside import read_bytes
 from methods.framework.plan import Plan
 
 
@@ -14,7 +15,4 @@ def read_plan(path: Path) -> Plan:
     Raises:
         PlanError: the file is missing or holds something else.
     """
-    try:
-        return Plan.loads(path.read_bytes())
-    except OSError as error:
-        raise PlanError(f"cannot read {path}: {error.strerror}") from error
+    return Plan.loads(read_bytes(path, PlanError))
