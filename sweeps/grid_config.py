@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from bench.settings.method_settings import MethodConfig, RecipeConfig, expand, parse_method
+from bench.settings.mixture import CorpusLine
 from bench.settings.recovery import RecoverySettings
 from bench.settings.run_settings import RunConfig
 from bench.settings.stage_settings import POCKET, Bos, CalibrationConfig, EvaluationConfig
@@ -32,7 +33,7 @@ def _recipe(value: Any) -> Any:
 class GridCalibration(Strict):
     """The texts that statistics are measured on: every corpus with every seed."""
 
-    corpora: tuple[str, ...] = Field(default=("pocket",), min_length=1, description="as `moebench run --corpus`")
+    corpora: tuple[CorpusLine, ...] = Field(default=("pocket",), min_length=1, description="as `moebench run --corpus`")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1, description="of the windows")
     sequences: int = Field(default=128, ge=1, description="windows")
     length: int = Field(default=2048, ge=2, description="tokens in a window")

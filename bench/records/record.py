@@ -43,6 +43,7 @@ class CorpusInfo(_Part):
     sequences: int = Field(description="sequences measured")
     propagation: Literal["one_shot", "sequential"] = Field(description="hidden states: original, or after compression")
     opening: tuple[int, ...] = Field(default=(), description="token ids put at the start of every window")
+    sources: dict[str, int] = Field(default={}, description="of a mixture: windows of each source")
 
 
 class CostInfo(_Part):

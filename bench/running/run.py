@@ -58,7 +58,7 @@ from methods.framework.stats import CATALOGUE
 if TYPE_CHECKING:
     from bench.recovery.recover import Recovered
 
-_SAID = {"name", "opening"}
+_SAID = {"name", "opening", "sources"}
 """Fields of a corpus that say how it came to be; the digest of its tokens says what it is."""
 
 Report = Callable[["Subject", str], None]
@@ -223,6 +223,7 @@ class Run:
                 sequences=len(corpus.windows),
                 propagation=self.config.calibration.propagation,
                 opening=corpus.opening,
+                sources=dict(corpus.sources),
             )
 
     def _stored_plan(self, record: Record) -> Plan | None:

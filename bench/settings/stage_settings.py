@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from bench.settings.mixture import CorpusLine
 from bench.settings.strict import Extended, Strict
 
 Bos = Literal["as evaluated", "always", "never"]
@@ -20,8 +21,9 @@ class CalibrationConfig(Extended):
 
     later: ClassVar[tuple[str, ...]] = ("device", "bos")
 
-    corpus: str = Field(
-        default="pocket", description="text file, datasets:NAME, pocket[:domain], or a file of token ids"
+    corpus: CorpusLine = Field(
+        default="pocket",
+        description="text file, datasets:NAME, pocket[:domain], chat:FILE, a file of token ids, or a mixture a=0.5,b=0.5",
     )
     sequences: int = Field(default=128, ge=1, description="windows")
     length: int = Field(default=2048, ge=2, description="tokens in a window")

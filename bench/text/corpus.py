@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bench.settings.mixture import shares_of, windows_of
 from bench.settings.stage_settings import Bos
-from bench.text.encoder import Encoder
+from bench.text.encoder import MASKS, Encoder
 from methods.framework.errors import ConfigError, UnknownNameError
 from methods.framework.outside import parse_json, read_text
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 FORMS = (
     "a text file, a file of token ids (.npy, .safetensors, .json), datasets:NAME[:CONFIG][:SPLIT][:FIELD], "
-    "pocket[:domain,domain], or several of them joined by +"
+    "pocket[:domain,domain], chat:FILE (.jsonl with messages), several of them joined by +, or with shares of the windows "
+    "as SOURCE=0.5,SOURCE=0.5"
 )
 _PIECE = 1 << 16
 """Characters of text that stay together when a text file is shuffled."""
@@ -41,6 +43,7 @@ class Corpus:
         digest: SHA-256 of lengths and ids.
         tokens: number of ids in all windows.
         opening: ids that were put at the start of every window, as evaluation puts them there.
+        sources: of a mixture, each source with the number of its windows.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Corpus:
     digest: str
     tokens: int
     opening: tuple[int, ...] = ()
+    sources: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def of(cls, windows: Iterable[Sequence[int]], name: str = "token ids") -> Corpus:
@@ -82,7 +86,8 @@ def parse(
 
     Args:
         spec: one source or several joined by ``+``, which get equal shares of ``sequences`` (the first ones get what is
-            left over). Files of token ids are replayed whole and in order, whatever is asked for.
+            left over), or a mixture ``source=share,source=share``. Files of token ids are replayed whole and in order,
+            whatever is asked for, so they have no part in mixtures.
         checkpoint: whose tokenizer and vocabulary are used.
         sequences: windows in total.
         length: tokens in a window, with what it begins with. A window of a file of token ids that does not begin with it
@@ -93,15 +98,7 @@ def parse(
     Raises:
         ConfigError: a source is missing, unreadable, too short, or does not fit the model.
     """
-    try:
-        sources = [spec] if Path(spec).exists() else spec.split("+")
-    except OSError as error:  # a name that no file can have
-        raise ConfigError(f"corpus {spec[:200]!r}: {error.strerror}; allowed: {FORMS}") from error
-    if sequences < len(sources) or length < 1:
-        raise ConfigError(
-            f"{sequences} windows of {length} tokens cannot be drawn from {len(sources)} source(s) of {spec!r}; "
-            "ask for at least one window for each source"
-        )
+    sources, mixed = _sources(spec, sequences, length)
     encoder = Encoder(checkpoint)
     opening = encoder.opening(bos)
     if length <= len(opening):
@@ -109,12 +106,40 @@ def parse(
             f"windows of {length} tokens hold nothing beside the {len(opening)} that each begins with; raise --length"
         )
     windows: list[Sequence[int]] = []
-    for number, source in enumerate(sources):
-        share = sequences // len(sources) + (number < sequences % len(sources))
+    for source, share in sources:
         windows += _Source(source.strip(), checkpoint, encoder, opening, seed).windows(share, length)
-    corpus = replace(Corpus.of(windows, spec), opening=opening)
+    corpus = replace(Corpus.of(windows, spec), opening=opening, sources=tuple(sources) if mixed else ())
     _check_fit(corpus, checkpoint)
     return corpus
+
+
+def _sources(spec: str, sequences: int, length: int) -> tuple[list[tuple[str, int]], bool]:
+    """Return the sources, each with the number of its windows, and whether they have shares."""
+    try:
+        mixture = () if Path(spec).exists() else shares_of(spec)
+    except OSError as error:  # a name that no file can have
+        raise ConfigError(f"corpus {spec[:200]!r}: {error.strerror}; allowed: {FORMS}") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if mixture:
+        sources = [source for source, _ in mixture]
+        counts = windows_of([share for _, share in mixture], sequences)
+        if replayed := [source for source in sources if source.endswith(_ID_FILES)]:
+            raise ConfigError(
+                f"corpus {spec!r}: {replayed[0]} is a file of token ids, which is replayed whole and so has no share; join it "
+                "with +"
+            )
+        if len(set(sources)) < len(sources):
+            raise ConfigError(f"corpus {spec!r} names a source twice; add up its shares")
+    else:
+        sources = [spec] if Path(spec).exists() else spec.split("+")
+        counts = [sequences // len(sources) + (number < sequences % len(sources)) for number in range(len(sources))]
+    if min(counts) < 1 or length < 1:
+        raise ConfigError(
+            f"{sequences} windows of {length} tokens cannot be drawn from {len(sources)} source(s) of {spec!r}; "
+            "ask for at least one window for each source"
+        )
+    return list(zip(sources, counts, strict=True)), bool(mixture)
 
 
 def _check_fit(corpus: Corpus, checkpoint: Checkpoint) -> None:
@@ -150,15 +175,24 @@ class _Source:
         if kind == "pocket":
             return self._packed(_pocket(rest, self.checkpoint, sequences, length, self.seed), sequences, length)
         if kind == "datasets":
-            encode, end = self.encoder.text, self.encoder.end
-            documents = _dataset(rest, self.seed)
-            return self._packed(([*encode(text), *end] for text in documents), sequences, length)
+            return self._packed(self._encoded(_dataset(rest, self.seed)), sequences, length)
+        if kind == "chat":
+            return self._packed(self._encoded(_conversations(Path(rest), self.seed)), sequences, length)
         path = Path(self.source)
         if not path.is_file():
             raise ConfigError(f"corpus {self.source!r}: there is no such file; allowed: {FORMS}")
         if path.suffix in _ID_FILES:
             return [self._opened(row) for row in _raw_ids(path)]
         return self._packed(map(self.encoder.text, _pieces(path, self.seed)), sequences, length)
+
+    def _encoded(self, documents: Iterable[Any]) -> Iterator[list[int]]:
+        """Yield the ids of texts, each with the end of a document, and of conversations, whose template ends them."""
+        encode = self.encoder.text
+        for number, document in enumerate(documents):
+            if isinstance(document, str):
+                yield [*encode(document), *self.encoder.end]
+            else:
+                yield self.encoder.chat(document, f"document {number} of corpus {self.source!r}")
 
     def _opened(self, row: Sequence[int]) -> Sequence[int]:
         """Return a window of ids with its beginning, which it may have already."""
@@ -206,7 +240,21 @@ def _pieces(path: Path, seed: int) -> Iterator[str]:
     return ("".join(piece) for piece in pieces)
 
 
-def _dataset(rest: str, seed: int) -> Iterator[str]:
+def _conversations(path: Path, seed: int) -> Iterator[Any]:
+    """Yield the conversations of a file, one object with ``messages`` a line, in an order that the seed chooses."""
+    lines = [line for line in read_text(path, ConfigError, longest=_LONGEST).split("\n") if line.strip()]
+    random.Random(f"corpus {seed}").shuffle(lines)
+    for line in lines:
+        row = parse_json(line, f"a line of {path}", ConfigError)
+        if not isinstance(row, dict) or set(row) & MASKS or "messages" not in row:
+            raise ConfigError(
+                f"a line of {path} is {line[:60]!r}; allowed: an object with messages and without "
+                f"{', '.join(sorted(MASKS))}, since statistics count every token"
+            )
+        yield row["messages"]
+
+
+def _dataset(rest: str, seed: int) -> Iterator[Any]:
     """Yield the documents of a data set, streamed and shuffled within a buffer."""
     import datasets
 
@@ -230,7 +278,7 @@ def _dataset(rest: str, seed: int) -> Iterator[str]:
             f"field of data set {name}", column, first, "Name it as datasets:NAME:CONFIG:SPLIT:FIELD."
         )
     shuffled: Iterable[dict[str, Any]] = rows.shuffle(seed=seed, buffer_size=1000)
-    return (str(row[column]) for row in shuffled)
+    return (row[column] if isinstance(row[column], list) else str(row[column]) for row in shuffled)
 
 
 def _pocket(rest: str, checkpoint: Checkpoint, sequences: int, length: int, seed: int) -> Sequence[Sequence[int]]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bench.checkpoint.checkpoint import Checkpoint
 
 _PROBE = "the"
-_MASKS = ("mask", "loss_mask", "weight", "weights", "train")
+MASKS = frozenset({"mask", "loss_mask", "weight", "weights", "train"})
 """Keys by which data sets say which turns or tokens a training counts."""
 
 
@@ -64,7 +64,7 @@ class Encoder:
                 f"{where} is not a conversation but {str(messages)[:60]!r}; allowed: a list of objects with a role and a text "
                 "under content"
             )
-        if masks := sorted({key for turn in messages for key in turn if key in _MASKS}):
+        if masks := sorted({key for turn in messages for key in turn if key in MASKS}):
             raise ConfigError(
                 f"{where} has {', '.join(masks)}: statistics count every token, masks are not built; remove the key to "
                 "count all turns"
