@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.applying.computed_by import computed_by
 from bench.applying.moments import moments_digest
 from bench.applying.shards import write_shards
 from bench.checkpoint.checkpoint import Checkpoint
@@ -69,7 +70,8 @@ def apply(
     config = checkpoint.family.config_for(checkpoint.config, plan, expected)
     origin = {"name": checkpoint.name, "revision": checkpoint.revision, "content": checkpoint.content}
     measured = measured or moments_digest(plan, inventory, moments)
-    if _is_done(out, plan, origin, measured):
+    maker = computed_by(plan, device)
+    if _is_done(out, plan, origin, measured, maker):
         return out
     needed = sum(entry.nbytes for entry in expected.tensors())
     try:
@@ -79,17 +81,26 @@ def apply(
             write_shards(checkpoint, list(transfers(plan, inventory)), folder, shard_bytes, progress, moments, device)
             copy_small_files(checkpoint.path, folder, anew=("config.json", PLAN_FILE))
             _write_json(folder / "config.json", config)
-            _write_json(folder / PLAN_FILE, _plan_document(checkpoint, plan, origin, measured, provenance))
+            _write_json(folder / PLAN_FILE, _plan_document(checkpoint, plan, origin, measured, maker, provenance))
             seal(folder, expected)
     except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and _is_done(out, plan, origin, measured):
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and _is_done(out, plan, origin, measured, maker):
             return out  # another process finished the same work first
         raise CheckpointError(_why(error, out, needed)) from error
     return out
 
 
-def _is_done(out: Path, plan: Plan, origin: Mapping[str, Any], measured: str | None) -> bool:
+def _is_done(
+    out: Path, plan: Plan, origin: Mapping[str, Any], measured: str | None, maker: Mapping[str, Any] | None
+) -> bool:
     """Return whether ``out`` already holds this very result; an absent or empty folder does not.
+
+    Args:
+        out: folder.
+        plan: what it should have been made by.
+        origin: name, revision and content of the source.
+        measured: digest of the statistics that are written into it, if any are.
+        maker: what computes its tensors, None where all are copied.
 
     Raises:
         CheckpointError: it holds something else.
@@ -101,8 +112,14 @@ def _is_done(out: Path, plan: Plan, origin: Mapping[str, Any], measured: str | N
         same = Plan.loads(json.dumps(document)).digest == plan.digest
         same = same and document["provenance"]["source"]["content"] == origin["content"]
         same = same and document["provenance"].get("moments") == measured
+        before = document["provenance"].get("computed_by") if same else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, PlanError):
-        same = False
+        same, before = False, None
+    if same and before != maker:
+        raise CheckpointError(
+            f"{out} exists and was computed by other versions of the libraries or of moebench, or on another device; remove it "
+            "or choose another folder"
+        )
     if not same:
         raise CheckpointError(f"{out} exists and holds something else; remove it or choose another folder")
     found = Checkpoint.open(out)
@@ -115,12 +132,25 @@ def _plan_document(
     plan: Plan,
     origin: Mapping[str, Any],
     measured: str | None,
+    maker: Mapping[str, Any] | None,
     provenance: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return ``plan.json``: the canonical plan, its origin, and the plan that made the source, if one did."""
+    """Return ``plan.json``: the canonical plan, its origin, and the plan that made the source, if one did.
+
+    Args:
+        checkpoint: the source.
+        plan: what is made of it.
+        origin: name, revision and content of the source.
+        measured: digest of the statistics that are written into it, if any are.
+        maker: what computes its tensors, None where all are copied.
+        provenance: added to it.
+    """
     document: dict[str, Any] = json.loads(plan.dumps())
     history: dict[str, Any] = {**(provenance or {}), "source": dict(origin)}
-    history.pop("moments", None)
+    for own in ("moments", "computed_by"):
+        history.pop(own, None)
+    if maker is not None:
+        history["computed_by"] = dict(maker)
     if measured is not None:
         history["moments"] = measured
     earlier = checkpoint.path / PLAN_FILE

@@ -25,6 +25,17 @@ OWN = ("bench", "methods")
 """Packages whose files are looked for below the root; the rest of the project only calls them."""
 ROOMS = ("bench.checkpoint", "bench.families", "bench.experts", "bench.text", "bench.models", "bench.calibration")
 """Rooms that decide what is read, in whatever form it is stored, and how it is measured."""
+EVALUATING = ("bench.checkpoint", "bench.families", "bench.experts", "bench.text", "bench.models", "bench.evaluation")
+"""Rooms that decide what a model answers, and what its answers are worth."""
+APPLYING = ("bench.checkpoint", "bench.families", "bench.experts", "bench.applying")
+"""Rooms that decide what tensors a plan becomes."""
+PROBING = (*ROOMS, "bench.probing")
+"""Rooms that decide what a candidate of a method is worth."""
+TRAINING = (*APPLYING, "bench.text", "bench.models", "bench.recovery")
+"""Rooms that decide what a training makes of a checkpoint."""
+TIMING = ("bench.serving", "bench.timing")
+"""Rooms that decide how a model is served, and how it is timed."""
+_DATA = ("*.toml", "*.json")
 _REGISTRY = "methods.registry"
 """Imports methods by names that stand in strings, so whatever imports it depends on all of them."""
 
@@ -88,7 +99,8 @@ def _modules_of(room: str, root: Path) -> list[str]:
 def _data_of(rooms: Iterable[str], root: Path) -> Iterator[Path]:
     """Go through the files of rooms that are no modules: families are data."""
     for room in rooms:
-        yield from sorted(root.joinpath(*room.split(".")).rglob("*.toml"))
+        for pattern in _DATA:
+            yield from sorted(root.joinpath(*room.split(".")).rglob(pattern))
 
 
 def _file_of(name: str, root: Path) -> Path | None:
@@ -96,8 +108,8 @@ def _file_of(name: str, root: Path) -> Path | None:
     if name.split(".")[0] in OWN:
         stem = root.joinpath(*name.split("."))
         below = next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()), None)
-        if below is not None or root != ROOT:
-            return below
+        if below is not None or root != ROOT or stem.parent.with_suffix(".py").is_file():
+            return below  # a name within a module is no module, and asking Python for one would import the module
     if name in sys.modules:
         file = getattr(sys.modules[name], "__file__", None)
     else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.calibration.decide import Decide
 from bench.store.store import digest_of
+from bench.store.versions import versions
 from methods.framework.catalogue import CATALOGUE
 from methods.framework.errors import ConfigError, StatsError, UnknownNameError
 from methods.framework.inventory import Inventory
@@ -16,6 +17,9 @@ from methods.framework.stats import Stats
 if TYPE_CHECKING:
     from bench.checkpoint.checkpoint import Checkpoint
     from bench.text.corpus import Corpus
+
+_LIBRARIES = ("numpy", "scipy", "torch", "transformers")
+"""Those that measure; what a tokenizer made of a text is in the digest of the corpus."""
 
 
 def check_inputs(inventory: Inventory, corpus: Corpus | None, needs: Collection[str]) -> None:
@@ -102,8 +106,6 @@ def settings_of(
         device: torch device.
         dtype: name of the torch type.
     """
-    from importlib.metadata import version
-
     inventory = checkpoint.inventory
     roles = [[entry.name, entry.role] for entry in inventory.tensors()]  # as the family's file reads the names
     return {
@@ -115,8 +117,7 @@ def settings_of(
         "decide": None if decide is None else decide.digest,
         "device": device,
         "dtype": resolved_dtype(dtype, device, inventory),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
+        "versions": {name: found for name, found in versions().items() if name in _LIBRARIES},
     }
 
 

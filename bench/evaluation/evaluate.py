@@ -17,12 +17,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bench.calibration.code_digest import EVALUATING, code_digest
 from bench.evaluation.items import Items, items_from
 from bench.evaluation.quiet import quiet_lm_eval
 from bench.evaluation.scores import group_scores, task_scores
 from bench.evaluation.tasks import LoadedTask, check_tasks, load_tasks
 from bench.records.record import Score
 from bench.store.store import digest_of, write_json
+from bench.store.versions import versions
 from methods.framework.errors import EvaluationError
 
 __all__ = ["Evaluation", "check_tasks", "evaluate"]
@@ -84,12 +86,13 @@ def evaluate(
     leaves, groups = load_tasks(tasks, include_path, num_fewshot=num_fewshot, limit=limit, seed=seed)
     settings = {"dtype": str(model.dtype).removeprefix("torch."), "max_length": max_length}
     tokens = _tokenizer_digest(tokenizer)
+    computed_by = {"versions": versions(), "code": code_digest(EVALUATING)} if cache else {}
     scores: dict[str, list[Score]] = {}
     items: list[Items] = []
     cached: list[str] = []
     for name, leaf in leaves.items():
         digest = digest_of({"task": leaf.digest, **settings})
-        key = {"model": model_digest, "tokenizer": tokens, "task": digest, "device": model.device.type}
+        key = {"model": model_digest, "tokenizer": tokens, "task": digest, "device": model.device.type, **computed_by}
         file = cache / f"{digest_of(key)[:32]}.json" if cache else None
         found = _recall(file, key) if file else None
         if found is not None:
@@ -156,7 +159,7 @@ def _run(
     return task_scores(task, leaf.name, answer, digest)
 
 
-def _recall(file: Path, key: Mapping[str, str]) -> tuple[list[Score], list[Items]] | None:
+def _recall(file: Path, key: Mapping[str, Any]) -> tuple[list[Score], list[Items]] | None:
     """Return a finished task, None where there is none or the file is damaged."""
     try:
         document = json.loads(file.read_text())

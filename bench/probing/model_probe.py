@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.calibration.code_digest import ROOMS, code_digest
+from bench.calibration.code_digest import PROBING, code_digest
 from bench.calibration.inputs import check_inputs, resolved_dtype, settings_of
 from bench.probing.answers import Answer, Answers
 from bench.probing.decoder_layers import Layers
@@ -256,7 +256,7 @@ class ModelProbe:
         """Return everything that can change an answer, as JSON values."""
         dtype = str(self._dtype).removeprefix("torch.")
         settings = settings_of(self._checkpoint, self.corpus, None, str(self._device), dtype)
-        return {**settings, "distill": self._distill, "code": code_digest((*ROOMS, "bench.probing"))}
+        return {**settings, "distill": self._distill, "code": code_digest(PROBING)}
 
 
 def _runnable(layer: int, plan: LayerPlan) -> LayerPlan:

@@ -38,7 +38,7 @@ def environment() -> Environment:
         commit=commit,
         dirty=None if status is None else bool(status),
         versions=_versions(),
-        device=torch.cuda.get_device_name(0) if torch.cuda.is_available() else processor(),
+        device=device_name(),
         threads=torch.get_num_threads(),
     )
 
@@ -51,6 +51,13 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def device_name() -> str:
+    """Return the name of the GPU, or that of the processor where there is none."""
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else processor()
 
 
 def processor() -> str:

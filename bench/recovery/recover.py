@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from bench.calibration.code_digest import TRAINING, code_digest
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.content import PLAN_FILE
 from bench.models.device import resolved_device
@@ -25,6 +26,7 @@ from bench.recovery.write import read_plan_document, with_recovery, write_recove
 from bench.recovery.zeros import is_sparse, kept_weights, still_zeros
 from bench.settings.recovery import RecoverySettings
 from bench.store.store import Store, digest_of
+from bench.store.versions import versions
 from bench.text.corpus import Corpus
 from methods.framework.errors import CheckpointError, RefusedError
 from methods.framework.plan import Plan
@@ -101,7 +103,10 @@ def recover(
         "sparse": is_sparse(document),
         "teacher": None if source is None else source.content,
         "settings": settings.resolved(),
+        "device": resolved_device(settings.device).partition(":")[0],
         "corpus": corpus.digest,
+        "versions": versions("peft"),
+        "code": code_digest(TRAINING),
     }
     digest = digest_of(key)
     store = Store(store_folder)

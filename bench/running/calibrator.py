@@ -72,6 +72,37 @@ class Calibrator:
             )
         return self._corpus
 
+    def check(self, method: Measured, needs: frozenset[str]) -> None:
+        """Refuse what is known not to work before anything is measured.
+
+        Raises:
+            RefusedError: sequential propagation for a method that does not decide layer by layer.
+            MoebenchError: ``needs`` cannot be measured on this model and corpus.
+        """
+        from bench.calibration.inputs import check_inputs
+
+        corpus = self.corpus_for(method)
+        check_inputs(self._checkpoint.inventory, corpus, needs)
+        if corpus is not None:
+            self._check_propagation(method)
+
+    def _check_propagation(self, method: Measured) -> None:
+        if self._config.propagation == "one_shot":
+            return
+        if method.probing:
+            raise RefusedError(
+                f"{method.name} runs the model itself, so propagation='sequential' has no meaning for it"
+            )
+        if not isinstance(method, LayerwiseMethod):
+            raise RefusedError(
+                f"{method.name} looks at all layers at once, so propagation='sequential' has no meaning for it"
+            )
+        if not (INSIDE - {"channels"}).isdisjoint(method.stages):
+            raise RefusedError(
+                f"{method.name} changes experts inside from moments of the original states; sequential propagation of such "
+                "experts is not built"
+            )
+
     def stats_for(self, method: Measured, progress: Any = None) -> Stats:
         """Return the statistics for ``method``.
 
@@ -98,15 +129,8 @@ class Calibrator:
                 sampled_tokens=sampled,
                 progress=progress,
             )
-        if not isinstance(method, LayerwiseMethod):
-            raise RefusedError(
-                f"{method.name} looks at all layers at once, so propagation='sequential' has no meaning for it"
-            )
-        if not (INSIDE - {"channels"}).isdisjoint(method.stages):
-            raise RefusedError(
-                f"{method.name} changes experts inside from moments of the original states; sequential propagation of such "
-                "experts is not built"
-            )
+        self._check_propagation(method)
+        assert isinstance(method, LayerwiseMethod)
         decide = LayerwiseDecision(method, self._checkpoint.inventory)
         return calibrate(
             self._checkpoint,
@@ -123,10 +147,7 @@ class Calibrator:
         """Return the running model for a method that asks for it, else None; made once, on the calibration corpus."""
         if not method.probing:
             return None
-        if self._config.propagation != "one_shot":
-            raise RefusedError(
-                f"{method.name} runs the model itself, so propagation='sequential' has no meaning for it"
-            )
+        self._check_propagation(method)
         if self._probe is None:
             from bench.probing.model_probe import ModelProbe
 

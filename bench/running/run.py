@@ -33,6 +33,7 @@ from bench.records.record import (
     write_record,
 )
 from bench.running.calibrator import Calibrator
+from bench.running.identity import own_key, shared_key
 from bench.running.recipe import Recipe
 from bench.running.record_parts import cost_info, ratio_info, realisation, recovery_info
 from bench.running.stages import (
@@ -49,17 +50,13 @@ from bench.settings.run_settings import RunConfig
 from bench.store.store import Store, digest_of, write_json
 from bench.timing.offline import TimingSession
 from methods.framework.cost import cost
-from methods.framework.errors import MoebenchError, RefusedError
+from methods.framework.errors import MoebenchError, RecordError, RefusedError
 from methods.framework.layer_plan import STAGES
 from methods.framework.method import Method
 from methods.framework.plan import Plan
-from methods.framework.stats import CATALOGUE
 
 if TYPE_CHECKING:
     from bench.recovery.recover import Recovered
-
-_SAID = {"name", "opening", "sources"}
-"""Fields of a corpus that say how it came to be; the digest of its tokens says what it is."""
 
 Report = Callable[["Subject", str], None]
 """Called with a subject and the stage that it enters, or its status at the end.
@@ -70,6 +67,9 @@ Stages are ``calibrate``, ``plan``, ``apply``, ``recover DONE/STEPS``, ``evaluat
 
 RECOVERIES = {"lora": "LoRA", "full": "fine-tuning", "router_kd": "Router KD", "expert_kd": "expert distillation"}
 """Kinds of training, as tables call them."""
+
+FINAL = ("complete", "refused")
+"""What ends a row for good; what failed is tried again."""
 
 
 @dataclass
@@ -136,10 +136,9 @@ class Run:
             check_tasks(config.evaluation.tasks, config.evaluation.include_path)
         for name in filter(None, (config.target, config.timing.engine)):
             engine_named(name)
-        for name in (config.calibration.device, config.evaluation.device):
-            resolved_device(
-                name
-            )  # also where every record is there already: who asks for a device expects it to be used
+        trained_on = [one.device for one in recoveries if one is not None]
+        for name in (config.calibration.device, config.evaluation.device, *trained_on):
+            resolved_device(name)  # also where every record is there already: who asks for one expects it to be used
         self.checkpoint = Checkpoint.open(config.model, config.revision)
         self.base = Subject(None)
         pairs = zip(methods, recoveries, strict=True)
@@ -148,13 +147,19 @@ class Run:
         self.calibrator = Calibrator(self.checkpoint, config.calibration, store, needs)
 
     def execute(self) -> list[Record]:
-        """Run every subject that has no record yet and return all records, the base's first."""
+        """Run every subject that has no record yet and return all records, the base's first.
+
+        Raises:
+            MoebenchError: a corpus cannot be read, or the base not be evaluated.
+        """
         self._identify()
         todo = [subject for subject in self.subjects if subject.record is None]
         for subject in self.subjects:
             if subject.record is not None:
                 self.report(subject, f"{subject.record.status} (earlier)")
         if todo:
+            for subject in todo:
+                self._guarded(subject, self._check)
             self._evaluate(self.base)
             for subject in todo:
                 self._guarded(subject, self._decide)
@@ -170,42 +175,20 @@ class Run:
 
     def _identify(self) -> None:
         """Give each subject the id that everything which determines its result hashes to, and find earlier records."""
-        evaluation = self.config.evaluation
+        asked = self.config.evaluation
         tasks: dict[str, str] = {}
-        if evaluation.tasks:
-            leaves, _ = load_tasks(
-                evaluation.tasks,
-                evaluation.include_path,
-                num_fewshot=evaluation.num_fewshot,
-                limit=evaluation.limit,
-                seed=evaluation.seed,
-            )
+        if asked.tasks:
+            shots, limit, seed = asked.num_fewshot, asked.limit, asked.seed
+            leaves, _ = load_tasks(asked.tasks, asked.include_path, num_fewshot=shots, limit=limit, seed=seed)
             tasks = {name: leaf.digest for name, leaf in leaves.items()}
-        shared = {
-            "schema": 1,
-            "group": self.config.group,
-            "model": self.checkpoint.content,
-            "tasks": tasks,
-            "evaluation": evaluation.model_dump(mode="json", include={"max_length", "dtype", "seed"}),
-            "timing": self.config.timing.model_dump(mode="json"),
-        }
-        if self.config.target is not None:
-            shared["target"] = self.config.target
+        shared = shared_key(self.config, self.checkpoint.content, tasks)
         for subject in self.subjects:
-            own: dict[str, object] = {"method": None}
-            if subject.method is not None:
-                self._guarded(subject, self._find_corpus)
-                corpus = subject.corpus.model_dump(mode="json", exclude=_SAID) if subject.corpus else None
-                own = {"method": subject.method.name, "knobs": subject.method.knobs, "corpus": corpus}
-                if subject.method.probing or any(CATALOGUE[n].cost == "sampled" for n in subject.method.measured):
-                    own["sampled_tokens"] = self.config.calibration.sampled_tokens
-                if subject.recovery is not None:
-                    own["recovery"] = subject.recovery.resolved()
-            key = digest_of({**shared, **own})[:16]
+            self._find_corpus(subject)
+            key = digest_of(shared | own_key(self.config, subject.method, subject.recovery, subject.corpus))[:16]
             subject.id = key
             while (path := self.store.records / f"{subject.id}.json").exists():
                 earlier = read_record(path)
-                if earlier.status in ("complete", "refused"):
+                if earlier.status in FINAL:
                     subject.record = earlier
                     subject.plan = self._stored_plan(earlier)
                     break
@@ -213,7 +196,8 @@ class Run:
                 subject.id = f"{key}-{subject.attempt}"
 
     def _find_corpus(self, subject: Subject) -> None:
-        assert subject.method is not None
+        if subject.method is None:
+            return
         corpus = self.calibrator.corpus_for(subject.method)
         if corpus is not None:
             subject.corpus = CorpusInfo(
@@ -243,6 +227,21 @@ class Run:
         if subject.status != "complete":
             self.report(subject, subject.status)
 
+    def _check(self, subject: Subject) -> None:
+        """Refuse what shapes and settings alone rule out, before any model runs."""
+        method, inventory = subject.method, self.checkpoint.inventory
+        if method is None:
+            return
+        first = method.steps[0].method if isinstance(method, Recipe) else method
+        if reason := first.refuse(inventory):
+            raise RefusedError(f"{first.name}: {reason}")
+        self.calibrator.check(method, method.of_source if isinstance(method, Recipe) else method.measured)
+        self._check_target(subject, Plan.identity(inventory))
+        if subject.recovery is not None:
+            from bench.recovery.text import training_text
+
+            training_text(subject.recovery, self.checkpoint)
+
     def _decide(self, subject: Subject) -> None:
         """Calibrate, plan and write the checkpoint; the base is the source itself."""
         if subject.method is None:
@@ -257,7 +256,7 @@ class Run:
             else:
                 probe = self.calibrator.probe_for(subject.method)
                 subject.plan = subject.method.plan(self.checkpoint.inventory, stats, probe)
-        self._check_target(subject)
+        self._check_target(subject, subject.plan)
         provenance = {"method": subject.method.name, "knobs": subject.method.knobs}
         write_json(
             self.store.plans / f"{subject.plan.digest}.json",
@@ -272,8 +271,8 @@ class Run:
         if subject.plan.moments:
             subject.cold = cold_experts(subject.plan, self.checkpoint.inventory, stats)
 
-    def _check_target(self, subject: Subject) -> None:
-        """Note what is known about the engine that is to run the subject's plan.
+    def _check_target(self, subject: Subject, plan: Plan) -> None:
+        """Note what is known about the engine that is to run ``plan``.
 
         Raises:
             RefusedError: it cannot.
@@ -281,8 +280,7 @@ class Run:
         name = self.config.target
         if name is None:
             return
-        assert subject.plan is not None
-        found = engine_named(name).verdict(subject.plan, self.checkpoint.inventory)
+        found = engine_named(name).verdict(plan, self.checkpoint.inventory)
         subject.target = TargetInfo(name=name, outcome=found.outcome, reason=found.reason, notes=found.notes)
         if found.outcome == "refused":
             raise RefusedError(f"{name} cannot run this plan: {found.reason}")
@@ -353,11 +351,10 @@ class Run:
         scores: tuple[Score, ...] = ()
         own, base = subject.evaluation, self.base.evaluation
         if own is not None and base is not None:
-            save_items(own.items.values(), self.store.items(subject.id))
             scores = own.scores if own is base else pair_scores(own.scores, own.items, base.items)
         method = subject.method
         seeds = {"calibration": config.calibration.seed, "evaluation": config.evaluation.seed, "timing": 0}
-        subject.record = Record(
+        record = Record(
             id=subject.id,
             group=config.group,
             status=subject.status,
@@ -387,5 +384,25 @@ class Run:
             seeds=seeds,
             environment=environment(),
         )
-        write_record(subject.record, self.store.records)
-        self.report(subject, subject.status)
+        subject.record = self._settled(subject, record)
+        self.report(subject, subject.record.status)
+
+    def _settled(self, subject: Subject, record: Record) -> Record:
+        """Write ``record`` with its items beside it; where an equal run was faster, return what that wrote."""
+        while True:
+            if record.scores and subject.evaluation is not None:
+                save_items(subject.evaluation.items.values(), self.store.items(record.id))
+            try:
+                write_record(record, self.store.records)
+            except RecordError:
+                path = self.store.records / f"{record.id}.json"
+                if not path.is_file():
+                    raise
+                earlier = read_record(path)
+                if earlier.status in FINAL or record.status not in FINAL:
+                    return earlier
+                subject.attempt += 1
+                subject.id = f"{record.id.partition('-')[0]}-{subject.attempt}"
+                record = record.model_copy(update={"id": subject.id})
+            else:
+                return record

@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.applying.apply import apply
+from bench.applying.computed_by import computed_by
 from bench.applying.moments import moments_digest
+from bench.calibration.code_digest import TIMING, code_digest
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.evaluation.evaluate import Evaluation, evaluate
 from bench.models.device import resolved_device
+from bench.records.environment import device_name
 from bench.records.record import Timing
 from bench.settings.recovery import RecoverySettings
 from bench.settings.stage_settings import EvaluationConfig
 from bench.settings.timing_settings import TimingConfig
-from bench.store.store import Store
+from bench.store.store import Store, digest_of
+from bench.store.versions import versions
 from bench.timing.offline import TimingSession
 from methods.framework.plan import Plan
 from methods.framework.stats import Stats
@@ -51,7 +55,9 @@ def write_checkpoint(
     stats: Stats | None = None,
     device: str = "cpu",
 ) -> Path:
-    """Write (or find) the compressed checkpoint of ``plan``, under a name made of content, plan and written statistics.
+    """Write (or find) the compressed checkpoint of ``plan``.
+
+    Its name is made of content, plan, written statistics and, where values are computed, of what computes them.
 
     Args:
         checkpoint: the source.
@@ -64,6 +70,8 @@ def write_checkpoint(
     name = f"{checkpoint.content[:12]}-{plan.digest[:12]}"
     if (measured := moments_digest(plan, checkpoint.inventory, stats)) is not None:
         name += f"-{measured[:12]}"
+    if (maker := computed_by(plan, device)) is not None:
+        name += f"-{digest_of(maker)[:12]}"
     return apply(
         checkpoint, plan, store.checkpoints / name, provenance, moments=stats, device=device, measured=measured
     )
@@ -157,15 +165,21 @@ def timing_key(base: str, own: str, config: TimingConfig, engine: Sequence[str])
         config: what the timing does.
         engine: distributions that the engine may be installed as.
     """
-    from bench.records.environment import environment
-
-    here = environment()
-    versions = {name: version for name, version in here.versions.items() if name in ("torch", *engine)}
     return {
         "base": base,
         "own": own,
         "protocol": config.model_dump(mode="json"),
-        "engine": versions,
-        "device": here.device,
-        "threads": here.threads,
+        **timing_conditions(engine),
+    }
+
+
+def timing_conditions(engine: Sequence[str]) -> dict[str, Any]:
+    """Return what every timing here depends on: libraries and ``engine`` (its distributions), our code, and the device."""
+    import torch
+
+    return {
+        "versions": versions(*engine),
+        "code": code_digest(TIMING),
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
     }

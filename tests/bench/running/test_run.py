@@ -11,14 +11,15 @@ import pytest
 
 from bench.pocket import write_tasks
 from bench.records.mirror import Tracker
-from bench.records.record import Record, read_records
+from bench.records.record import Record, read_records, write_record
 from bench.running.run import Run, Subject
 from bench.settings.method_settings import MethodConfig
+from bench.settings.recovery import RecoverySettings
 from bench.settings.run_settings import RunConfig
 from bench.settings.stage_settings import CalibrationConfig, EvaluationConfig
 from bench.settings.timing_settings import TimingConfig
 from bench.store.store import Store
-from methods.framework.errors import CheckpointError, EvaluationError, UnknownNameError
+from methods.framework.errors import CheckpointError, ConfigError, EvaluationError, UnknownNameError
 
 TASKS = ("pocket_agreement", "pocket_facts")
 
@@ -183,3 +184,35 @@ def test_a_recipe_is_a_row_like_any_other(tmp_path: Path) -> None:
     assert record.cost is not None and record.cost.experts == 5 * 6, "five of six layers, six of eight experts"
     assert record.corpus is not None and "REAP, then Layer Drop: evaluate" in seen
     assert execute(settings, tmp_path)[0] == records
+
+
+def test_of_two_equal_runs_the_slower_takes_the_record_of_the_faster(tmp_path: Path) -> None:
+    settings = config(tmp_path, REAP)
+    with Tracker("disabled", folder=tmp_path) as tracker:
+        slow = Run(settings, Store(tmp_path), tracker)
+        slow._identify()
+        faster, _ = execute(settings, tmp_path)
+        todo = [subject for subject in slow.subjects if subject.record is None]
+        assert len(todo) == 2, "it began before the other one ended"
+        for subject in todo:
+            slow._evaluate(subject) if subject.method is None else slow._decide(subject)
+            slow._record(subject)
+        assert [subject.record for subject in slow.subjects] == faster
+        (failed,) = (subject for subject in slow.subjects if subject.method is not None)
+        worse = faster[1].model_copy(update={"id": "f" * 16, "status": "failed", "reason": "a full disk"})
+        write_record(worse, tmp_path / "records")
+        better = slow._settled(failed, faster[1].model_copy(update={"id": worse.id}))
+        assert (better.id, better.status) == (f"{worse.id}-2", "complete"), "a failure is no result to take over"
+
+
+def test_what_cannot_work_is_known_before_the_base_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("methods.framework.method.Method.refuse", lambda self, inventory: "it has stripes")
+    _, seen = execute(config(tmp_path, REAP), tmp_path / "refused")
+    assert seen[0] == "REAP: refused" and seen.index("base: evaluate") > 0
+    monkeypatch.undo()
+    missing = CalibrationConfig(corpus=str(tmp_path / "nowhere.txt"))
+    with pytest.raises(ConfigError, match="no such file"):
+        execute(config(tmp_path, REAP, calibration=missing), tmp_path / "store")
+    training = RecoverySettings(kind="full", corpus=str(tmp_path / "nowhere.txt"))
+    _, seen = execute(config(tmp_path, REAP, recovery=training), tmp_path / "store")
+    assert seen[0] == "REAP + fine-tuning: failed"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.applying.apply import apply
 from bench.applying.moments import moments_digest
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.records.mirror import Tracker
@@ -21,6 +22,7 @@ from bench.settings.run_settings import RunConfig
 from bench.settings.stage_settings import CalibrationConfig
 from bench.settings.timing_settings import TimingConfig
 from bench.store.store import Store, digest_of
+from methods.framework.errors import CheckpointError
 from methods.framework.inside import Sparsity
 from methods.framework.layer_plan import LayerPlan, Merge
 from methods.framework.plan import Plan
@@ -109,3 +111,21 @@ def test_a_plan_written_from_other_statistics_is_another_checkpoint(tmp_path: Pa
         values = {n: tuple(rng.uniform(1, 2, (8, sizes[n])) for _ in inventory.layers) for n in sorted(plan.moments)}
         written.append(write_checkpoint(checkpoint, plan, Store(tmp_path / "store"), {}, Stats(values)))
     assert written[0] == written[1] != written[2]
+
+
+def test_what_is_computed_is_not_found_again_after_an_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint.open(tiny_checkpoint("olmoe", tmp_path / "source"))
+    inventory = checkpoint.inventory
+    halves = Merge(into=0, members=(0, 1), weights=(0.5, 0.5))
+    merged = Plan.of(inventory, [LayerPlan(experts=(0, 2), merges=(halves,), top_k=2)] * len(inventory.layers))
+    copied = Plan.of(inventory, [LayerPlan(experts=(0, 2), top_k=2)] * len(inventory.layers))
+    store = Store(tmp_path / "store")
+    before = [write_checkpoint(checkpoint, plan, store, {}) for plan in (merged, copied)]
+    apply(checkpoint, merged, tmp_path / "named")
+    timing = timing_key("a", "b", TimingConfig(), ())
+    monkeypatch.setattr("bench.store.versions._version", {"torch": "99"}.get)
+    after = [write_checkpoint(checkpoint, plan, store, {}) for plan in (merged, copied)]
+    assert after[0] != before[0] and after[1] == before[1], "only what was copied is what it was"
+    with pytest.raises(CheckpointError, match="computed by other versions"):
+        apply(checkpoint, merged, tmp_path / "named")
+    assert timing_key("a", "b", TimingConfig(), ()) != timing
