@@ -31,7 +31,7 @@ from bench.text.corpus import Corpus
 from methods.framework.errors import CheckpointError, RefusedError
 from methods.framework.plan import Plan
 
-PROCEDURE = 1
+PROCEDURE = 2
 """Raised whenever the same settings would train in another way, so that nothing older is taken for it."""
 
 

@@ -17,6 +17,7 @@ from bench.serving.plugin.loading import ExpertWeights
 from methods.framework.errors import CheckpointError
 from methods.framework.forms import has_own_form
 from methods.framework.inventory import EXPERT_ROLES
+from tests.support.published import CORRECTION, published
 from tests.support.tiny import tiny_checkpoint
 
 OWN = ("channels", "factored", "shared_base", "bases", "packed_channels", "mapped_factored")
@@ -95,6 +96,22 @@ def test_the_parts_of_a_matrix_may_come_in_any_order(tmp_path: Path) -> None:
         found = dict(ExpertWeights(checkpoint.inventory, {}, values=True).rest(order))
         assert set(found) == set(expected)
         assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+@pytest.mark.parametrize("kind", ["factored", "packed4", "packed_channels"])
+def test_what_is_not_ours_reaches_the_stock_loader_in_the_type_of_the_file(kind: str, tmp_path: Path) -> None:
+    """Correction biases in float32 beside a model in bfloat16, which no bfloat16 can tell apart."""
+    source = published("deepseek_v3", tmp_path / "source")
+    checkpoint = Checkpoint.open(write(source, kind, tmp_path / kind))
+    sent = dict(stream(checkpoint))
+    rest = dict(ExpertWeights(checkpoint.inventory, modules(checkpoint, Shard()), values=True).rest(sent.items()))
+    passed = [name for name in rest if ".experts." not in name]
+    assert all(rest[name] is sent[name] for name in passed)
+    biases = [rest[name] for name in passed if name.endswith(CORRECTION)]
+    assert len(biases) == 2
+    for bias in biases:
+        assert bias.dtype == torch.float32
+        assert len(bias.unique()) == len(bias) > len(bias.bfloat16().unique())
 
 
 def test_layers_of_other_devices_are_dropped_and_missing_tensors_are_named(tmp_path: Path) -> None:
