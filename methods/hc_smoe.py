@@ -24,7 +24,8 @@ class HCSMoE(LayerwiseMethod):
     *Differs*: the mean runs over evenly spaced sampled tokens. ``complete`` joins the clusters with the *smallest*
     farthest distance (the official code takes the largest) and an unknown linkage is refused (the official scripts'
     misspelt name silently selects K-means). The feature ``weights`` is 1 - CKA, which does not depend on the order of
-    channels, where the paper's ablation compares flattened weights. The official "zip" merge is not offered.
+    channels, where the paper's ablation compares flattened weights. The official "zip" merge is not offered. Frequencies
+    count the model's own top-k; the official code counts the first two choices of a token, whatever the model's top-k is.
     """
 
     name: ClassVar[str] = "hc_smoe"

@@ -32,7 +32,9 @@ class MSMoE(Method):
 
     *Differs*: the official code keeps experts whose usage is strictly above the one at the budget's end, so that ties lose
     groups; here exactly the budget stays, ties keep the earlier layer, then the lower index. It also stacks all router
-    logits in memory, of which only the inner products count. A group that saw no token at all is averaged equally.
+    logits in memory, of which only the inner products count. A group that saw no token at all is averaged equally. The official
+    code for Mixtral does not align channels before it averages, that for Switch does; here ``alignment`` is the same for every
+    family and on by default, so what was published for Mixtral is ``alignment=false``.
     """
 
     name: ClassVar[str] = "m_smoe"

@@ -39,7 +39,10 @@ class REAM(LayerwiseMethod):
     the cosine of mean outputs. A gate, being positive, changes no cosine of a token. (3) Its saliency multiplies by the
     gate twice, because the outputs it is given are gated already: ``gate_power=2``. (4) An expert without tokens has
     weight 0, so it adds nothing to its group; there it gets the smallest saliency of the others. (5) n is refused where
-    n C < E; there the division is rounded down first.
+    n C < E; there the division is rounded down first. (6) g is the weight that multiplies the output in the model. The official
+    code takes the softmax over all experts also where the model divides the chosen weights by their sum (Qwen3), so there its
+    saliency gives less to tokens of which the choice is spread. (7) The saliency is the mean over all routed tokens; there it
+    is the mean over batches of the means within them, so that a token of a batch with few counts more.
     """
 
     name: ClassVar[str] = "ream"

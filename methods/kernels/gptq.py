@@ -41,7 +41,9 @@ def gptq(
 
     *Differs*: a row that rounding to the nearest serves better, by the same loss on the calibration tokens, keeps that. Weights
     of inputs that never occurred are rounded, where the official code sets them to zero. Errors are those of the values as they
-    are stored, products rounded to the type of the scales.
+    are stored, products rounded to the type of the scales. The scales of a group that begins inside a block come from weights
+    that make up for the errors of the inputs before it; the official code takes them from the weights as they were when the
+    block began, so that the two agree where a group is a whole block.
     """
     kept_OX = weight_OX if zero_OX is None else weight_OX.masked_fill(zero_OX, 0.0)
     nearest = round_to_nearest(kept_OX, bits, group, scale_dtype)
