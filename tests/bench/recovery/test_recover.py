@@ -219,7 +219,11 @@ def test_the_plan_file_tells_of_each_recovery_and_the_same_call_trains_once(text
     document = json.loads((second.path / PLAN_FILE).read_text())
     before = json.loads((student.path / PLAN_FILE).read_text())
     history = document["provenance"].pop("recovery")
-    assert document["provenance"].pop("written") == Checkpoint.open(second.path).content != before["provenance"].pop("written")
+    assert (
+        document["provenance"].pop("written")
+        == Checkpoint.open(second.path).content
+        != before["provenance"].pop("written")
+    )
     assert document == before
     assert [entry["settings"]["kind"] for entry in history] == ["router_kd", "lora"]
     assert [len(entry["losses"]) for entry in history] == [6, 6]
