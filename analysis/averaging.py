@@ -37,6 +37,11 @@ class SeedAverage(Comparison):
         known = [part for part in parts if part is not None]
         return difference_over_seeds(known) if len(known) == len(parts) else None
 
+    @property
+    def old_intervals(self) -> bool:
+        """Whether an interval of a run is one of earlier versions."""
+        return any(member.old_intervals for member in self.members)
+
     @cached_property
     def perplexity_retention(self) -> tuple[float | None, float | None]:
         """Geometric mean over seeds of that of the runs, and its standard error over items and seeds."""

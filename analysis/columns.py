@@ -261,7 +261,23 @@ COLUMNS: tuple[Column, ...] = (
     Column("difference", "float64", "1", "average minus base_average, combined from the tasks", _difference("value")),
     Column("difference_low", "float64", "1", "lower end of its 95 % interval", _difference("low")),
     Column("difference_high", "float64", "1", "upper end of its 95 % interval", _difference("high")),
-    Column("difference_p", "float64", "1", "two-sided p-value of no difference, normal", _difference("p")),
+    Column(
+        "difference_p",
+        "float64",
+        "1",
+        "p-value of no difference; < 0.05: the interval leaves out 0",
+        _difference("p"),
+    ),
+    Column("difference_p_holm", "float64", "1", "the same after Holm's correction over the model's runs at this share"),
+    Column("difference_family", "Int64", "runs", "how many runs that is"),
+    Column("survives_holm", "boolean", "", "whether difference_p_holm is below 0.05"),
+    Column(
+        "old_intervals",
+        "boolean",
+        "",
+        "whether an interval of a task is the percentile bootstrap of earlier versions, too short where few items changed",
+        lambda r: r.old_intervals,
+    ),
     Column(
         "pairing", "string", "", "paired, unpaired or mixed: how the tasks' differences were made", lambda r: r.pairing
     ),
@@ -292,7 +308,7 @@ COLUMNS: tuple[Column, ...] = (
         "compressed, or dense: values or zeros stand in the place of the compressed form, and no speed is claimed",
         _timing("realisation"),
     ),
-    Column("timing_marks", "string", "", "why the speeds deserve doubt: noisy, drifting, uneven", _marks),
+    Column("timing_marks", "string", "", "why the speeds deserve doubt: noisy, drifting, uneven, correlated", _marks),
     Column(
         "target",
         "string",

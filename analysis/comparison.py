@@ -73,6 +73,11 @@ class Comparison:
         kinds = {"unpaired" if self.pair(self.scores[task]) is None else "paired" for task in self.accuracies}
         return kinds.pop() if len(kinds) == 1 else "mixed"
 
+    @property
+    def old_intervals(self) -> bool:
+        """Whether an interval is the percentile bootstrap of earlier versions, too short where few items changed."""
+        return any(one.paired is not None and one.paired.interval == "percentile" for one in self.scores.values())
+
     @cached_property
     def perplexity_retention(self) -> tuple[float | None, float | None]:
         """Geometric mean over perplexity tasks of base over run, and its standard error."""

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from analysis.formatting import NONE
+from analysis.formatting import NONE, known
+from analysis.separation import best_quality
 from analysis.summary import failures, messages
 from analysis.table import Row, boards, fields_of, text_of
 
@@ -34,8 +35,9 @@ def print_leaderboard(frame: pd.DataFrame, console: Console | None = None) -> No
             table.add_column(
                 field.head, justify="left" if field.head == "method" else "right", no_wrap=field.head != "method"
             )
+        first = best_quality([row for row in rows if known(row["rank"])])
         for row in rows:
-            table.add_row(*(escape(field.text(row)) for field in fields), style=_style(row))
+            table.add_row(*(escape(field.text(row)) for field in fields), style=_style(row, first))
         target.print(table)
         target.print()
     for model, method, status, reason in failures(frame).rows:
@@ -44,15 +46,17 @@ def print_leaderboard(frame: pd.DataFrame, console: Console | None = None) -> No
         target.print(f"[yellow]{escape(message)}[/]")
     if len(frame) and frame["rank"].notna().any():
         target.print(
-            "≈ within noise of the next rank · ? next rank on other seeds · ▼ retention below the floor · intervals 95 %",
+            "≈ within noise of the next rank · ? next rank on other seeds · ▼ retention below the floor · "
+            "† survives Holm within model "
+            "and share · green: separated as the best · intervals 95 %",
             style="dim",
         )
 
 
-def _style(row: Row) -> str:
+def _style(row: Row, first: Row | None) -> str:
     if row["is_base"]:
         return "dim"
-    return "bold green" if row["rank"] == 1 else "yellow" if row["below_floor"] is True else ""
+    return "bold green" if row is first else "yellow" if row["below_floor"] is True else ""
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from analysis import speed, training
+from analysis.multiplicity import tasks_by_chance
 from analysis.protocol import ACCURACIES
 from analysis.provenance import Block, provenance
 from analysis.summary import failures, lead, messages, notes
-from analysis.table import board_names, boards, markdown, markdown_cell, run_name, task_error, task_text
+from analysis.table import board_names, boards, markdown, markdown_cell, rows_of, run_name, task_error, task_text
 from bench.records.record import Record
 
 
@@ -40,7 +41,9 @@ def digest(
         parts += ["## Leaderboard", markdown(frame).rstrip()]
         parts += [
             "≈: difference to the next rank within noise. ?: the next rank was measured with other seeds. "
-            "▼: retention below the floor. Intervals: 95 %."
+            "▼: retention below the floor. Bold: the best of its column, separated from all others of its model; a speed also "
+            "from the base's, and unmarked. †: the difference to the base survives Holm's correction over all runs of the "
+            "model at that share. °: an interval of an earlier version, too short where few items changed. Intervals: 95 %."
         ]
         parts += [*_training(trained, names), *_speed(timed, names), "## Tasks", *_tasks(frame, scores)]
     bad = failures(frame)
@@ -90,4 +93,7 @@ def _tasks(frame: pd.DataFrame, scores: pd.DataFrame) -> list[str]:
             lines.append(tuple(line))
         if tasks:
             parts += [f"### {markdown_cell(heading)}", table(Block("", ("method", *tasks), tuple(lines)))]
+            ids = {row["id"] for row in rows}
+            told = tasks_by_chance([score for score in rows_of(scores) if score["id"] in ids])
+            parts += [markdown_cell(told)] if told else []
     return parts

@@ -9,6 +9,7 @@ import pandas as pd
 from analysis.averaging import average_seeds
 from analysis.columns import COLUMNS, variants
 from analysis.comparison import Comparison, compare
+from analysis.multiplicity import corrected
 from analysis.protocol import error_of, key
 from analysis.ranking import FLOOR, rank
 from analysis.typed import WHO, typed
@@ -30,7 +31,7 @@ def frame(records: Iterable[Record], floor: float = FLOOR) -> pd.DataFrame:
         {column.name: column.get(row) if column.get else None for column in COLUMNS} | {"variant": variant}
         for row, variant in zip(rows, variants(rows), strict=True)
     ]
-    return rank(typed(data, {column.name: column.kind for column in COLUMNS}), floor)
+    return corrected(rank(typed(data, {column.name: column.kind for column in COLUMNS}), floor))
 
 
 SCORE_COLUMNS: dict[str, str] = {
@@ -53,13 +54,15 @@ SCORE_COLUMNS: dict[str, str] = {
     "p": "float64",
     "p_holm": "float64",
     "test": "string",
+    "interval": "string",
     "version": "string",
     "digest": "string",
 }
 """Columns of the scores frame with their types. ``headline``: the metric that speaks for the task; ``stderr``: over
 items, the mean of the seeds' own where there are several; ``seeds``: runs in the mean; ``seed_half``: half of the 95 %
 interval of the mean over seeds; ``retention``: score over the base's, or the base's over the score where lower is
-better, base measured in the same protocol; ``p_holm``: corrected over the headline tasks of the run."""
+better, base measured in the same protocol; ``p_holm``: corrected over the headline tasks of the run; ``test``, ``interval``:
+how p and the interval of the difference were made."""
 
 
 def scores_frame(records: Iterable[Record]) -> pd.DataFrame:
@@ -99,6 +102,7 @@ def _score_rows(row: Comparison, run: dict[str, object]) -> Iterable[dict[str, o
             "p": pair.p if pair else None,
             "p_holm": row.holm.get(score.task) if speaks else None,
             "test": _test(row, score),
+            "interval": _interval(row, score),
             "version": score.version,
             "digest": score.digest,
         }
@@ -108,6 +112,20 @@ def _test(row: Comparison, score: Score) -> str | None:
     if row.runs > 1:
         return "normal over items and seeds" if row.pair(score) else None
     return score.paired.test if score.paired else None
+
+
+def _interval(row: Comparison, score: Score) -> str | None:
+    if row.runs > 1:
+        return "over items and seeds" if row.pair(score) else None
+    return INTERVALS[score.paired.interval] if score.paired else None
+
+
+INTERVALS = {
+    "score": "score, Wald and exact",
+    "bootstrap": "expanded bootstrap",
+    "percentile": "bootstrap of an earlier version",
+}
+"""How the interval of a difference was made, by its name in records."""
 
 
 def _retention(value: float, base: float, higher_is_better: bool) -> float | None:

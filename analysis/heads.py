@@ -14,6 +14,7 @@ from analysis.table import (
     DENSE,
     Row,
     average_text,
+    difference_marks,
     is_dense,
     rank_text,
     rows_of,
@@ -75,7 +76,7 @@ def retention(row: Row) -> str:
 
 
 def _difference(row: Row) -> str:
-    return percent(row["difference"], signed=True)
+    return f"{percent(row['difference'], signed=True)} {difference_marks(row)}".rstrip()
 
 
 def _tasks(value: Any) -> str:
@@ -95,7 +96,10 @@ def _speed(name: str, head: str, doc: str) -> Head:
     ends = _ends(name, 1, 2)
 
     def sub(row: Row) -> str:
-        return "not timed" if not_timed(row) else "" if is_dense(row) else ends(row)
+        if not_timed(row):
+            return "not timed"
+        marks = text_of(row["timing_marks"]) if known(row[name]) else ""
+        return "" if is_dense(row) else f"{ends(row)} {marks}".strip()
 
     def value(row: Row) -> Any:
         return None if is_dense(row) else row[name]
@@ -133,7 +137,8 @@ CORE: tuple[Head, ...] = (
     Head(
         "difference",
         "Δ base",
-        "difference to the base in points, 95 % interval",
+        "difference to the base in points, 95 % interval; † survives Holm within model and share; "
+        "° interval of an earlier version",
         _difference,
         _of("difference"),
         _ends("difference", 100, 1, signed=True),
@@ -141,8 +146,8 @@ CORE: tuple[Head, ...] = (
     _number("difference_p", "p", "p-value of no difference to the base", p_value),
     _number("worse", "Worse", "tasks significantly worse than the base, after Holm", _tasks),
     _number("perplexity_retention", "Perpl. ×", "perplexity of the base over that of the run, geometric mean", _share),
-    _speed("prefill_ratio", "Prefill ×", "prefill speed over the base's"),
-    _speed("decode_ratio", "Decode ×", "decode speed over the base's"),
+    _speed("prefill_ratio", "Prefill ×", "prefill speed over the base's, 95 % interval, and why it deserves doubt"),
+    _speed("decode_ratio", "Decode ×", "decode speed over the base's, 95 % interval, and why it deserves doubt"),
     *(
         _number(f"keep_{name}", f"Keep {what} %", f"share of {what} that remains", percent, "sizes")
         for name, what in _RATIOS.items()

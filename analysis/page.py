@@ -15,15 +15,16 @@ from analysis.columns import describe
 from analysis.explorer import explorer
 from analysis.formatting import fixed, interval, known, p_value, percent
 from analysis.heads import GROUPS, Head, heads, not_timed
+from analysis.multiplicity import runs_by_chance, tasks_by_chance
 from analysis.protocol import ACCURACIES
 from analysis.provenance import Block, provenance
 from analysis.published import beside, cells
+from analysis.separation import best
 from analysis.summary import board_titles, cards, failures, lead, messages, notes
-from analysis.table import Row, best, rows_of, task_error, task_text, text_of
+from analysis.table import Row, boards, rows_of, task_error, task_text, text_of
 from bench.records.record import RatioInfo, Record
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_BEST = ("average", "retention", "perplexity_retention", "prefill_ratio", "decode_ratio")
 _WORDS = ("model", "method")
 
 
@@ -68,6 +69,7 @@ def page(
         groups={key: name for key, name in GROUPS.items() if any(head.group == key for head in columns)},
         rows=_rows(complete, columns, scores),
         boards=board_titles(frame),
+        chances=_chances(frame, scores) if complete else [],
         failures=failures(frame),
         beside=_beside(frame),
         notes=notes(floor),
@@ -116,14 +118,24 @@ def _rows(complete: list[dict[str, Any]], columns: list[Head], scores: pd.DataFr
     return found
 
 
-def _cell(head: Head, row: Row, bests: dict[str, float]) -> dict[str, str]:
+def _chances(frame: pd.DataFrame, scores: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return for each board how many of its differences chance alone would make."""
+    found = []
+    for name, rows in boards(frame):
+        ids = {row["id"] for row in rows}
+        single = [score for score in rows_of(scores) if score["id"] in ids]
+        if told := " ".join(part for part in (runs_by_chance(rows), tasks_by_chance(single)) if part):
+            found.append((name, told))
+    return found
+
+
+def _cell(head: Head, row: Row, bests: dict[str, str]) -> dict[str, str]:
     value = head.value(row)
-    best_here = head.name in _BEST and not row["is_base"] and value is not None and value == bests.get(head.name)
     marks = {
         "stick": head.name == "method",
         "word": head.name in _WORDS,
         "rank": head.name == "rank",
-        "best": best_here,
+        "best": bests.get(head.name) == row["id"],
         "floor": head.name == "retention" and row["below_floor"] is True,
         "why": head.name == "timing_reason",
     }
@@ -157,10 +169,13 @@ def _task_block(scores: list[dict[str, Any]]) -> Block:
                 f"{change} {ends}".rstrip(),
                 p_value(score["p"]),
                 p_value(score["p_holm"]),
+                text_of(score["interval"]),
+                text_of(score["test"]),
                 f"{score['n']:,}",
             )
         )
-    return Block("Tasks", ("task", "metric", "score", "base", "Δ base", "p", "Holm", "items"), tuple(lines))
+    head = ("task", "metric", "score", "base", "Δ base", "p", "Holm", "interval by", "p by", "items")
+    return Block("Tasks", head, tuple(lines))
 
 
 def _facts(row: Row) -> list[tuple[str, str]]:
@@ -173,6 +188,7 @@ def _facts(row: Row) -> list[tuple[str, str]]:
         ("Quality measured", text_of(row["realisation"])),
         ("CPU seconds", f"{row['seconds']:.1f}" if known(row["seconds"]) else ""),
         ("Not timed", not_timed(row)),
+        ("Speeds are", text_of(row["timing_marks"])),
         ("Pairing", text_of(row["pairing"])),
         ("Ended", row["created"]),
     ]

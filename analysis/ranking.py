@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any, TypeAlias
 
 import pandas as pd
 
@@ -11,6 +13,7 @@ from analysis.inference import Z95
 from analysis.pareto import pareto
 
 FLOOR = 0.9
+Row: TypeAlias = "Mapping[str, Any] | pd.Series[Any]"
 
 
 def rank(frame: pd.DataFrame, floor: float = FLOOR) -> pd.DataFrame:
@@ -59,11 +62,11 @@ def rank(frame: pd.DataFrame, floor: float = FLOOR) -> pd.DataFrame:
     return ranked
 
 
-def within_noise(first: pd.Series[object], second: pd.Series[object]) -> bool | None:
+def within_noise(first: Row, second: Row) -> bool | None:
     """Tell whether the 95 % interval of the difference of two rows' quality covers 0; None without errors."""
     errors = [_paired_error(row) for row in (first, second)]
     if any(math.isnan(error) for error in errors):
-        errors = [float(row["quality_error"]) for row in (first, second)]
+        errors = [_number(row["quality_error"]) for row in (first, second)]
     if any(math.isnan(error) for error in errors):
         return None
     gap = abs(float(first["quality"]) - float(second["quality"]))
@@ -75,5 +78,9 @@ def other_seeds(first: str, second: str) -> bool:
     return bool(first) and bool(second) and first != second
 
 
-def _paired_error(row: pd.Series[object]) -> float:
-    return (float(row["difference_high"]) - float(row["difference_low"])) / (2 * Z95)
+def _paired_error(row: Row) -> float:
+    return (_number(row["difference_high"]) - _number(row["difference_low"])) / (2 * Z95)
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)

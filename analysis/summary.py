@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from analysis.formatting import fixed, known, percent, size
+from analysis.formatting import fixed, interval, known, percent, size
 from analysis.provenance import Block
+from analysis.separation import best_quality, fastest, ranked_by, separated
 from analysis.table import board_names, boards, is_dense, rows_of, run_name, text_of
 
 
@@ -55,6 +57,12 @@ def messages(frame: pd.DataFrame, problems: tuple[str, ...] = ()) -> list[str]:
                 f"The rows of {model} were not all measured with the same seeds ({told}): "
                 "compare rows of different seeds with care."
             )
+    for model, rows in complete[complete["old_intervals"]].groupby("model", sort=True):
+        found.append(
+            f"{_plural(len(rows), 'run')} of {model} {'has' if len(rows) == 1 else 'have'} intervals of an earlier version, "
+            "marked °: the percentile bootstrap, too short where few items changed. None of them is called best; run them again "
+            "for intervals that cover."
+        )
     orphans = complete[
         ~complete["is_base"].astype(bool) & complete["base_average"].isna() & complete["average"].notna()
     ]
@@ -66,8 +74,14 @@ def messages(frame: pd.DataFrame, problems: tuple[str, ...] = ()) -> list[str]:
     return found
 
 
+_NO_SPEED = "no unmarked speed is separated from the base's and from all others"
+
+
 def cards(frame: pd.DataFrame, floor: float) -> list[Card]:
-    """Return for each board with compressed runs: base, best run, smallest and fastest run at or above ``floor``."""
+    """Return for each board with compressed runs: base, best run, smallest and fastest run at or above ``floor``.
+
+    A run is called best or fastest only if it is separated from all others (``analysis.separation``).
+    """
     found = []
     for name, rows in boards(frame):
         runs = [row for row in rows if known(row["rank"])]
@@ -78,7 +92,7 @@ def cards(frame: pd.DataFrame, floor: float) -> list[Card]:
         if base is not None and known(base["average"]):
             detail = f"{size(base['bytes'])}, {base['tasks']} tasks"
             facts.append(("Uncompressed", f"{percent(base['average'], base['average_error'])} %", detail))
-        facts.append(("Best quality", run_name(runs[0]), _quality(runs[0])))
+        facts.append(_best(runs))
         above = [row for row in runs if row["below_floor"] is False]
         line = f"≥ {percent(floor, digits=0)} %"
         if above:
@@ -87,17 +101,36 @@ def cards(frame: pd.DataFrame, floor: float) -> list[Card]:
             facts.append((f"Smallest {line}", run_name(smallest), share + _quality(smallest)))
         else:
             facts.append((f"Smallest {line}", "none", "no run recovers that much"))
-        timed = [row for row in above if known(row["decode_ratio"]) and not is_dense(row)]
-        if timed:
-            fastest = max(timed, key=lambda row: (row["decode_ratio"], -row["rank"]))
-            facts.append((f"Fastest {line}", run_name(fastest), f"decode {fixed(fastest['decode_ratio'], 2)} × base"))
+        if any(known(row["decode_ratio"]) and not is_dense(row) for row in above):
+            first = fastest(above)
+            detail = "no unmarked speed is separated from the base's and from all others"
+            facts.append(
+                (f"Fastest {line}", run_name(first), _decode(first))
+                if first
+                else (f"Fastest {line}", "undecided", detail)
+            )
         found.append(Card(name, tuple(facts)))
     return found
 
 
-def _quality(row: dict[str, Any]) -> str:
+def _best(runs: list[dict[str, Any]]) -> tuple[str, str, str]:
+    """Return the best run, or that none is separated from all others and how many are within noise of the first."""
+    if len(runs) == 1:
+        return ("Only run", run_name(runs[0]), _quality(runs[0]))
+    if (first := best_quality(runs)) is not None:
+        return ("Best quality", run_name(first), _quality(first))
+    alike = 1 + sum(not separated(runs[0], row, ranked_by(runs)) for row in runs[1:])
+    return ("Best quality", "undecided", f"the first of {alike} runs that are not separated {_quality(runs[0])}")
+
+
+def _decode(row: Mapping[str, Any]) -> str:
+    return f"decode {fixed(row['decode_ratio'], 2)} {interval(row['decode_ratio_low'], row['decode_ratio_high'], 1, 2)} × base"
+
+
+def _quality(row: Mapping[str, Any]) -> str:
     if known(row["retention"]):
-        return f"retains {percent(row['retention'])} %"
+        ends = interval(row["retention_low"], row["retention_high"], 100)
+        return f"retains {percent(row['retention'])} % {ends}".rstrip()
     if known(row["average"]):
         return f"average {percent(row['average'], row['average_error'])} %"
     return f"perplexity, base/run {fixed(row['quality'], 3)}"
@@ -124,18 +157,32 @@ def notes(floor: float) -> list[str]:
         "seeds, nothing is said about noise.",
         "Retention is that average over the base's, measured here on the same tasks, items and settings. Its interval "
         "takes the base's average as exact.",
-        "The difference to the base is the mean of the tasks' paired differences. A task's standard error is the width "
-        "of its 95 % interval over 3.92; tasks share no items, so errors add in squares; interval and p-value are "
-        "normal.",
-        "Tasks worse: p < 0.05 after Holm's correction over the tasks of that run. There is no correction over runs: "
-        "among many runs some differences are chance.",
+        "A task's difference to the base is paired, item by item. Of items that are right or wrong, its 95 % interval is "
+        "the hull of Tango's score interval, Agresti and Min's adjusted Wald interval and the exact conditional one, and "
+        "p is McNemar's exact test; both are made to agree: the interval leaves out 0 exactly where p < 0.05. Of all "
+        "other items, perplexities among them, the interval is the expanded percentile bootstrap (joined with the "
+        "adjusted Wald interval where values lie between 0 and 1), and p twice the smaller share of draws beyond 0; the "
+        "interval is the wider of the two, so where p is just below 0.05 it may hold 0. Few documents of very unequal "
+        "damage are covered less often than 95 % (docs/trust.md). Records of earlier versions have plain percentile "
+        "bootstraps and are marked °.",
+        "The difference to the base is the mean of the tasks' differences. Tasks share no items, so the distances of their "
+        "intervals' ends add in squares, each side by itself; p is that of a normal error as long as the side towards 0, so it "
+        "is below 0.05 exactly where the interval leaves out 0.",
+        "Tasks worse: p < 0.05 after Holm's correction over the tasks of that run. †: the difference of the averages has "
+        "p < 0.05 after Holm's correction over all runs of the model at that share. Other differences are not corrected: "
+        "below a table stands how many of them chance alone would make.",
+        "Bold, best and fastest: separated from all others of the model, that is, the 95 % interval of the difference leaves "
+        "out 0. A speed is also separated from the base's, and carries no mark.",
         "Neighbouring ranks are within noise when the 95 % interval of their difference covers 0; it takes the errors "
         "of their differences to the base as independent, which makes it if anything too wide.",
         f"The floor is {percent(floor, digits=0)} % retention. Runs below it are marked, not hidden: size and speed "
         "mean little there.",
-        "Speeds are medians of repeats under vLLM in alternation with the base; intervals are those of the sign test, 95 % "
-        "(93.75 % with five repeats). Where nothing was timed, the reason stands instead; where the engine held values or "
-        "zeros in the place of the compressed form, no speed is claimed and `dense` stands there.",
+        "Speeds are medians of repeats under vLLM in alternation with the base; intervals are those of the sign test, at least "
+        "95 %, wider where repeats went on until they looked good or are alike, and joined with Student's where repeats are few. "
+        "Marks: noisy, the interval is wider than the protocol allows; drifting, the base changed meanwhile; uneven, unequal "
+        "shares of the processor; correlated, repeats that follow each other are alike. Where nothing was timed, the reason "
+        "stands instead; where the engine held values or zeros in the place of the compressed form, no speed is claimed and "
+        "`dense` stands there.",
     ]
 
 

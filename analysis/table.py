@@ -11,6 +11,8 @@ import pandas as pd
 
 from analysis.columns import COLUMNS, shown_knobs
 from analysis.formatting import NONE, fixed, interval, known, p_value, percent, significant, size
+from analysis.multiplicity import runs_by_chance
+from analysis.separation import best
 from bench.records.derived import csv_cell
 
 Row = Mapping[str, Any]
@@ -23,7 +25,7 @@ class Field:
     """A column of the text tables.
 
     Args:
-        value: what the best of a model is chosen by, the largest; None where there is no best.
+        value: what the best of a model is chosen by, the largest, if it is separated from the others; None: no best.
     """
 
     head: str
@@ -69,13 +71,14 @@ def rank_text(row: Row) -> str:
 
 
 def speed_text(row: Row, name: str) -> str:
-    """Return a speed ratio with its interval, ``dense`` where no speed is claimed, or a dash where there is none."""
+    """Return a speed ratio with its interval and marks, ``dense`` where no speed is claimed, or a dash where there is none."""
     if is_dense(row):
         return DENSE
     if not known(row[f"{name}_ratio"]):
         return NONE
     text = fixed(row[f"{name}_ratio"], 2)
-    return f"{text} {interval(row[f'{name}_ratio_low'], row[f'{name}_ratio_high'], 1.0, 2)}".rstrip()
+    ends = interval(row[f"{name}_ratio_low"], row[f"{name}_ratio_high"], 1.0, 2)
+    return " ".join(part for part in (text, ends, text_of(row["timing_marks"])) if part)
 
 
 def is_dense(row: Row) -> bool:
@@ -84,9 +87,15 @@ def is_dense(row: Row) -> bool:
 
 
 def difference_text(row: Row) -> str:
-    """Return the difference to the base in points with its interval."""
+    """Return the difference to the base in points with its interval and ``difference_marks``."""
     text = percent(row["difference"], signed=True)
-    return f"{text} {interval(row['difference_low'], row['difference_high'], 100.0, 1, True)}".rstrip()
+    ends = interval(row["difference_low"], row["difference_high"], 100.0, 1, True)
+    return " ".join(part for part in (text, ends, difference_marks(row)) if part)
+
+
+def difference_marks(row: Row) -> str:
+    """Return ``†`` where the difference survives Holm within model and share, ``°`` where an interval is an earlier version's."""
+    return ("†" if row["survives_holm"] is True else "") + ("°" if row["old_intervals"] is True else "")
 
 
 FIELDS: tuple[Field, ...] = (
@@ -136,35 +145,17 @@ def board_names(frame: pd.DataFrame) -> dict[str, str]:
     return headings
 
 
-def best(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the largest value of each field that has a best, over the compressed runs."""
-    found = {}
-    for name in (field.value for field in FIELDS if field.value):
-        values = [row[name] for row in rows if known(row[name]) and not row["is_base"] and _stands(row, name)]
-        if values:
-            found[name] = max(values)
-    return found
-
-
-def _stands(row: Row, name: str) -> bool:
-    return not (name in ("prefill_ratio", "decode_ratio") and is_dense(row))
-
-
 def fields_of(rows: list[dict[str, Any]]) -> list[Field]:
     """Return the fields that hold something in at least one of ``rows``."""
     return [field for field in FIELDS if any(field.text(row).strip() not in ("", NONE) for row in rows)]
 
 
-def _is_best(field: Field, row: Row, bests: Mapping[str, float]) -> bool:
-    if field.value is None or field.value not in bests or row["is_base"]:
-        return False
-    if not _stands(row, field.value):
-        return False
-    return bool(row[field.value] == bests[field.value])
+def _is_best(field: Field, row: Row, bests: Mapping[str, str]) -> bool:
+    return field.value is not None and bests.get(field.value) == row["id"]
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """Return one Markdown table a board, best of each column in bold."""
+    """Return one Markdown table a board, in bold what is separated as the best of its column, with what chance would do."""
     parts = []
     for heading, rows in boards(frame):
         fields, bests = fields_of(rows), best(rows)
@@ -174,7 +165,8 @@ def markdown(frame: pd.DataFrame) -> str:
             lines.append([f"**{text}**" if _is_best(field, row, bests) else text for field, text in texts])
         rule = ["---" if field.head == "method" else "---:" for field in fields]
         body = "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
-        parts.append(f"### {markdown_cell(heading)}\n\n{body}\n")
+        told = runs_by_chance(rows)
+        parts.append(f"### {markdown_cell(heading)}\n\n{body}\n" + (f"\n{markdown_cell(told)}\n" if told else ""))
     return "\n".join(parts)
 
 
@@ -187,7 +179,7 @@ def markdown_cell(text: str) -> str:
 
 
 def latex(frame: pd.DataFrame) -> str:
-    """Return one ``tabular`` (package booktabs) over all boards, best of each column per board in bold."""
+    """Return one ``tabular`` (package booktabs) over all boards, in bold what is separated as the best of its column."""
     fields = fields_of([row for _, rows in boards(frame) for row in rows])
     if not fields:
         return "% no complete run\n"
@@ -204,6 +196,7 @@ def latex(frame: pd.DataFrame) -> str:
             texts = [(field, _latex_cell(field.text(row))) for field in fields]
             shown = [f"\\textbf{{{text}}}" if _is_best(field, row, bests) else text for field, text in texts]
             lines.append(" & ".join(shown) + " \\\\")
+        lines += [f"% {_latex_cell(told)}" for told in (runs_by_chance(rows),) if told]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
 
@@ -216,6 +209,8 @@ _LATEX = {
     "±": "$\\pm$",
     "≈": "$\\approx$",
     "▼": "$\\downarrow$",
+    "†": "$\\dagger$",
+    "°": "$^\\circ$",
     "Δ": "$\\Delta$",
     "×": "$\\times$",
     "–": "--",

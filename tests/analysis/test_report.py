@@ -26,7 +26,7 @@ from analysis.report import Report, report
 from analysis.table import latex, markdown
 from bench.records.record import Record, write_record
 from methods.framework.errors import ConfigError, RecordError, UnknownNameError
-from tests.support.records import board, record, refused, score
+from tests.support.records import board, paired, record, refused, score
 
 
 def _store(folder: Path, records: list[Record]) -> Path:
@@ -238,12 +238,23 @@ def test_labels_are_spread_without_changing_order() -> None:
 
 
 def test_markdown_and_latex_mark_the_best_of_each_model() -> None:
-    rows = frame(board())
+    """The first of the coarse model is far ahead; those of the fine one are alike, so that none of them is the best."""
+    made = []
+    for model, loss in (
+        ("synthetic-coarse", {"alpha": 0.01, "beta": 0.2}),
+        ("synthetic-fine", {"alpha": 0.1, "beta": 0.11}),
+    ):
+        made += [record(None, model, scores=(score("a", 0.9),))]
+        made += [
+            record(method, model, timing=None, scores=(score("a", 0.9 - fall, paired=paired(-fall, 0.02, 0.01)),))
+            for method, fall in loss.items()
+        ]
+    rows = frame(made)
     for text, mark in ((markdown(rows), "**"), (latex(rows), r"\textbf{")):
-        for model in ("synthetic-coarse", "synthetic-fine"):
-            best = rows[(rows["model"] == model) & (rows["rank"] == 1)].iloc[0]
-            line = next(part for part in text.split(model)[1].splitlines() if best["title"] in part)
-            assert f"{mark}{100 * best['average']:.1f}" in line
+        coarse, fine = text.split("synthetic-coarse")[1].split("synthetic-fine")
+        assert f"{mark}89.0" in next(line for line in coarse.splitlines() if "Alpha" in line)
+        assert mark not in fine and "79.0" in fine
+    rows = frame(board())
     tabular = [line for line in latex(rows).splitlines() if line.endswith("\\\\") and "multicolumn" not in line]
     assert len({line.count("&") for line in tabular}) == 1
 

@@ -105,7 +105,7 @@ def test_dense_stands_where_a_speed_would() -> None:
     assert line.count("| dense ") == 2 and "9.00" not in table and "**dense**" not in table
     assert "**1.50 [1.47, 1.53]**" in table
     (card,) = cards(rows, 0.5)
-    assert ("Fastest ≥ 50 %", "Beta (keep=0.5)", "decode 1.50 × base") in card.facts
+    assert ("Fastest ≥ 50 %", "Beta (keep=0.5)", "decode 1.50 [1.46, 1.54] × base") in card.facts
     assert rows.set_index("title").loc["Alpha", "decode_ratio"] == 9.0  # the CSV keeps what was measured
     assert rows.set_index("title").loc["Alpha", "timing_realisation"] == "dense"
     with style():

@@ -42,9 +42,9 @@ def score(task: str, value: float, **changes: Any) -> Score:
 
 def paired(difference: float, half: float, p: float, test: str = "mcnemar") -> Paired:
     """Return a paired comparison with a symmetric interval of half-width ``half``."""
-    return Paired.model_validate(
-        {"difference": difference, "low": difference - half, "high": difference + half, "p": p, "test": test}
-    )
+    interval = "score" if test == "mcnemar" else "bootstrap"
+    ends = {"low": difference - half, "high": difference + half}
+    return Paired.model_validate({"difference": difference, **ends, "p": p, "test": test, "interval": interval})
 
 
 def cost(keep: float = 1.0) -> CostInfo:
