@@ -6,6 +6,7 @@ import os
 import sys
 
 from rich.console import Console
+from rich.markup import escape
 from typer.core import TyperGroup
 
 from bench.commands.guard import check_packages
@@ -50,7 +51,14 @@ def main() -> None:
         check_packages()
         app()
     except MoebenchError as error:
-        Console(stderr=True).print(f"[bold red]error[/]: {error}", soft_wrap=True, highlight=False)
+        Console(stderr=True).print("[bold red]error[/]:", escape(str(error)), soft_wrap=True, highlight=False)
+        sys.exit(1)
+    except OSError as error:
+        # A store that cannot be written to, a name that no file can have: the disk's reason is the message.
+        if error.filename is None:
+            raise
+        message = f"cannot use {str(error.filename)[:200]}: {error.strerror}; name another file or folder"
+        Console(stderr=True).print("[bold red]error[/]:", escape(message), soft_wrap=True, highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; the same command goes on from here")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
@@ -22,6 +23,7 @@ from methods.framework.plan import Plan
 from methods.framework.stats import Stats
 from methods.framework.transfer import result, transfers
 
+_LOG = logging.getLogger("moebench.applying")
 SHARD_BYTES = 5_000_000_000
 _LARGEST_COPIED = 64 << 20
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -73,6 +75,13 @@ def apply(
     maker = computed_by(plan, device)
     if _is_done(out, plan, origin, measured, maker):
         return out
+    if checkpoint.left_out:
+        _LOG.warning(
+            "%s: %d tensors of multi-token prediction (%s, ...) are left out; nothing here runs them, so results lack them",
+            checkpoint.name,
+            len(checkpoint.left_out),
+            checkpoint.left_out[0],
+        )
     needed = sum(entry.nbytes for entry in expected.tensors())
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

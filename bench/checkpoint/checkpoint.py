@@ -53,6 +53,8 @@ class Checkpoint:
         config: parsed ``config.json``.
         family: family of the model.
         inventory: what it contains, with the dtypes that the files hold.
+        left_out: tensors of its files that are no part of the model as it is run here, such as those of multi-token
+            prediction; no result has them.
     """
 
     path: Path
@@ -62,6 +64,7 @@ class Checkpoint:
     family: Family
     inventory: Inventory
     _spans: Mapping[TensorEntry, Span] = field(repr=False)
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, source: str | Path, revision: str | None = None) -> Self:
@@ -79,7 +82,8 @@ class Checkpoint:
         inventory = _located(family.inventory(config), family, headers, spans, path)
         check_tied(inventory, family, headers, path)
         name = path.resolve().name if commit is None else str(source)
-        return cls(path, name, commit, config, family, inventory, spans)
+        left_out = _left_out(family, config, headers)
+        return cls(path, name, commit, config, family, inventory, spans, left_out)
 
     @cached_property
     def _files(self) -> Files:
@@ -265,6 +269,12 @@ def _located(
             f"{path} holds {len(extra)} tensors that a {family.name} model does not have: {_some(extra)}"
         )
     return replace(expected, outer=outer, layers=layers)
+
+
+def _left_out(family: Family, config: Mapping[str, Any], headers: Mapping[str, Span]) -> tuple[str, ...]:
+    """Return tensors of whole layers that are not carried over; what can be made again, such as tied heads, is none."""
+    globs = [glob for glob in family.ignorable(config) if glob.endswith(".*")]
+    return tuple(sorted(name for name in headers if any(fnmatch.fnmatch(name, glob) for glob in globs)))
 
 
 def _finite(values: torch.Tensor, entry: TensorEntry, path: Path) -> torch.Tensor:

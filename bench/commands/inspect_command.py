@@ -25,5 +25,10 @@ def inspect(model: Model, revision: str | None = None) -> None:
         table.add_row(layers, *map(str, shape))
     out.print(table)
     out.print(inventory.router)
+    if checkpoint.left_out:
+        number, first = len(checkpoint.left_out), checkpoint.left_out[0]
+        out.print(
+            f"left out: {number} tensors of layers that only predict further tokens, {first} the first; no result has them"
+        )
     for name, value in asdict(cost_of(inventory)).items():
         out.print(f"{name:>18}  {value:,}")

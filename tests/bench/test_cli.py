@@ -79,3 +79,10 @@ def test_an_error_of_the_user_is_one_message(capsys: pytest.CaptureFixture[str])
     status, told = moebench(capsys, "inspect", "/no/such/folder")
     assert status == 1
     assert told.startswith("error: there is no folder /no/such/folder") and "Traceback" not in told
+
+
+def test_names_that_no_file_can_have_and_marks_in_messages_are_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    status, told = moebench(capsys, "report", "/tmp/" + "n" * 300)
+    assert status == 1 and "File name too long" in told and "Traceback" not in told
+    status, told = moebench(capsys, "inspect", "./no[/such]folder")
+    assert status == 1 and "no[/such]folder" in told

@@ -9,10 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bench.applying.apply import apply
 from bench.checkpoint.checkpoint import SINGLE, Checkpoint
 from bench.checkpoint.tokenizer_files import open_tokenizer
 from bench.pocket import pocket_path
 from methods.framework.errors import CheckpointError
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from tests.support.tiny import tiny_checkpoint
 
 
@@ -93,3 +96,19 @@ def test_no_other_tokenizer_takes_the_place_of_one_with_code_of_its_own(tmp_path
     (folder / "tokenizer_config.json").write_text(json.dumps(stated))
     with pytest.raises(CheckpointError, match=r"code of its own .*tokenization_own\.OwnTokenizer"):
         open_tokenizer(folder)
+
+
+def test_layers_of_multi_token_prediction_are_left_out_and_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny_checkpoint("deepseek_v3", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    layers = config["num_hidden_layers"]
+    (folder / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 3}))
+    more = {f"model.layers.{layers + i}.eh_proj.weight": torch.ones(2, 2) for i in range(3)}
+    save_file({**load_file(folder / SINGLE), **more}, folder / SINGLE, metadata={"format": "pt"})
+    checkpoint = Checkpoint.open(folder)
+    assert checkpoint.left_out == tuple(sorted(more))
+    apply(checkpoint, Plan.of(checkpoint.inventory, [LayerPlan()] * layers), tmp_path / "out")
+    assert f"3 tensors of multi-token prediction (model.layers.{layers}" in caplog.text
+    assert Checkpoint.open(tmp_path / "out").left_out == ()
