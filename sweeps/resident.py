@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from bench.settings.mixture import CorpusLine
 from bench.settings.strict import Strict
 from methods.framework.inventory import Inventory
 from methods.framework.probe import Probe
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 class Windows(Strict):
     """Held-out text, in the spelling of the calibration."""
 
-    corpus: str = Field(description="text file, datasets:NAME, pocket[:domain], or a file of token ids")
+    corpus: CorpusLine = Field(description="text file, datasets:NAME, pocket[:domain], or a file of token ids")
     sequences: int = Field(default=16, ge=1, description="windows")
     length: int = Field(default=512, ge=2, description="tokens in a window")
     seed: int = Field(default=1, ge=0, description="seed of the choice of windows")

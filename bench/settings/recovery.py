@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from bench.settings.mixture import CorpusLine
 from bench.settings.strict import Strict
 
 Kind = Literal["lora", "full", "router_kd", "expert_kd"]
@@ -27,7 +28,7 @@ class RecoverySettings(Strict):
         description="lora: low-rank updates; full: all weights; router_kd: routers alone, on the teacher's logits; "
         "expert_kd: all weights, on the text and on the outputs of the teacher's experts"
     )
-    corpus: str = Field(
+    corpus: CorpusLine = Field(
         default="pocket", description="text file, datasets:NAME, pocket[:domain], or a file of token ids"
     )
     sequences: int = Field(default=512, ge=1, description="windows")

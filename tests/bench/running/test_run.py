@@ -16,7 +16,7 @@ from bench.running.run import Run, Subject
 from bench.settings.method_settings import MethodConfig
 from bench.settings.recovery import RecoverySettings
 from bench.settings.run_settings import RunConfig
-from bench.settings.stage_settings import CalibrationConfig, EvaluationConfig
+from bench.settings.stage_settings import Bos, CalibrationConfig, EvaluationConfig
 from bench.settings.timing_settings import TimingConfig
 from bench.store.store import Store
 from methods.framework.errors import CheckpointError, ConfigError, EvaluationError, UnknownNameError
@@ -67,6 +67,19 @@ def test_rows_finish_or_refuse_and_are_recorded_once(tmp_path: Path) -> None:
     assert again == records, "the second call reads what the first one wrote"
     assert seen == ["base: complete", "REAP: complete", "Frequency: refused"], "and does nothing else"
     assert list(read_records(tmp_path / "records")) == sorted(records, key=lambda record: record.id)
+
+
+def test_records_keep_how_windows_begin_and_what_was_mixed(tmp_path: Path) -> None:
+    def found(corpus: str, bos: Bos) -> Record:
+        calibration = CalibrationConfig(corpus=corpus, sequences=4, length=16, bos=bos)
+        return execute(config(tmp_path, REAP, calibration=calibration, evaluation=EvaluationConfig()), tmp_path)[0][1]
+
+    plain, begun = found("pocket", "as evaluated"), found("pocket=1", "always")
+    assert plain.corpus is not None and begun.corpus is not None
+    assert (plain.corpus.opening, plain.corpus.sources) == ((), {})
+    assert (begun.corpus.opening, begun.corpus.sources) == ((1,), {"pocket": 4})
+    assert begun.id != plain.id and begun.corpus.digest != plain.corpus.digest
+    assert found("pocket=1", "never").id == plain.id, "what decides is the tokens, not how they were asked for"
 
 
 def test_two_runs_share_stages(tmp_path: Path) -> None:
