@@ -18,6 +18,7 @@ from analysis.summary import messages
 from analysis.table import csv, latex
 from analysis.training import training_frame
 from bench.records.derived import write_derived
+from bench.records.record import Record
 from methods.framework.errors import ConfigError
 
 
@@ -31,6 +32,7 @@ class Report:
         tables: ``training.csv`` and ``speed.csv``, where there are runs before and after training, and timings.
         messages: what a reader should know: missing base, unreadable records, nothing complete.
         frame: one row a run, as in ``leaderboard.csv``.
+        records: what it was made of.
     """
 
     page: Path
@@ -42,6 +44,7 @@ class Report:
     tables: tuple[Path, ...]
     messages: tuple[str, ...]
     frame: pd.DataFrame
+    records: tuple[Record, ...]
 
 
 def report(
@@ -97,4 +100,5 @@ def report(
         tables=tuple(write_derived(out / name, csv(rows).encode("utf-8")) for name, rows in more.items() if len(rows)),
         messages=tuple(messages(runs, loaded.problems)),
         frame=runs,
+        records=tuple(loaded.records),
     )

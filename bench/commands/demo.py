@@ -42,11 +42,14 @@ def run_demo(store: Path, track: str | None) -> None:
 
     from analysis.report import report
     from bench.commands.live import run_with_table
+    from bench.records.mirror import Tracker
 
-    tracker = run_with_table(demo_configs(store), store, track)
-    written = report(store / "records", store / "report", title="moebench demo: three pocket models")
-    console = Console(soft_wrap=True)
-    console.print(f"\n[bold]page[/]     {written.page}")
-    console.print(f"[bold]figures[/]  {store / 'report' / 'figures'}")
-    console.print(f"[bold]records[/]  {store / 'records'}")
-    console.print(f"[bold]W&B[/]      {tracker.runs}  (`wandb sync` sends the runs later)")
+    def told(tracker: Tracker) -> None:
+        written = report(store / "records", store / "report", title="moebench demo: three pocket models")
+        console = Console(soft_wrap=True)
+        console.print(f"\n[bold]page[/]     {written.page}")
+        console.print(f"[bold]figures[/]  {store / 'report' / 'figures'}")
+        console.print(f"[bold]records[/]  {store / 'records'}")
+        console.print(f"[bold]W&B[/]      {tracker.runs}  (`wandb sync` sends the runs later)")
+
+    run_with_table(demo_configs(store), store, track, then=told)

@@ -10,6 +10,12 @@ import typer
 from bench.commands.options import TrackOption
 from bench.commands.printing import console
 
+KEPT = (
+    "records of finished runs and the stages of unfinished ones are kept in the store; "
+    "the same command goes on from there"
+)
+"""Said on Ctrl-C."""
+
 
 def grid(
     file: Annotated[Path, typer.Argument(help="YAML file of models, methods, shares, corpora and seeds")],

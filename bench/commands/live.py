@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,16 @@ if TYPE_CHECKING:
 MODES = ("offline", "online", "disabled")
 
 
-def run_with_table(configs: Sequence[RunConfig], store: Path, track: str | None) -> Tracker:
-    """Execute ``configs`` one after the other under a live table, then print the leaderboard of the store.
+def run_with_table(
+    configs: Sequence[RunConfig], store: Path, track: str | None, *, then: Callable[[Tracker], None] | None = None
+) -> None:
+    """Execute ``configs`` one after the other under a live table, then print their leaderboard and what did not complete.
+
+    Args:
+        configs: the runs.
+        store: folder of the store.
+        track: W&B mode, None for the default.
+        then: called with the mirror when all is done, before this ends with what failed.
 
     Args:
         configs: the runs.
@@ -31,6 +39,7 @@ def run_with_table(configs: Sequence[RunConfig], store: Path, track: str | None)
         track: W&B mode: offline, online or disabled; None leaves it to ``Tracker``.
 
     Raises:
+        Exit: a method failed; with status 1.
         UnknownNameError: ``track`` is no W&B mode.
         MoebenchError: a model, method or task that cannot be used; what was finished is kept.
     """
@@ -40,6 +49,7 @@ def run_with_table(configs: Sequence[RunConfig], store: Path, track: str | None)
 
     from analysis.console import print_leaderboard
     from analysis.frame import frame
+    from bench.commands.outcome import end_with_outcome
     from bench.records.record import read_records
     from bench.running.run import Run
 
@@ -61,7 +71,9 @@ def run_with_table(configs: Sequence[RunConfig], store: Path, track: str | None)
             records += run.execute()
     wanted = {record.id for record in records}
     print_leaderboard(frame([record for record in read_records(where.records) if record.id in wanted]), console)
-    return tracker
+    if then is not None:
+        then(tracker)
+    end_with_outcome(records, console)
 
 
 class Board:

@@ -18,6 +18,11 @@ from bench.settings.strict import read_settings, validated
 if TYPE_CHECKING:
     from bench.recovery.recover import Recovered
 
+KEPT = (
+    "the last saved state of the training is kept in the store; "
+    "the same command goes on from there, to the same weights"
+)
+"""Said on Ctrl-C."""
 _OFFERED = ("kind", "corpus", "sequences", "length", "epochs", "steps", "batch", "rate", "experts", "seed")
 
 

@@ -16,7 +16,8 @@ def report(
     title: str = "moebench leaderboard",
     floor: Annotated[float, typer.Option(help="recovery below which a row is marked")] = 0.9,
 ) -> None:
-    """Write the report and print where it lies."""
+    """Write the report and print where it lies; exit with 1 where a method failed and no later try completed."""
+    from bench.commands.outcome import end_with_outcome
     from bench.library.reporting import report as write
 
     written = write(stores, out, title=title, floor=floor)
@@ -26,3 +27,4 @@ def report(
         console().print(path, soft_wrap=True)
     if written.figures:
         console().print(written.figures[0].parent, soft_wrap=True)
+    end_with_outcome(written.records, console())

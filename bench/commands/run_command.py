@@ -17,6 +17,9 @@ from bench.settings.strict import read_settings, validated
 _CALIBRATION = ("corpus", "sequences", "length", "seed", "bos", "propagation", "device")
 _EVALUATION = ("tasks", "include_path", "limit", "num_fewshot", "max_length", "batch_size", "dtype")
 
+KEPT = "finished statistics, checkpoints, scores and timings are kept in the store; the same command goes on from there"
+"""Said on Ctrl-C."""
+
 
 @with_settings(
     Part(RunConfig, ("model", "revision", "group", "target")),

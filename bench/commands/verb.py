@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
 from typer.main import get_command
+
+KEPT = "nothing unfinished was left under its name; the same command starts again"
+"""Said on Ctrl-C by verbs whose file states no ``KEPT`` of its own."""
 
 
 class Verb(TyperCommand):
@@ -39,4 +45,21 @@ class Verb(TyperCommand):
         module = importlib.import_module(f"bench.commands.{self.name}_command")
         app = typer.Typer(add_completion=False)
         app.command(self.name, help=self.help, context_settings=self._settings)(getattr(module, str(self.name)))
-        return get_command(app)
+        command = get_command(app)
+        if command.callback is not None:
+            command.callback = _interruptible(command.callback, getattr(module, "KEPT", KEPT))
+        return command
+
+
+def _interruptible(function: Callable[..., Any], kept: str) -> Callable[..., Any]:
+    """Return ``function``, which on Ctrl-C says what is ``kept`` and how to go on."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except KeyboardInterrupt:
+            print(f"\ninterrupted: {kept}", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return call
