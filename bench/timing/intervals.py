@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from scipy.stats import t as student
 
 from bench.records.record import Interval
 
@@ -40,6 +39,8 @@ def median_interval(values: Sequence[float], *, stopped: bool = False) -> Interv
         rank += 1
     low, high = data[rank - 1], data[n - rank]
     if n > 1 and _outside(rank, n) > miss and low > 0:
+        from scipy.stats import t as student  # here, since listings read this module
+
         logs = np.log(data)
         half = float(student.ppf(1 - miss / 2, n - 1) * logs.std(ddof=1) / math.sqrt(n))
         low, high = min(low, math.exp(logs.mean() - half)), max(high, math.exp(logs.mean() + half))
