@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -13,6 +14,8 @@ from methods.framework.errors import MoebenchError, RecordError
 
 SUFFIX = ".partial"
 """How the hidden names of unfinished files and folders end."""
+SCRATCH = f".scratch{SUFFIX}"
+"""How those end that hold their full size from the start, and are removed as soon as their process is gone."""
 OTHER_STORE = "free space or choose another --store"
 OTHER_CACHE = "free space or name another cache folder"
 
@@ -29,6 +32,30 @@ def open_partial(folder: Path, *, buffered: bool = True) -> tuple[IO[bytes], Pat
     path = folder / f".{uuid.uuid4().hex}{SUFFIX}"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     return os.fdopen(descriptor, "r+b", buffering=-1 if buffered else 0), path
+
+
+def open_scratch(folder: Path) -> tuple[IO[bytes], Path]:
+    """Return a new file like ``open_partial``, locked for as long as it is open, so that one left by a kill is known as such.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f".{uuid.uuid4().hex}{SCRATCH}"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if path.exists():
+            return os.fdopen(descriptor, "r+b", buffering=0), path
+        os.close(descriptor)  # another process took it for an orphan before it was locked
+
+
+def remove_orphans(folder: Path) -> None:
+    """Remove the scratch files of processes that were killed: nobody holds their lock any more."""
+    for path in folder.glob(f".*{SCRATCH}"):
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
 
 
 def settle(file: IO[bytes], partial: Path, path: Path, *, once: bool = False, durable: bool = True) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from blake3 import blake3
 
 from bench.calibration.layers.weights import expert_width
-from bench.store.atomic import open_partial, settle
+from bench.store.atomic import open_scratch, remove_orphans, settle
 from methods.framework.accumulator import Accumulator
 from methods.framework.errors import StatsError
 from methods.framework.inventory import Inventory
@@ -219,7 +219,8 @@ class DiskArrays:
         if not self._named:
             return tempfile.TemporaryFile(dir=self._folder, buffering=0), None
         assert self._folder is not None
-        return open_partial(self._folder, buffered=False)
+        remove_orphans(self._folder)
+        return open_scratch(self._folder)
 
     def settle(self, path_of: Callable[[str, int, str], Path]) -> dict[str, dict[str, str]]:
         """Name every array as ``path_of`` (statistic, layer, digest) says; return file name and digest of each."""

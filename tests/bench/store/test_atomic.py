@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 import bench.store.atomic as atomic_module
 from bench.records.derived import write_derived
 from bench.records.record import write_record
-from bench.store.atomic import atomic_file, open_partial, settle, write_atomically
+from bench.store.atomic import atomic_file, open_partial, open_scratch, remove_orphans, settle, write_atomically
 from bench.store.store import Store, write_json
 from methods.framework.errors import RecordError, StatsError
 from tests.support.records import record
@@ -104,3 +106,14 @@ def test_a_record_is_written_once(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="write-once"):
         write_record(first.model_copy(update={"title": "Another"}), tmp_path)
     assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
+
+
+def test_scratch_of_a_killed_process_goes_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
+    code = "import os, sys, pathlib; from bench.store.atomic import open_scratch; "
+    code += "file, _ = open_scratch(pathlib.Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    file, path = open_scratch(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    remove_orphans(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+    file.close()
