@@ -72,7 +72,8 @@ def execute(job: Job, store: Path, tracker: Tracker, begun: Callable[[str, int],
         tracker: the mirror.
         begun: called with the title and the number of each run that begins, from 1.
     """
-    from bench.running.run import Run, Subject
+    from bench.running.run import Run
+    from bench.running.subject import Subject
     from bench.store.store import Store
 
     seen: set[int] = set()

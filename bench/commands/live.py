@@ -17,7 +17,7 @@ from methods.framework.errors import UnknownNameError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from bench.running.run import Subject
+    from bench.running.subject import Subject
 
 MODES = ("offline", "online", "disabled")
 

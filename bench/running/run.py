@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from bench.applying.moments import cold_experts
 from bench.checkpoint.checkpoint import Checkpoint
-from bench.evaluation.evaluate import Evaluation, check_tasks
+from bench.evaluation.evaluate import check_tasks
 from bench.evaluation.items import save_items
 from bench.evaluation.paired import pair_scores
 from bench.evaluation.tasks import load_tasks
@@ -26,7 +23,6 @@ from bench.records.record import (
     ModelInfo,
     Record,
     Score,
-    Status,
     TargetInfo,
     Timing,
     read_record,
@@ -37,15 +33,14 @@ from bench.running.identity import own_key, shared_key
 from bench.running.recipe import Recipe
 from bench.running.record_parts import cost_info, ratio_info, realisation, recovery_info
 from bench.running.stages import (
-    Clock,
     evaluate_checkpoint,
     recover_checkpoint,
     time_checkpoint,
     timing_key,
     write_checkpoint,
 )
+from bench.running.subject import Subject
 from bench.serving.engine import engine_named
-from bench.settings.recovery import RecoverySettings
 from bench.settings.run_settings import RunConfig
 from bench.store.store import Store, digest_of, write_json
 from bench.timing.offline import TimingSession
@@ -55,59 +50,15 @@ from methods.framework.layer_plan import STAGES
 from methods.framework.method import Method
 from methods.framework.plan import Plan
 
-if TYPE_CHECKING:
-    from bench.recovery.recover import Recovered
-
-Report = Callable[["Subject", str], None]
+Report = Callable[[Subject, str], None]
 """Called with a subject and the stage that it enters, or its status at the end.
 
 Stages are ``calibrate``, ``plan``, ``apply``, ``recover DONE/STEPS``, ``evaluate TASK`` and ``time``.
 """
 
 
-RECOVERIES = {"lora": "LoRA", "full": "fine-tuning", "router_kd": "Router KD", "expert_kd": "expert distillation"}
-"""Kinds of training, as tables call them."""
-
 FINAL = ("complete", "refused")
 """What ends a row for good; what failed is tried again."""
-
-
-@dataclass
-class Subject:
-    """One row of the result on its way: the base (``method`` None) or one configured method."""
-
-    method: Method | Recipe | None
-    recovery: RecoverySettings | None = None
-    recovered: Recovered | None = None
-    cold: int | None = None
-    target: TargetInfo | None = None
-    id: str = ""
-    attempt: int = 1
-    plan: Plan | None = None
-    path: Path | None = None
-    content: str = ""
-    corpus: CorpusInfo | None = None
-    evaluation: Evaluation | None = None
-    timing: Timing | None = None
-    status: Status = "complete"
-    reason: str | None = None
-    record: Record | None = None
-    clock: Clock = field(default_factory=Clock)
-
-    @property
-    def title(self) -> str:
-        """Name for tables; the knobs stand beside it."""
-        if self.method is None:
-            return "base"
-        return self.method.title + (f" + {RECOVERIES[self.recovery.kind]}" if self.recovery else "")
-
-    @property
-    def knobs(self) -> dict[str, Any]:
-        """Every setting of the method, and those of the training after it that are no defaults, as JSON values."""
-        if self.method is None:
-            return {}
-        training = self.recovery.model_dump(mode="json", exclude_defaults=True) if self.recovery else {}
-        return {**self.method.knobs, **{f"recovery.{name}": value for name, value in training.items()}}
 
 
 class Run:

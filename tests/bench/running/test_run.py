@@ -12,7 +12,8 @@ import pytest
 from bench.pocket import write_tasks
 from bench.records.mirror import Tracker
 from bench.records.record import Record, read_records, write_record
-from bench.running.run import Run, Subject
+from bench.running.run import Run
+from bench.running.subject import Subject
 from bench.settings.method_settings import MethodConfig
 from bench.settings.recovery import RecoverySettings
 from bench.settings.run_settings import RunConfig
