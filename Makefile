@@ -53,7 +53,7 @@ suite: setup
 	OMP_NUM_THREADS=1 $(call timed,fast suite and laws) $(PYTEST) -n 2 --dist worksteal -m "not e2e" tests
 
 fast: setup
-	OMP_NUM_THREADS=1 $(call timed,fast suite) $(PYTEST) -n 2 --dist worksteal -m "not e2e and not laws" tests
+	OMP_NUM_THREADS=1 $(call timed,fast suite) $(PYTEST) -n 2 --dist worksteal -m "not e2e and not laws and not thorough" tests
 
 laws: setup
 	OMP_NUM_THREADS=1 $(call timed,laws) $(PYTEST) -n 2 --dist worksteal -m "laws and not e2e" tests

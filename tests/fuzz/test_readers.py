@@ -32,6 +32,8 @@ from tests.fuzz.strangers import JSON, bounded, damaged, spoiled, text_of
 from tests.support.records import record
 from tests.support.tiny import FAMILIES, tiny_checkpoint, tiny_config
 
+pytestmark = pytest.mark.thorough
+
 ours = contextlib.suppress(MoebenchError)
 """What is not ours comes out, and fails the test."""
 

@@ -26,6 +26,8 @@ from methods.framework.stats import Stats
 from methods.registry import method_class, names
 from methods.slimming import Magnitude
 
+pytestmark = pytest.mark.thorough
+
 
 class Impure(REAP):
     """Draws from the global random state."""

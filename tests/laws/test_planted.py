@@ -31,6 +31,8 @@ from methods.framework.stats import CATALOGUE, Stats
 from methods.ream import REAM
 from tests.support.planted_models import COPY, DEAD, EXPERTS, ORIGINAL, TOKENS, Plant, plant
 
+pytestmark = pytest.mark.thorough
+
 FAMILIES = ("mixtral", "qwen2_moe", "deepseek_v3")
 """Softmax that renormalises; softmax that does not, with a gated shared expert; sigmoid with correction bias, one group."""
 

@@ -10,6 +10,8 @@ import pytest
 from tests.support.coverage import correlated, of_average, of_items, of_perplexity, of_timing, table
 from tests.support.places import ROOT
 
+pytestmark = pytest.mark.thorough
+
 
 def test_items_cover_at_every_rate() -> None:
     assert of_items(20)[0] >= 0.94

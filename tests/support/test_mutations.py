@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.mutations.defect import Unfit, planted, read_defects, site
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[2]
 RUN = "import sys; from tests.support.mutations import __main__ as m, trial; trial.WARM = (); m.LIMIT = 6.0; "
 RUN += "sys.exit(m.main(sys.argv[1:]))"

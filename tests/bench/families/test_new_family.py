@@ -17,6 +17,8 @@ from bench.families import known_families
 from methods.framework.errors import ConfigError
 from tests.support.places import ROOT
 
+pytestmark = pytest.mark.thorough
+
 NEW = Path(__file__).with_name("glm4_moe.toml")
 
 # Runs where the copy comes first on the path; prints what it found as JSON.

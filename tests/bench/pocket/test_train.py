@@ -15,6 +15,8 @@ from bench.pocket.balance import balance_loss
 from bench.pocket.optimiser import Muon, orthogonalise
 from bench.pocket.train import Recipe, batch, learn, new_model, optimisers, rate
 
+pytestmark = pytest.mark.thorough
+
 SHORT = Recipe(steps=4, tokens=64, length=32, short_length=16, short_share=0.5, warmup=2)
 
 
