@@ -1,4 +1,4 @@
-"""The probe of a real model against transformers with masks; the synthetic one by its own definition."""
+"""The probe of a real model against transformers with masks."""
 
 from __future__ import annotations
 
@@ -12,17 +12,13 @@ import torch
 
 from bench.applying.apply import apply
 from bench.checkpoint.checkpoint import Checkpoint
-from bench.laws.cases import case
-from bench.laws.synthetic_probe import SyntheticProbe
 from bench.models.load import load_model
 from bench.probing import model_probe as probe_module
 from bench.probing.model_probe import ModelProbe
-from bench.probing.windows import batches, chosen
 from bench.text.corpus import Corpus
 from methods.framework.errors import ConfigError, PlanError, RefusedError, StatsError
 from methods.framework.layer_plan import LayerPlan, Merge
 from methods.framework.plan import Plan
-from methods.framework.stats import Stats
 from methods.kernels.routing import route
 from tests.support.masking import mask
 from tests.support.tiny import FAMILIES, tiny_checkpoint, tiny_tokens
@@ -322,20 +318,6 @@ def test_what_is_changed_by_a_caller_is_not_remembered(qwen):
     np.testing.assert_array_equal(probe.layer_error(0, HALVES, {}), expected)
 
 
-def test_windows_are_whole_and_evenly_spaced():
-    corpus = Corpus.of([[n] * 10 for n in range(10)], "ten")
-    assert [window[0] for window in chosen(corpus, 45).windows] == [0, 2, 5, 7]
-    assert chosen(corpus, 1000).digest == corpus.digest
-    with pytest.raises(ConfigError, match="raise the probe's tokens"):
-        chosen(corpus, 9)
-    lengths = [[len(window) for group in batch for window in group] for batch in batches(RAGGED, 32)]
-    assert lengths == [[24, 24], [7, 7]]
-    assert [len(batch) for batch in batches(RAGGED, 1000)] == [2]  # groups of 7 and of 24 tokens
-    assert len(batches(RAGGED, 1)) == 4
-    with pytest.raises(ConfigError, match="no next token"):
-        batches(Corpus.of([[1], [2]]), 2)
-
-
 def test_what_a_probe_refuses(tmp_path_factory, qwen):
     deepseek = Checkpoint.open(tiny_checkpoint("deepseek_v2", tmp_path_factory.mktemp("deepseek_v2")))
     with pytest.raises(ConfigError, match="layers with experts: 1, 2"):
@@ -361,47 +343,3 @@ def test_what_a_probe_refuses(tmp_path_factory, qwen):
     with pytest.raises(StatsError, match="token id 500"):
         ModelProbe(qwen, Corpus.of([[1, 500]]))
     assert probe.runs == 0
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_synthetic_view_and_error_agree(family):
-    one = case(family)
-    probe = SyntheticProbe(one.inventory, one.stats)
-    layer = one.inventory.moe_layers[0]
-    view = probe.layer_view(layer, {})
-    assert np.linalg.eigvalsh(view.gram_SXX).min() > -1e-9
-    # The target is what the original routing adds up to, so its distance to itself is 0.
-    assert probe.layer_error(layer, [LayerPlan()], {})[0] == 0.0
-    everything_gone = probe.layer_error(layer, [LayerPlan(drop="moe")], {})[0]
-    assert everything_gone == pytest.approx(np.sqrt(view.gram_SXX[:, -1, -1].sum()))
-    masks = {index: np.linspace(0.5, 1.5, 16) for index in one.inventory.moe_layers}
-    _, gradient = probe.mask_gradient(masks, 3)
-    moved = {index: mask_E.copy() for index, mask_E in masks.items()}
-    moved[layer][5] += 1e-5
-    low = {index: mask_E.copy() for index, mask_E in masks.items()}
-    low[layer][5] -= 1e-5
-    slope = (probe.mask_gradient(moved, 3)[0] - probe.mask_gradient(low, 3)[0]) / 2e-5
-    assert gradient[layer][5] == pytest.approx(slope, rel=1e-6)
-
-
-def test_synthetic_blocks_merges_and_missing_statistics():
-    one = case("qwen3_moe")
-    probe = SyntheticProbe(one.inventory, one.stats)
-    half = LayerPlan(experts=tuple(range(0, 16, 2)))
-    merged = LayerPlan(
-        experts=tuple(range(15)), merges=(Merge(into=0, members=(0, 15), weights=(0.5, 0.5)),), router="map"
-    )
-    layers = [1, 2]
-    separate = [probe.layer_error(layer, [half, merged], {}) for layer in layers]
-    expected = np.sqrt(separate[0][:, None] ** 2 + separate[1][None, :] ** 2)
-    np.testing.assert_allclose(probe.block_error(layers, [[half, merged]] * 2, {}), expected)
-    whole = Plan.of(one.inventory, [merged] * 5)
-    with pytest.raises(RefusedError, match="merged"):
-        SyntheticProbe(one.inventory, one.stats.restricted(whole)).layer_view(1, {})
-    with pytest.raises(StatsError, match="not at hand"):
-        SyntheticProbe(one.inventory, Stats({})).layer_view(1, {})
-    with pytest.raises(RefusedError, match="of another model"):
-        SyntheticProbe(
-            case("mixtral").inventory,
-            Stats({n: tuple(v[:, :8] for v in one.stats.values[n]) for n in ("token_logits", "token_gram")}),
-        ).layer_view(1, {})
