@@ -60,7 +60,7 @@ def with_settings(*parts: Part) -> Callable[[_Verb], _Verb]:
         by_name = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
         first = [option for name, option in options.items() if option.default.rich_help_panel is None]
         last = [option for option in options.values() if option not in first]
-        called.__signature__ = inspect.Signature([context, *first, *by_name, *last])  # type: ignore[attr-defined]
+        called.__signature__ = inspect.Signature([context, *first, *by_name, *last])  # type: ignore[attr-defined]  # typer reads it
         return called
 
     return decorated

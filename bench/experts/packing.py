@@ -27,7 +27,7 @@ def packed(quantised: Quantised, bits: int) -> dict[str, Tensor]:
         bits: of a code, 4 or 8.
     """
     # Here, so that commands which pack nothing start without the seconds that this import takes.
-    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32  # type: ignore[import-untyped]
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32  # type: ignore[import-untyped]  # the library has no types
 
     words_OW: Tensor = pack_to_int32(quantised.codes_OX.contiguous(), bits)
     shape = torch.tensor(quantised.codes_OX.shape, dtype=torch.int64)

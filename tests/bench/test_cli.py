@@ -57,11 +57,11 @@ def test_listing_and_looking_import_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
 def test_every_verb_has_its_file_and_its_help(verb: object, capsys: pytest.CaptureFixture[str]) -> None:
-    name = str(verb.name)  # type: ignore[attr-defined]
+    name = str(verb.name)  # type: ignore[attr-defined]  # attributes of typer's commands
     assert inspect.isfunction(getattr(import_module(f"bench.commands.{name}_command"), name))
     status, told = moebench(capsys, name, "--help")
     assert status == 0
-    assert verb.help.split("\n")[0] in told  # type: ignore[attr-defined]
+    assert verb.help.split("\n")[0] in told  # type: ignore[attr-defined]  # attributes of typer's commands
 
 
 def test_no_file_of_a_verb_is_left_out() -> None:

@@ -22,10 +22,10 @@ SMALL = {"sequences": 4, "length": 32}
 
 @pytest.mark.parametrize("package", [bench, methods])
 def test_offered_names_are_sorted_and_are_what_they_are_called(package: object) -> None:
-    offered = package.__all__  # type: ignore[attr-defined]
+    offered = package.__all__  # type: ignore[attr-defined]  # made by lazy_names
     assert offered == sorted(offered) and set(offered) <= set(dir(package))
     for name in offered:
-        assert getattr(package, name) is package.__getattr__(name)  # type: ignore[attr-defined]
+        assert getattr(package, name) is package.__getattr__(name)  # type: ignore[attr-defined]  # made by lazy_names
     with pytest.raises(AttributeError, match=r"has no attribute 'no_such_name'"):
         package.no_such_name  # type: ignore[attr-defined]  # noqa: B018  # the access is the test
 

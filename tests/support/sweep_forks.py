@@ -151,7 +151,7 @@ def _main() -> None:
     import bench.applying.in_memory  # noqa: F401  # what children would import
     import sweeps.losses
     import sweeps.opening
-    import sweeps.trials  # noqa: F401
+    import sweeps.trials  # noqa: F401  # imported before the forks, which share it
     from bench.models.tiny import tiny_model
 
     tiny_model("olmoe")  # imports the modelling code

@@ -252,7 +252,7 @@ def test_an_edited_statistic_is_measured_again_and_those_beside_it_are_not(qwen,
     decide = Fixed([LayerPlan(drop="moe")] * 3) if sequential else None
     first = calibrate(qwen, SQUARE, {"block_cosine", "moe_io_cosine"}, cache=tmp_path, decide=decide)
     inner = bench.calibration.cache.statistic_digest
-    edited = lambda name: "edited" if name == "moe_io_cosine" else inner(name)  # noqa: E731
+    edited = lambda name: "edited" if name == "moe_io_cosine" else inner(name)  # noqa: E731  # a name for one call
     monkeypatch.setattr(bench.calibration.cache, "statistic_digest", edited)
     runs = []
     run = StreamedPass.run

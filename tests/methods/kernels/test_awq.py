@@ -146,7 +146,7 @@ class Streamed(list[Tensor]):
         super().__init__(values)
         self.log = log
 
-    def __getitem__(self, place):  # type: ignore[no-untyped-def]
+    def __getitem__(self, place):  # type: ignore[no-untyped-def]  # takes any index, as a tensor does
         self.log.append(place)
         return super().__getitem__(place)
 

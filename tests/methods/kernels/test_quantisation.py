@@ -207,7 +207,7 @@ def test_a_row_that_the_recursion_serves_worse_keeps_the_nearest(monkeypatch: py
     adjusted = kernel._adjusted
 
     def spoiled(*args: object) -> Quantised:
-        made = adjusted(*args)  # type: ignore[arg-type]
+        made = adjusted(*args)  # type: ignore[arg-type]  # drawn arguments of several types
         made.codes_OX[1] = 0
         made.scale_OG[2] = float("nan")
         return made
@@ -288,7 +288,7 @@ class ReadOnce(list[torch.Tensor]):
         super().__init__(values)
         self.reads = [0] * len(values)
 
-    def __getitem__(self, place):  # type: ignore[no-untyped-def]
+    def __getitem__(self, place):  # type: ignore[no-untyped-def]  # takes any index, as a tensor does
         self.reads[place] += 1
         return super().__getitem__(place)
 

@@ -114,11 +114,11 @@ def test_same_seed_same_result_and_another_seed_another() -> None:
 
 def test_global_random_state_and_inputs_are_left_alone() -> None:
     weights = planted("silu")
-    copy, states = weights.clone(), (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())  # type: ignore[index]
+    copy, states = weights.clone(), (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())  # type: ignore[index]  # the legacy state is a tuple
     with torch.no_grad():
         fitted(weights, steps=5)
     assert torch.equal(weights, copy) and torch.equal(torch.get_rng_state(), states[0])
-    assert random.getstate() == states[1] and np.random.get_state()[1].tolist() == states[2]  # type: ignore[index]
+    assert random.getstate() == states[1] and np.random.get_state()[1].tolist() == states[2]  # type: ignore[index]  # the legacy state is a tuple
 
 
 def test_experts_in_parts_have_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
