@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 
 from bench.records.record import Environment
+from bench.store.versions import installed
 
 PACKAGES = (
     "accelerate",
@@ -37,20 +37,10 @@ def environment() -> Environment:
     return Environment(
         commit=commit,
         dirty=None if status is None else bool(status),
-        versions=_versions(),
+        versions={"python": platform.python_version(), **installed(PACKAGES)},
         device=device_name(),
         threads=torch.get_num_threads(),
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def device_name() -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
@@ -13,6 +12,7 @@ from bench.families.compressed_config import PREFIX, QUANTISATION_KEY
 from bench.families.family import Family, family_of
 from bench.serving.kinds import KINDS, kinds_of
 from bench.serving.plugin import STOCK
+from bench.store.versions import installed
 from methods.framework.errors import PlanError
 from methods.framework.forms import has_own_form
 from methods.framework.inventory import Inventory
@@ -152,12 +152,7 @@ def _by_rules(plan: Plan, inventory: Inventory, runner: Runner, notes: tuple[str
 
 def installed_engine(runner: Runner) -> tuple[str, str] | None:
     """Return name and version of the installed distribution of ``runner``, or None."""
-    for name in runner.distributions:
-        try:
-            return name, metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
+    return next(iter(installed(runner.distributions).items()), None)
 
 
 @cache
