@@ -15,7 +15,7 @@ from bench.applying.computed_by import computed_by
 from bench.applying.moments import moments_digest
 from bench.applying.shards import write_shards
 from bench.checkpoint.checkpoint import Checkpoint
-from bench.checkpoint.content import PLAN_FILE
+from bench.checkpoint.content import PLAN_FILE, plan_document
 from bench.store.staging import staged_folder
 from methods.framework.errors import CheckpointError, PlanError
 from methods.framework.inventory import Inventory
@@ -117,12 +117,12 @@ def _is_done(
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        document = json.loads((out / PLAN_FILE).read_bytes())
+        document = plan_document(out) or {}
         same = Plan.loads(json.dumps(document)).digest == plan.digest
         same = same and document["provenance"]["source"]["content"] == origin["content"]
         same = same and document["provenance"].get("moments") == measured
         before = document["provenance"].get("computed_by") if same else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, PlanError):
+    except (CheckpointError, ValueError, KeyError, TypeError, AttributeError, PlanError):
         same, before = False, None
     if same and before != maker:
         raise CheckpointError(
@@ -162,9 +162,8 @@ def _plan_document(
         history["computed_by"] = dict(maker)
     if measured is not None:
         history["moments"] = measured
-    earlier = checkpoint.path / PLAN_FILE
-    if earlier.exists():
-        history["before"] = json.loads(earlier.read_bytes())
+    if (earlier := plan_document(checkpoint.path)) is not None:
+        history["before"] = earlier
     return {**document, "provenance": history}
 
 

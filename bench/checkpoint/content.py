@@ -34,13 +34,25 @@ _INERT = ("config.json", PLAN_FILE, "*.index.json", "training.json")
 """Files of such names that cannot, or that are part of the digest in another form."""
 
 
-def stated_digest(folder: Path) -> str | None:
-    """Return the digest of what was written to ``folder``, as its ``plan.json`` states it; None where nothing is stated."""
-    path = folder / PLAN_FILE
+def plan_document(folder: Path) -> dict[str, Any] | None:
+    """Return ``plan.json`` of a checkpoint, None where it has none.
+
+    Raises:
+        CheckpointError: it cannot be read, or is no JSON object.
+    """
+    path, remedy = folder / PLAN_FILE, "write the checkpoint again"
     if not path.exists():
         return None
-    document = an_object(read_json(path, CheckpointError), str(path), CheckpointError)
-    provenance = document.get("provenance")
+    return an_object(read_json(path, CheckpointError, remedy), str(path), CheckpointError, remedy)
+
+
+def stated_digest(folder: Path) -> str | None:
+    """Return the digest of what was written to ``folder``, as its ``plan.json`` states it; None where nothing is stated.
+
+    Raises:
+        CheckpointError: ``plan.json`` is damaged.
+    """
+    provenance = (plan_document(folder) or {}).get("provenance")
     stated = provenance.get("written") if isinstance(provenance, dict) else None
     return stated if isinstance(stated, str) else None
 

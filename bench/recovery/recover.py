@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from bench.calibration.code_digest import TRAINING, code_digest
 from bench.checkpoint.checkpoint import Checkpoint
-from bench.checkpoint.content import PLAN_FILE
+from bench.checkpoint.content import plan_document
 from bench.models.device import resolved_device
 from bench.models.load import load_model
 from bench.recovery.loop import History, Progress, train
@@ -200,10 +200,10 @@ def _read(out: Path, digest: str) -> Recovered:
         CheckpointError: it holds something else.
     """
     try:
-        entry = json.loads((out / PLAN_FILE).read_bytes())["provenance"]["recovery"][-1]
+        entry = (plan_document(out) or {})["provenance"]["recovery"][-1]
         if entry["digest"] != digest:
             raise KeyError(digest)
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (CheckpointError, KeyError, TypeError, IndexError) as error:
         raise CheckpointError(f"{out} exists and holds something else; remove it or choose another store") from error
     Checkpoint.open(out).close()
     losses = entry["losses"]

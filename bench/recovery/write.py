@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bench.applying.apply import SHARD_BYTES, copy_small_files, seal
 from bench.applying.shards import write_shards
 from bench.checkpoint.checkpoint import Checkpoint
-from bench.checkpoint.content import PLAN_FILE
+from bench.checkpoint.content import PLAN_FILE, plan_document
 from bench.checkpoint.tensor_files import TORCH_DTYPES, write_all
 from bench.recovery.placed import held
 from bench.store.staging import staged_folder
@@ -50,14 +50,9 @@ def read_plan_document(checkpoint: Checkpoint) -> dict[str, Any] | None:
     Raises:
         CheckpointError: it is damaged.
     """
-    path = checkpoint.path / PLAN_FILE
-    if not path.exists():
-        return None
-    try:
-        document: dict[str, Any] = json.loads(path.read_bytes())
+    document = plan_document(checkpoint.path)
+    if document is not None:
         Plan.loads(json.dumps(document))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; write the checkpoint again") from error
     return document
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bench.checkpoint.config_file import read_config
+from bench.checkpoint.content import plan_document
 from bench.families.compressed_config import PREFIX
 from bench.families.family import family_of
 from bench.serving.plugin import STOCK
-from methods.framework.errors import MoebenchError
+from methods.framework.errors import CheckpointError, MoebenchError
 from methods.framework.inventory import ExpertForm
 
 
@@ -48,8 +48,8 @@ def expert_forms(config: Mapping[str, Any]) -> tuple[ExpertForm, ...]:
 def has_zeros(path: Path) -> bool:
     """Return whether the plan of the checkpoint at ``path``, or one that made its source, zeroed weights."""
     try:
-        document = json.loads((path / "plan.json").read_text())
-    except (OSError, ValueError):
+        document = plan_document(path)
+    except CheckpointError:
         return False
     while isinstance(document, dict):
         if any("sparsity" in layer for layer in document.get("layers") or ()):

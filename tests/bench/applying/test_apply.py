@@ -334,3 +334,11 @@ def test_what_was_written_is_compared_before_it_is_used_again(tmp_path: Path) ->
     (out / "generation_config.json").write_text('{"do_sample": true}')
     with pytest.raises(CheckpointError, match=r"remove `written` from its plan.json"):
         _ = Checkpoint.open(out).content
+
+
+def test_a_source_with_a_damaged_plan_file_is_one_clear_error(tmp_path: Path) -> None:
+    source = Checkpoint.open(tiny_checkpoint("olmoe", tmp_path / "source"))
+    (source.path / PLAN_FILE).write_text("{")
+    with pytest.raises(CheckpointError, match=r"plan\.json is not valid JSON.*write the checkpoint again"):
+        apply(source, Plan.identity(source.inventory), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
