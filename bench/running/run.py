@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from bench.applying.moments import cold_experts
 from bench.checkpoint.checkpoint import Checkpoint
+from bench.checkpoint.content import stated_digest
 from bench.evaluation.evaluate import check_tasks
 from bench.evaluation.items import save_items
 from bench.evaluation.paired import pair_scores
@@ -218,7 +219,8 @@ class Run:
             subject.path = write_checkpoint(
                 self.checkpoint, subject.plan, self.store, provenance, stats, self.calibrator.device
             )
-            subject.content = Checkpoint.open(subject.path).content
+            # Writing it, or finding it again, has just compared its files with this digest.
+            subject.content = stated_digest(subject.path) or Checkpoint.open(subject.path).content
         if subject.plan.moments:
             subject.cold = cold_experts(subject.plan, self.checkpoint.inventory, stats)
 

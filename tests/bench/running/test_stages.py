@@ -11,6 +11,7 @@ import pytest
 from bench.applying.apply import apply
 from bench.applying.moments import moments_digest
 from bench.checkpoint.checkpoint import Checkpoint
+from bench.checkpoint.content import stated_digest
 from bench.records.mirror import Tracker
 from bench.records.record import Record
 from bench.running.recipe import expanded
@@ -129,3 +130,12 @@ def test_what_is_computed_is_not_found_again_after_an_update(tmp_path: Path, mon
     with pytest.raises(CheckpointError, match="computed by other versions"):
         apply(checkpoint, merged, tmp_path / "named")
     assert timing_key("a", "b", TimingConfig(), ()) != timing
+
+
+def test_a_checkpoint_states_the_content_that_its_files_have(tmp_path: Path) -> None:
+    """A run takes the stated digest for its own, freshly written or found again, and does not hash the files once more."""
+    checkpoint = Checkpoint.open(tiny_checkpoint("olmoe"))
+    plan = Plan.of(checkpoint.inventory, [LayerPlan(experts=(0, 2, 3, 5, 6, 7))] * len(checkpoint.inventory.layers))
+    for _ in range(2):
+        written = write_checkpoint(checkpoint, plan, Store(tmp_path / "store"), {})
+        assert stated_digest(written) == Checkpoint.open(written).content
