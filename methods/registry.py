@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from typing import Any
 
 from methods.framework.errors import ConfigError, UnknownNameError
 from methods.framework.method import Method
+from methods.framework.offers import offered, offered_names
 
 ENTRY_POINT_GROUP = "moebench.methods"
 
@@ -57,7 +56,7 @@ BUILT_IN: Mapping[str, str] = {
 
 def names() -> list[str]:
     """Return the names of all methods, built in first, then those of other distributions."""
-    return list(BUILT_IN) + sorted(point.name for point in _plugins() if point.name not in BUILT_IN)
+    return offered_names(BUILT_IN, ENTRY_POINT_GROUP)
 
 
 def method_class(name: str) -> type[Method]:
@@ -67,23 +66,15 @@ def method_class(name: str) -> type[Method]:
         UnknownNameError: no such method; the closest name is given.
         ConfigError: a plug-in does not offer a ``Method`` of that name.
     """
-    if name in BUILT_IN:
-        module, attribute = BUILT_IN[name].split(":")
-        loaded = getattr(importlib.import_module(module), attribute)
-    else:
-        point = next((point for point in _plugins() if point.name == name), None)
-        if point is None:
-            raise UnknownNameError("method", name, names(), "`moebench methods` describes them.")
-        loaded = point.load()
+    found = offered(name, BUILT_IN, ENTRY_POINT_GROUP)
+    if found is None:
+        raise UnknownNameError("method", name, names(), "`moebench methods` describes them.")
+    loaded, where = found
     if not (isinstance(loaded, type) and issubclass(loaded, Method) and loaded.name == name):
-        raise ConfigError(f"entry point {name!r} gives {loaded!r}, which is not a methods.Method with that name")
+        raise ConfigError(f"{where} gives {loaded!r}, which is not a methods.Method with that name")
     return loaded
 
 
 def method(name: str, **knobs: Any) -> Method:
     """Return method ``name`` configured with ``knobs``."""
     return method_class(name).configured(knobs)
-
-
-def _plugins() -> list[Any]:
-    return list(entry_points(group=ENTRY_POINT_GROUP))

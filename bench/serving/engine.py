@@ -6,10 +6,8 @@ distributions add theirs through the entry-point group ``moebench.engines``.
 
 from __future__ import annotations
 
-import importlib
 import pkgutil
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +16,7 @@ from bench.serving.target import Verdict
 from bench.settings.timing_settings import OnlineProtocol
 from methods.framework.errors import ConfigError, TimingError, UnknownNameError
 from methods.framework.inventory import Inventory
+from methods.framework.offers import offered, offered_names
 from methods.framework.plan import Plan
 
 ENTRY_POINT_GROUP = "moebench.engines"
@@ -106,11 +105,7 @@ class Engine:
 
 def engine_names() -> list[str]:
     """Return the names of all engines, built in first, then those of other distributions."""
-    built_in = _built_in()
-    return [
-        *built_in,
-        *sorted(point.name for point in entry_points(group=ENTRY_POINT_GROUP) if point.name not in built_in),
-    ]
+    return offered_names(_built_in(), ENTRY_POINT_GROUP)
 
 
 def engine_named(name: str) -> Engine:
@@ -120,12 +115,10 @@ def engine_named(name: str) -> Engine:
         UnknownNameError: there is none; the closest name is given.
         ConfigError: a file or a plug-in does not offer an ``Engine`` of that name.
     """
-    if module := _built_in().get(name):
-        where, loaded = module, getattr(importlib.import_module(module), "ENGINE", None)
-    elif points := entry_points(group=ENTRY_POINT_GROUP, name=name):
-        where, loaded = f"entry point {name!r}", next(iter(points)).load()
-    else:
+    found = offered(name, _built_in(), ENTRY_POINT_GROUP)
+    if found is None:
         raise UnknownNameError("engine", name, engine_names())
+    loaded, where = found
     if not isinstance(loaded, Engine) or loaded.name != name:
         raise ConfigError(f"{where} gives {loaded!r}, which is not a bench.serving.engine.Engine called {name!r}")
     return loaded
@@ -139,7 +132,7 @@ def engine_here() -> Engine:
 
 
 def _built_in() -> dict[str, str]:
-    """Return the modules of the folder's engines by their names."""
+    """Return where the folder's engines stand, by their names."""
     package = bench.serving.engines
     stems = [module.name for module in pkgutil.iter_modules(package.__path__)]
-    return {stem.replace("_", "-"): f"{package.__name__}.{stem}" for stem in stems}
+    return {stem.replace("_", "-"): f"{package.__name__}.{stem}:ENGINE" for stem in stems}

@@ -12,8 +12,22 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, group: str, name: str
     """Install a distribution that offers class ``Part`` of ``code`` as entry point ``name`` of ``group``."""
     module = f"another_{name}"
     (folder / f"{module}.py").write_text(textwrap.dedent(code))
-    about = folder / f"{module}-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}:Part\n")
+    announce(folder, group, name, f"{module}:Part")
     monkeypatch.syspath_prepend(str(folder))
+
+
+def announce(folder: Path, group: str, name: str, target: str) -> Path:
+    """Write what an installed distribution leaves beside its modules in ``folder``, which is returned.
+
+    Args:
+        folder: that the module of ``target`` lies in.
+        group: group of its one entry point.
+        name: of the entry point.
+        target: what it names, ``module`` or ``module:attribute``.
+    """
+    distribution = target.partition(":")[0]
+    about = folder / f"{distribution}-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[{group}]\n{name} = {target}\n")
+    return folder

@@ -19,6 +19,7 @@ from methods.framework.catalogue import CATALOGUE
 from methods.framework.errors import StatsError, UnknownNameError
 from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import LayerwiseMethod
+from tests.support.distribution import announce
 from tests.support.streamed_pass import RAGGED, plain_model
 
 SOURCE = '''"""How large router logits are.  Shape letters: R router rows, E routed experts."""
@@ -74,11 +75,7 @@ def outside(request, tmp_path, monkeypatch):
         module = "methods.stats.logits_squared"
     else:
         (tmp_path / "loudness.py").write_text(SOURCE)
-        (tmp_path / "loudness-1.0.dist-info").mkdir()
-        (tmp_path / "loudness-1.0.dist-info" / "METADATA").write_text("Name: loudness\nVersion: 1.0\n")
-        points = "[moebench.statistics]\nlogit_square = loudness:LogitSquare\n"
-        (tmp_path / "loudness-1.0.dist-info" / "entry_points.txt").write_text(points)
-        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.syspath_prepend(announce(tmp_path, "moebench.statistics", "logit_square", "loudness:LogitSquare"))
         module = "loudness"
     vars(CATALOGUE).pop("_kinds", None)
     yield

@@ -9,6 +9,7 @@ import pytest
 
 from methods.registry import BUILT_IN, method_class
 from tests.support.command_line import moebench
+from tests.support.distribution import announce
 
 PLUGIN = '''
 """Methods of somebody else."""
@@ -43,11 +44,7 @@ class LastExperts(LayerwiseMethod):
 def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder on the path that holds an installed distribution with one method."""
     (tmp_path / "somebody_else.py").write_text(PLUGIN)
-    info = tmp_path / "somebody_else-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody-else\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[moebench.methods]\nlast_experts = somebody_else:LastExperts\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(announce(tmp_path, "moebench.methods", "last_experts", "somebody_else:LastExperts"))
     return tmp_path
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from bench.families import known_families
 from methods.framework.errors import ConfigError
+from tests.support.distribution import announce
 from tests.support.places import ROOT
 
 pytestmark = pytest.mark.thorough
@@ -100,11 +101,7 @@ def distribution(tmp_path: Path) -> Path:
     text = (ROOT / "bench/families/olmoe.toml").read_text().partition("[vllm]")[0]
     text = text.replace('name = "olmoe"', 'name = "offered"').replace('["olmoe"]', '["offered"]')
     (package / "offered.toml").write_text(text)
-    info = package.parent / "offering-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: offering\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[moebench.families]\nmine = offering\n")
-    return package.parent
+    return announce(package.parent, "moebench.families", "mine", "offering")
 
 
 def run(arguments: list[str], path: list[Path]) -> Any:

@@ -20,6 +20,7 @@ from bench.settings.strict import validated
 from bench.settings.timing_settings import OnlineProtocol, TimingConfig
 from bench.store.store import Store
 from methods.framework.errors import ConfigError, TimingError, UnknownNameError
+from tests.support.distribution import announce
 
 BUILT_IN = ["transformers", "vllm-cpu", "vllm-gpu"]
 CANNOT = "stone computes nothing before it is rolled"
@@ -39,11 +40,7 @@ ENGINE = Stone()
 def _distribution(folder: Path, target: str) -> Path:
     """Write what an installed distribution leaves: a module, and an entry point that names ``target`` in it."""
     (folder / "stone_engine.py").write_text(STONE)
-    information = folder / "stone-1.0.dist-info"
-    information.mkdir()
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: stone\nVersion: 1.0\n")
-    (information / "entry_points.txt").write_text(f"[moebench.engines]\nstone = stone_engine:{target}\n")
-    return folder
+    return announce(folder, "moebench.engines", "stone", f"stone_engine:{target}")
 
 
 @pytest.fixture(params=["distribution", "file"])

@@ -12,6 +12,7 @@ from methods.framework.accumulator import Accumulator, ModelAccumulator
 from methods.framework.catalogue import CATALOGUE, Catalogue
 from methods.framework.errors import ConfigError
 from methods.framework.stat_spec import StatSpec
+from tests.support.distribution import announce
 
 
 def kind(name, dims=("E",)):
@@ -50,11 +51,7 @@ def test_an_axis_that_nothing_knows_is_refused(monkeypatch):
 
 
 def test_an_entry_point_has_to_give_an_accumulator(tmp_path, monkeypatch):
-    (tmp_path / "loudness.py").write_text("LOUD = 3\n")
-    (tmp_path / "loudness-1.0.dist-info").mkdir()
-    (tmp_path / "loudness-1.0.dist-info" / "METADATA").write_text("Name: loudness\nVersion: 1.0\n")
-    points = "[moebench.statistics]\nloudness = loudness:LOUD\n"
-    (tmp_path / "loudness-1.0.dist-info" / "entry_points.txt").write_text(points)
-    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "no_statistic.py").write_text("LOUD = 3\n")
+    monkeypatch.syspath_prepend(announce(tmp_path, "moebench.statistics", "loudness", "no_statistic:LOUD"))
     with pytest.raises(ConfigError, match="'loudness' gives 3, which is not an Accumulator"):
         len(Catalogue())
