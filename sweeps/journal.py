@@ -197,6 +197,8 @@ def _mend(path: Path, lock: Any) -> None:
 
 def _changes(old: Any, new: Any, where: str = "") -> list[str]:
     """Return "key: was a, is b" for each leaf that differs."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        old, new = ({str(number): value for number, value in enumerate(values)} for values in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         return [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 from pydantic import Field
 
@@ -18,10 +18,18 @@ from sweeps.candidate import Candidate
 from sweeps.plugin import offered
 from sweeps.resident import Resident, Windows
 
+if TYPE_CHECKING:
+    from sweeps.losses import Reals
+
 ENTRY_POINT_GROUP = "moebench.objectives"
+
+HELD_OUT = "held-out text; refused when it shares windows with the calibration"
 
 Measure: TypeAlias = Callable[[Candidate], float]
 """Returns one number for a candidate."""
+
+ByWindow: TypeAlias = Callable[[Candidate, slice], "Reals"]
+"""Returns one number for each window of a part of the text, equally many tokens in each."""
 
 
 class Objective(Strict):
@@ -59,10 +67,40 @@ class Objective(Strict):
         """Return the measure of candidates; what it needs of the uncompressed model is measured here, once."""
 
 
-class HeldOutObjective(Objective):
-    """An objective on held-out text."""
+class TextObjective(Objective):
+    """An objective on text, whose value is that of the mean over windows; it may be measured on some windows alone."""
 
-    windows: Windows = Field(description="held-out text; refused when it shares windows with the calibration")
+    windows: Windows | None = Field(
+        default=None, description="held-out text; refused when it shares windows with the calibration"
+    )
+
+    @property
+    def held_out(self) -> Windows | None:
+        """Text that it reads."""
+        return self.windows
+
+    @abstractmethod
+    def by_window(self, resident: Resident) -> ByWindow:
+        """Return the measure of single windows; what it needs of the uncompressed model is measured here, once."""
+
+    def value(self, mean: float) -> float:
+        """Return the objective of a mean over windows."""
+        return mean
+
+    def measure(self, resident: Resident) -> Measure:
+        """Return the measure of candidates on all windows."""
+        measured = self.by_window(resident)
+        return lambda candidate: self.value(float(measured(candidate, slice(None)).mean()))
+
+    def on(self, windows: Windows) -> Self:
+        """Return the same objective on other text."""
+        return self.model_copy(update={"windows": windows})
+
+
+class HeldOutObjective(Objective):
+    """An objective on held-out text that is measured as a whole."""
+
+    windows: Windows = Field(description=HELD_OUT)
 
     @property
     def held_out(self) -> Windows:

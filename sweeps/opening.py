@@ -21,9 +21,8 @@ from bench.store.store import Store
 from bench.text.corpus import Corpus, parse
 from methods.framework.errors import ConfigError, MoebenchError
 from methods.framework.stats import CATALOGUE
-from methods.registry import method_class
 from sweeps.resident import Resident, Windows
-from sweeps.search_space import corners
+from sweeps.space.dimension import corners
 from sweeps.sweep_config import SweepConfig
 
 if TYPE_CHECKING:
@@ -87,22 +86,23 @@ def open_resident(config: SweepConfig, store: Path) -> Resident:
 
 def union_of_needs(config: SweepConfig) -> frozenset[str]:
     """Return the statistics that any trial may read: the needs at every combination of choices and ends of ranges."""
-    kind = method_class(config.method)
-    ends = [[(name, value) for value in corners(dimension)] for name, dimension in config.space.items()]
     needs: set[str] = set()
-    for knobs in itertools.islice(itertools.product(*ends), _COMBINATIONS):
-        try:
-            method = kind.configured({**config.fixed, **dict(knobs)})
-            needs |= method.measured
-        except MoebenchError:
-            continue  # a combination that the method refuses needs nothing
+    for step in config.steps:
+        ends = [[(name, value) for value in corners(dimension)] for name, dimension in step.space.items()]
+        for knobs in itertools.islice(itertools.product(*ends), _COMBINATIONS):
+            try:
+                method = step.kind.configured({**step.fixed, **dict(knobs)})
+                needs |= method.measured
+            except MoebenchError:
+                continue  # a combination that the method refuses needs nothing
     return frozenset(needs)
 
 
 def _check(config: SweepConfig, checkpoint: Checkpoint, include_path: Path | None) -> None:
     """Check what can be checked before anything is measured: that the method applies, and that the tasks exist."""
-    if reason := method_class(config.method).configured(config.fixed).refuse(checkpoint.inventory):
-        raise ConfigError(f"method {config.method} does not apply to {config.model}: {reason}")
+    first = config.steps[0]
+    if reason := first.kind.configured(first.fixed).refuse(checkpoint.inventory):
+        raise ConfigError(f"method {first.method} does not apply to {config.model}: {reason}")
     if tasks := [task for objective in config.objectives for task in objective.tasks]:
         from bench.evaluation.evaluate import check_tasks
 

@@ -14,14 +14,15 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter, Valida
 
 from bench.settings.stage_settings import CalibrationConfig
 from bench.settings.strict import Strict
-from methods.framework.errors import ConfigError, MoebenchError, UnknownNameError
+from methods.framework.errors import ConfigError
 from methods.framework.outside import parse_json, read_text
 from methods.registry import method_class, names
 from sweeps.budget import Budget
 from sweeps.executor import Executor, parse_executor
 from sweeps.executors.local import Local
 from sweeps.objective import Objective, kinds
-from sweeps.search_space import Choice, Dimension, Knots, Range, corners, distributions, own_space
+from sweeps.space.dimension import Dimension, Knots, Layers, Range, own_space
+from sweeps.space.step import SearchStep, check_knobs, with_own
 
 _LONGEST = 16 << 20
 """Bytes of the longest file of settings."""
@@ -50,18 +51,28 @@ def _adapter(known: tuple[type[Objective], ...]) -> TypeAdapter[tuple[Objective,
     return TypeAdapter(Annotated[tuple[one, ...], Field(min_length=1)])
 
 
+def _several(value: Any) -> Any:
+    """Read one budget, none, or a list of them."""
+    return () if value is None else value if isinstance(value, (list, tuple)) else (value,)
+
+
 class SweepConfig(Strict):
     """A whole sweep."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the study and of its folder")
     model: str = Field(description="folder or hub id")
     revision: str | None = Field(default=None, description="hub revision")
-    method: str = Field(description="registry name")
-    fixed: dict[str, Any] = Field(default_factory=dict, description="knobs that are not searched")
+    method: str | None = Field(default=None, description="registry name, where there is one step")
+    fixed: dict[str, Any] = Field(default_factory=dict, description="its knobs that are not searched")
     space: dict[str, Dimension] = Field(
-        default_factory=dict, description="searched knobs; empty: the method's own space"
+        default_factory=dict, description="its searched knobs; empty: the method's own space"
     )
-    budget: Budget | None = Field(default=None, description="limit on the size of the result")
+    recipe: tuple[SearchStep, ...] = Field(
+        default=(), description="steps that are searched together, instead of `method`"
+    )
+    budget: Annotated[tuple[Budget, ...], BeforeValidator(_several)] = Field(
+        default=(), description="limit on the size of the result, or several"
+    )
     objectives: Annotated[tuple[SerializeAsAny[Objective], ...], BeforeValidator(_objectives)] = Field(
         description="one: a best trial; several: a Pareto front"
     )
@@ -90,20 +101,11 @@ class SweepConfig(Strict):
         """Replace ``auto`` by the method's own dimension."""
         if not isinstance(data, Mapping) or not isinstance(data.get("method"), str):
             return data
-        if data["method"] not in names():
-            raise ValueError(
-                str(UnknownNameError("method", data["method"], names(), "`moebench methods` describes them."))
-            )
-        own = own_space(method_class(data["method"]))
-        space = data.get("space") or {name: "auto" for name in own if name not in (data.get("fixed") or {})}
-        if not isinstance(space, Mapping):
-            return data
-        for name, value in space.items():
-            if value == "auto" and name not in own:
-                raise ValueError(
-                    f"space.{name}: auto has nothing to offer; method {data['method']} has {', '.join(own)}"
-                )
-        return {**data, "space": {name: own[name] if value == "auto" else value for name, value in space.items()}}
+        method, fixed = data["method"], data.get("fixed") or {}
+        asked = data.get("space")
+        if not asked and method in names():
+            asked = {name: "auto" for name in own_space(method_class(method)) if name not in fixed}
+        return {**data, "space": with_own(method, asked or {})} if isinstance(asked, Mapping | None) else data
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -112,17 +114,38 @@ class SweepConfig(Strict):
                 "calibration.propagation: all trials share one set of statistics, those of the original model; "
                 "use one_shot"
             )
-        if both := sorted(set(self.fixed) & set(self.space)):
-            raise ValueError(f"{', '.join(both)}: a knob is either fixed or in the space, not both")
-        _check_knobs(self.method, self.fixed, self.space)
-        if not distributions(self.space):
+        if (self.method is None) == (not self.recipe):
+            raise ValueError("name either a method or a recipe of steps")
+        if self.recipe and (self.fixed or self.space):
+            raise ValueError("fixed and space belong to each step of the recipe")
+        if self.method is not None:
+            check_knobs(method_class(self.method), self.fixed, self.space)
+        steps = self.steps
+        if not any(step.space for step in steps):
             raise ValueError("space is empty, so there is nothing to search")
         if self.sampler.name == "cmaes":
             if len(self.objectives) > 1:
                 raise ValueError("sampler cmaes has a single objective; use nsga2 or tpe for several")
-            if not any(isinstance(dimension, (Range, Knots)) for dimension in self.space.values()):
+            kinds = (Range, Knots, Layers)
+            if not any(isinstance(dimension, kinds) for step in steps for dimension in step.space.values()):
                 raise ValueError("sampler cmaes needs at least one numeric knob; use tpe for choices")
         return self
+
+    @property
+    def steps(self) -> tuple[SearchStep, ...]:
+        """The steps; a method alone is a recipe of one."""
+        one = {"method": str(self.method), "fixed": self.fixed, "space": self.space}
+        return self.recipe or (SearchStep.model_construct(**one),)  # type: ignore[arg-type]  # checked with the whole
+
+    @property
+    def title(self) -> str:
+        """The methods in their order, for people."""
+        return " + ".join(step.method for step in self.steps)
+
+    @property
+    def layered(self) -> bool:
+        """Whether a knob has a value for each layer."""
+        return any(step.layered for step in self.steps)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -151,18 +174,6 @@ class SweepConfig(Strict):
         """Return what must stay the same for trials to be comparable: everything but extent and machine."""
         free = {"trials", "jobs", "executor", "device", "batch_size", "stale_after", "report", "allow_test_objective"}
         return self.model_dump(mode="json", exclude=free)
-
-
-def _check_knobs(method: str, fixed: Mapping[str, Any], space: Mapping[str, Choice | Range | Knots]) -> None:
-    """Check that the method accepts both ends of every dimension, with the fixed knobs."""
-    kind = method_class(method)
-    try:
-        kind.configured(fixed)
-        for name, dimension in space.items():
-            for value in corners(dimension):
-                kind.configured({name: value})
-    except MoebenchError as error:
-        raise ValueError(str(error)) from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -226,7 +237,9 @@ def parse_sweep(data: Mapping[str, Any], where: str = "sweep", folder: Path | No
         return SweepConfig.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if part not in ("Choice", "Range", "Knots"))
+        key = ".".join(str(part) for part in first["loc"] if part not in ("Choice", "Range", "Knots", "Layers"))
+        if not isinstance(data.get("budget"), (list, tuple)):
+            key = key.replace("budget.0", "budget")
         message = first["msg"].removeprefix("Value error, ")
         found = "" if first["type"] in ("value_error", "missing") else f", found {first['input']!r}"
         raise ConfigError(f"{where}{', ' + key if key else ''}: {message}{found}") from error

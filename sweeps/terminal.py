@@ -28,7 +28,7 @@ def show_sweep(config: SweepConfig, store: Path, console: Console) -> SweepResul
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(f"sweep {config.name}: {config.method}", total=config.trials)
+        task = bar.add_task(f"sweep {config.name}: {config.title}", total=config.trials)
 
         def tell(row: TrialRow) -> None:
             bar.console.print(line(row), highlight=False, markup=False, soft_wrap=True)

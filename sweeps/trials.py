@@ -1,9 +1,8 @@
-"""Trials in this process: ask for knobs, plan within the budget, realise in memory, measure, tell."""
+"""Trials in this process: ask for parameters, plan within the budget, realise in memory, measure, tell."""
 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from bench.store.store import Store, write_json
 from methods.framework.errors import ConfigError, EvaluationError, MoebenchError, PlanError, RefusedError
-from methods.framework.plan import Plan
-from methods.registry import method_class
-from sweeps.budget import Planner
-from sweeps.candidate import Candidate
+from sweeps.budget import Limits
 from sweeps.journal import JOURNAL, bind, draws, give_back, missing_trials, reap, running, sign
-from sweeps.objective import Measure
+from sweeps.knob_planner import KnobPlanner
+from sweeps.meter import Meter
 from sweeps.outcome import TrialRow
+from sweeps.planner import LayerPlanner, Planner
 from sweeps.resident import Resident
-from sweeps.samplers import sampler
-from sweeps.search_space import assemble, distributions
+from sweeps.samplers.chosen import sampler
 from sweeps.sweep_config import SweepConfig
 
 if TYPE_CHECKING:
@@ -64,9 +61,7 @@ def work(
 
     resident = resident or open_resident(config, store)
     bind(study, "inputs", dict(resident.identity), config.folder(store) / JOURNAL)
-    planner = Planner(method_class(config.method), resident.inventory, resident.stats, config.budget, resident.probe)
-    measures = {label: objective.measure(resident) for label, objective in config.labelled.items()}
-    bench = _Bench(config, study, planner, measures, resident, Store(store))
+    bench = _Bench(config, study, planner_for(config, resident), meter_for(config, resident, store), Store(store))
     in_a_row = {"failed": 0, "refused": 0}
     while missing := missing_trials(study, config.trials):
         reap(study, config.stale_after)
@@ -89,21 +84,32 @@ def work(
             )
 
 
+def planner_for(config: SweepConfig, resident: Resident) -> Planner:
+    """Return what plans the trials of a sweep."""
+    kind = LayerPlanner if config.layered else KnobPlanner
+    limits = Limits(resident.inventory, config.budget)
+    return kind(config.steps, resident.inventory, resident.stats, limits, resident.probe)
+
+
+def meter_for(config: SweepConfig, resident: Resident, store: Path) -> Meter:
+    """Return what measures the trials of a sweep.
+
+    Args:
+        config: the sweep.
+        resident: the model and its statistics.
+        store: folder of the store, which keeps the answers.
+    """
+    return Meter(resident, config.labelled, {"dtype": config.dtype}, Store(store).cache / "objectives")
+
+
 class _Bench:
     """Does one trial after another on the resident model."""
 
-    def __init__(
-        self,
-        config: SweepConfig,
-        study: Study,
-        planner: Planner,
-        measures: dict[str, Measure],
-        resident: Resident,
-        store: Store,
-    ) -> None:
-        self.config, self.study, self.planner = config, study, planner
-        self.measures, self.resident, self.store = measures, resident, store
-        self.distributions = distributions(config.space)
+    def __init__(self, config: SweepConfig, study: Study, planner: Planner, meter: Meter, store: Store) -> None:
+        self.config, self.study, self.planner, self.meter, self.store = config, study, planner, meter, store
+        self.distributions = planner.distributions
+        self._first: dict[str, int] = {}
+        self._seen = 0
 
     def trial(self, worker: int) -> TrialRow:
         """Ask for one trial, do it, tell the result, and return it."""
@@ -128,59 +134,44 @@ class _Bench:
         return TrialRow.of(self._frozen(trial))
 
     def _measured(self, trial: Trial) -> list[float]:
-        knobs = {**self.config.fixed, **assemble(self.config.space, trial.params)}
-        method, plan = self.planner.plan(knobs)
-        self._constrain(trial, self.planner.excess(plan))
-        sizes = self.planner.cost(plan)
+        planner, limits = self.planner, self.planner.limits
+        drawn = planner.drawn(trial.params, as_stated="start" in trial.user_attrs)
+        if limits.budgets and not limits.projecting:
+            trial.set_constraint("budget", limits.excess(drawn.sizes))
+        limits.check(drawn.sizes)
         start = time.process_time()
-        earlier = self._same_plan(plan.digest)
-        if earlier is None:
-            write_json(self.store.plans / f"{plan.digest}.json", json.loads(plan.dumps()))
-            scores = self._scores(plan)
-        else:
-            scores = dict(earlier.scores)
+        digest = drawn.plan.digest
+        same_as = self._same_plan(digest)
+        if same_as is None:
+            write_json(self.store.plans / f"{digest}.json", json.loads(drawn.plan.dumps()))
+        scores = self.meter.measured(drawn.plan, drawn.sizes, limits.source).scores
         result = {
-            "knobs": method.knobs,
-            "plan": plan.digest,
-            "scores": scores,
-            "sizes": sizes,
+            "knobs": dict(drawn.knobs),
+            "plan": digest,
+            "scores": dict(scores),
+            "sizes": dict(drawn.sizes),
             "seconds": time.process_time() - start,
-            "same_as": None if earlier is None else earlier.number,
+            "same_as": same_as,
         }
+        if drawn.levels is not None:
+            trial.set_user_attr("levels", list(drawn.levels))
         trial.set_user_attr("result", result)
         return [scores[label] for label in self.config.labels]
 
-    def _scores(self, plan: Plan) -> dict[str, float]:
-        from bench.applying.in_memory import realised
-
-        with realised(self.resident.model, self.resident.inventory, plan, self.resident.stats) as model:
-            candidate = Candidate(plan, self.planner.cost(plan), self.planner.source, model)
-            scores = {label: float(measure(candidate)) for label, measure in self.measures.items()}
-        for label, score in scores.items():
-            if math.isnan(score):
-                raise EvaluationError(f"objective {label} is not a number")
-        return scores
-
-    def _constrain(self, trial: Trial, excess: float) -> None:
-        """Tell the sampler how far the plan is from the budget, and refuse what is above it."""
-        budget, limit = self.config.budget, self.planner.limit
-        if budget is None or limit is None or budget.how == "project":
-            return
-        trial.set_constraint("budget", excess / limit)
-        if excess > 0:
-            raise RefusedError(
-                f"{budget.of} of the result is {(limit + excess) / self.planner.source[budget.of]:.4g} of the "
-                f"source's, above the budget of {budget.keep:.4g}"
-            )
-
-    def _same_plan(self, digest: str) -> TrialRow | None:
+    def _same_plan(self, digest: str) -> int | None:
+        """Return the number of the first complete trial with this plan, if there is one."""
         from optuna.trial import TrialState
 
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            row = TrialRow.of(trial)
-            if row.plan == digest and row.same_as is None:
-                return row
-        return None
+        trials = self.study.get_trials(deepcopy=False)
+        settled = True
+        for trial in trials[self._seen :]:
+            if trial.state == TrialState.COMPLETE:
+                row = TrialRow.of(trial)
+                if row.plan is not None and row.same_as is None:
+                    self._first.setdefault(row.plan, row.number)
+            settled = settled and trial.state.is_finished()
+            self._seen += settled  # of later ones, some may finish after this look
+        return self._first.get(digest)
 
     def _frozen(self, trial: Trial) -> Any:
         return self.study.get_trials(deepcopy=False)[trial.number]

@@ -8,7 +8,8 @@ of the holistic study's Table 3 (arXiv 2406.02500), which it reproduces.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 from methods.framework.forms import LEFT, MIX, SHARED_PREFIX
 from methods.framework.inside_fit import stays
@@ -73,17 +74,47 @@ def cost(plan: Plan, inventory: Inventory, tokens: int = 2048) -> Cost:
 
 def cost_of(inventory: Inventory, tokens: int = 2048) -> Cost:
     """Return the cost of a checkpoint as it is; ``tokens`` is the length of the forward that FLOPs are counted for."""
-    entries = list(inventory.tensors())
+    total = _cost(inventory.outer, inventory.vocab * inventory.hidden * 2 * tokens)
+    for one in layer_costs(inventory, tokens):
+        total = plus(total, one)
+    return total
+
+
+def layer_costs(inventory: Inventory, tokens: int = 2048) -> tuple[Cost, ...]:
+    """Return the part of each decoder layer in the cost of a checkpoint; they add up, with what lies outside of layers.
+
+    Args:
+        inventory: the checkpoint.
+        tokens: length of the sequence whose FLOPs are counted.
+    """
+    attention = inventory.attention
+    quadratic = 2 * tokens**2 * attention.heads * (attention.qk_head_dim + attention.v_head_dim)
+    return tuple(_layer_cost(layer, tokens, quadratic) for layer in inventory.layers)
+
+
+def plus(a: Cost, b: Cost) -> Cost:
+    """Return the sum, quantity by quantity."""
+    return Cost(*(getattr(a, field.name) + getattr(b, field.name) for field in fields(Cost)))
+
+
+def _layer_cost(layer: LayerInventory, tokens: int, quadratic: int) -> Cost:
+    found = _cost(layer.tensors, 2 * tokens * _active_matrices(layer) + quadratic)
+    idle = _own(layer) * max(0, layer.experts - layer.top_k) // layer.experts if layer.mlp == "moe" else 0
+    experts = layer.experts if layer.mlp == "moe" else 0
+    return replace(found, experts=experts, active_parameters=found.parameters - idle)
+
+
+def _cost(entries: Sequence[TensorEntry], flops: int) -> Cost:
+    """Return the cost of tensors that are all used by every token."""
     parameters = sum(entry.parameters for entry in entries)
-    idle = sum(_own(layer) * max(0, layer.experts - layer.top_k) // layer.experts for layer in _moe(inventory))
     return Cost(
-        experts=inventory.num_experts,
+        experts=0,
         channels=sum(entry.shape[0] for entry in entries if _spans_channels(entry)),
         routed_parameters=sum(entry.parameters for entry in entries if _is_routed(entry)),
         parameters=parameters,
-        active_parameters=parameters - idle,
+        active_parameters=parameters,
         bytes=sum(entry.nbytes for entry in entries),
-        flops=flops(inventory, tokens),
+        flops=flops,
     )
 
 
@@ -105,15 +136,6 @@ def zeros(plan: Plan, inventory: Inventory) -> int:
     return total
 
 
-def flops(inventory: Inventory, tokens: int) -> int:
-    """Return the FLOPs of one forward of ``tokens`` tokens (see the module's formula)."""
-    head = inventory.vocab * inventory.hidden
-    attention = inventory.attention
-    quadratic = 2 * tokens**2 * attention.heads * (attention.qk_head_dim + attention.v_head_dim)
-    linear = head + sum(_active_matrices(layer) for layer in inventory.layers)
-    return 2 * tokens * linear + quadratic * len(inventory.layers)
-
-
 def ratios(before: Cost, after: Cost) -> Ratios:
     """Return the fractions removed between two costs."""
 
@@ -127,10 +149,6 @@ def ratios(before: Cost, after: Cost) -> Ratios:
         bytes=removed(before.bytes, after.bytes),
         channels=removed(before.channels, after.channels),
     )
-
-
-def _moe(inventory: Inventory) -> list[LayerInventory]:
-    return [layer for layer in inventory.layers if layer.mlp == "moe"]
 
 
 def _is_routed(entry: TensorEntry) -> bool:

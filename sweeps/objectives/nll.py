@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from sweeps.objective import HeldOutObjective, Measure
-from sweeps.resident import Resident
+from pydantic import Field
+
+from sweeps.candidate import Candidate
+from sweeps.objective import HELD_OUT, ByWindow, TextObjective
+from sweeps.resident import Resident, Windows
+
+if TYPE_CHECKING:
+    from sweeps.losses import Reals
 
 
-class Nll(HeldOutObjective):
+class Nll(TextObjective):
     """Mean negative log-likelihood of a token of held-out windows, in nats."""
 
     kind: Literal["nll"]
+    windows: Windows = Field(description=HELD_OUT)
 
-    def measure(self, resident: Resident) -> Measure:
-        """Return the loss of a candidate."""
-        from sweeps.losses import nll
+    def by_window(self, resident: Resident) -> ByWindow:
+        """Return the loss of a candidate on each window."""
+        import sweeps.losses
 
         windows_NS = resident.windows(self.windows)
-        return lambda candidate: nll(candidate.model, windows_NS, resident.batch_size)
+
+        def loss(candidate: Candidate, part: slice) -> Reals:
+            return sweeps.losses.nll(candidate.model, windows_NS[part], resident.batch_size)
+
+        return loss

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
 
 from sweeps.candidate import Candidate
-from sweeps.objective import HeldOutObjective, Measure
-from sweeps.resident import Resident
+from sweeps.objective import HELD_OUT, ByWindow, TextObjective
+from sweeps.resident import Resident, Windows
+
+if TYPE_CHECKING:
+    from sweeps.losses import Reals
 
 
-class Perplexity(HeldOutObjective):
+class Perplexity(TextObjective):
     """Exponential of the mean negative log-likelihood of a token of held-out windows."""
 
     kind: Literal["perplexity"]
+    windows: Windows = Field(description=HELD_OUT)
 
-    def measure(self, resident: Resident) -> Measure:
-        """Return the perplexity of a candidate."""
-        from sweeps.losses import nll
+    def by_window(self, resident: Resident) -> ByWindow:
+        """Return the loss of a candidate on each window."""
+        import sweeps.losses
 
         windows_NS = resident.windows(self.windows)
 
-        def perplexity(candidate: Candidate) -> float:
-            loss = nll(candidate.model, windows_NS, resident.batch_size)
-            # exp of a very bad loss overflows a float; Optuna orders infinity after every finite value.
-            return math.exp(loss) if loss < 700 else math.inf
+        def loss(candidate: Candidate, part: slice) -> Reals:
+            return sweeps.losses.nll(candidate.model, windows_NS[part], resident.batch_size)
 
-        return perplexity
+        return loss
+
+    def value(self, mean: float) -> float:
+        """Return the exponential; of a very bad loss infinity, which Optuna orders after every finite value."""
+        return math.exp(mean) if mean < 700 else math.inf

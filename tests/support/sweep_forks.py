@@ -116,14 +116,14 @@ class Forking(Local):
 
 def _run(request: dict[str, Any]) -> None:
     """Be the child."""
-    from sweeps.budget import Planner
+    from sweeps.knob_planner import KnobPlanner
 
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    plan, begun = Planner.plan, 0
+    drawn, begun = KnobPlanner.drawn, 0
 
-    def marked(*arguments: Any) -> Any:
+    def marked(*arguments: Any, **settings: Any) -> Any:
         nonlocal begun
         begun += 1
         if begun == (request["hold"] or 1):
@@ -132,9 +132,9 @@ def _run(request: dict[str, Any]) -> None:
             wait_for(lambda: all(Path(path).exists() for path in request["wait_for"]))
         if begun == request["hold"]:
             time.sleep(PATIENCE)
-        return plan(*arguments)
+        return drawn(*arguments, **settings)
 
-    Planner.plan = marked  # type: ignore[method-assign]  # the point of it
+    KnobPlanner.drawn = marked  # type: ignore[method-assign]  # the point of it
     sys.argv = ["worker", *request["start"]]
     code = 1
     try:

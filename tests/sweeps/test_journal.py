@@ -70,7 +70,7 @@ def test_a_torn_last_line_is_cut_off(home: Path, resident: Resident, whole: Swee
 
 def test_other_settings_are_refused_and_named(home: Path, resident: Resident, whole: SweepResult) -> None:
     store = home / "whole"
-    with pytest.raises(ConfigError, match=r"budget\.keep: was 0\.5, is 0\.75"):
+    with pytest.raises(ConfigError, match=r"budget\.0\.keep: was 0\.5, is 0\.75"):
         run_sweep(sweep(home, trials=7, budget={"of": "experts", "keep": 0.75}), store=store, resident=resident)
     other = replace(resident, identity={**resident.identity, "model": "another"})
     with pytest.raises(ConfigError, match="model: was"):

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 import sweeps.losses
-from sweeps.losses import _final_hidden, divergence, nll
+from sweeps.losses import divergence, final_states, nll, overlap
 from tests.support.tiny import tiny_model, tiny_tokens
 
 
@@ -32,8 +32,11 @@ def test_nll_is_the_mean_over_tokens(
     windows = tiny_tokens(4, 11)
     with torch.no_grad():
         probabilities = models[0](windows).logits.double().softmax(-1)
-    terms = [-math.log(probabilities[n, s, windows[n, s + 1]].item()) for n in range(len(windows)) for s in range(10)]
-    assert nll(models[0], windows, batch_size) == pytest.approx(sum(terms) / len(terms), rel=1e-6)
+    expected = [
+        sum(-math.log(probabilities[n, s, windows[n, s + 1]].item()) for s in range(10)) / 10
+        for n in range(len(windows))
+    ]
+    assert nll(models[0], windows, batch_size) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("logits_at_once", [160 * 5, 1 << 24])
@@ -45,9 +48,20 @@ def test_divergence_is_the_mean_kl_from_the_base(
     windows = tiny_tokens(5, 7)
     with torch.no_grad():
         p, q = (model(windows).logits.double().softmax(-1) for model in models)
-    expected = (p * (p.log() - q.log())).sum(-1).mean().item()
-    hidden = _final_hidden(base, windows)
+    expected = (p * (p.log() - q.log())).sum(-1).mean(-1).numpy()
+    hidden = final_states(base, windows, 5)
     assert divergence(other, windows, hidden, 2) == pytest.approx(expected, rel=1e-4)
     # In float32 the base's states, computed in batches of another size, differ in the last bit.
     assert divergence(base, windows, hidden, 2) == pytest.approx(0.0, abs=1e-7)
-    assert expected > 1e-3
+    assert expected.min() > 1e-3
+
+
+def test_overlap_is_the_mean_of_the_smaller_probabilities(models: tuple[PreTrainedModel, ...]) -> None:
+    base, other = models
+    windows = tiny_tokens(3, 7)
+    with torch.no_grad():
+        p, q = (model(windows).logits.double().softmax(-1) for model in models)
+    hidden = final_states(base, windows, 3)
+    assert overlap(other, windows, hidden, 2) == pytest.approx(torch.minimum(p, q).sum(-1).mean(-1).numpy(), rel=1e-5)
+    assert overlap(base, windows, hidden, 2) == pytest.approx(1.0, abs=1e-6)
+    assert overlap(other, windows, hidden, 2).max() < 0.99

@@ -93,6 +93,6 @@ def test_its_settings_are_checked_and_it_is_guarded(home: Path) -> None:
 
 def test_every_objective_says_what_it_is() -> None:
     assert [kind.__module__ for kind in kinds()][:-1] == [
-        f"sweeps.objectives.{name}" for name in ("kl", "nll", "perplexity", "size", "task")
+        f"sweeps.objectives.{name}" for name in ("esap", "kl", "nll", "perplexity", "size", "task")
     ]
-    assert all(kind.__doc__ and "measure" in vars(kind) for kind in kinds()[:-1])
+    assert all(kind.__doc__ and {"measure", "by_window"} & set(vars(kind)) for kind in kinds()[:-1])

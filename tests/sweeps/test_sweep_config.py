@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from methods.framework.errors import ConfigError
-from sweeps.search_space import Choice, Knots
+from sweeps.space.dimension import Choice, Knots
 from sweeps.sweep_config import load_sweep, parse_sweep
 from sweeps.task_guard import check_objectives
 from sweeps.workers import write_config

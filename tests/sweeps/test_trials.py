@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-import sweeps.budget
+import sweeps.knob_planner
 import sweeps.losses
 import sweeps.trials
 from bench.applying.in_memory import realised
@@ -73,7 +74,7 @@ def test_failures_stop_the_sweep_and_keep_what_is_complete(
 ) -> None:
     run_sweep(sweep(home, trials=2), store=tmp_path, resident=resident)
     with monkeypatch.context() as patch:
-        patch.setattr(sweeps.losses, "nll", lambda *_: float("nan"))
+        patch.setattr(sweeps.losses, "nll", lambda *_: np.array([float("nan")]))
         with pytest.raises(EvaluationError, match="objective nll is not a number"):
             run_sweep(sweep(home, trials=3), store=tmp_path, resident=resident)
     result = run_sweep(sweep(home, trials=3), store=tmp_path, resident=resident)
@@ -83,12 +84,12 @@ def test_failures_stop_the_sweep_and_keep_what_is_complete(
 def test_ctrl_c_gives_the_trial_back(
     home: Path, resident: Resident, whole: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     run_sweep(sweep(home, trials=5), store=tmp_path, resident=resident)
     with monkeypatch.context() as patch:
-        patch.setattr(sweeps.budget.Planner, "plan", interrupted)
+        patch.setattr(sweeps.knob_planner.KnobPlanner, "drawn", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_sweep(sweep(home), store=tmp_path, resident=resident)
     result = run_sweep(sweep(home), store=tmp_path, resident=resident)

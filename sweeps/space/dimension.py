@@ -1,4 +1,4 @@
-"""Search spaces: what a knob may be, how a sampler's flat parameters become knobs, and a method's own space."""
+"""Dimensions of a search: what a knob may be, how a sampler's flat parameters become knobs, and a method's own space."""
 
 from __future__ import annotations
 
@@ -58,26 +58,52 @@ class Knots(Strict):
         return self
 
 
+class Layers(Strict):
+    """One value for each MoE layer, or for each of the three matrices of each layer, from a few options.
+
+    Without ``choices`` the options of a share are: of experts every number that the router allows, at most ``levels`` of them;
+    of few bits those that exist; else ``levels`` shares from ``low`` to ``high``, evenly spaced.
+    """
+
+    by: Literal["layer", "matrix"] = Field(description="whether a layer's matrices share the value")
+    choices: tuple[bool | int | float | str | None, ...] | None = Field(
+        default=None, min_length=2, description="the options; None: shares between low and high"
+    )
+    low: float = Field(default=0.1, gt=0.0, le=1.0, description="smallest share")
+    high: float = Field(default=1.0, gt=0.0, le=1.0, description="largest share")
+    levels: int = Field(default=16, ge=2, le=1024, description="options at most")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low} is not below high {self.high}")
+        return self
+
+
 def _kind(value: Any) -> str:
-    if isinstance(value, (Choice, Range, Knots)):
+    if isinstance(value, (Choice, Range, Knots, Layers)):
         return type(value).__name__
     keys = value if isinstance(value, Mapping) else ()
-    return "Choice" if "choices" in keys else "Knots" if "knots" in keys else "Range"
+    return "Layers" if "by" in keys else "Choice" if "choices" in keys else "Knots" if "knots" in keys else "Range"
 
 
 Dimension: TypeAlias = Annotated[
-    Annotated[Choice, Tag("Choice")] | Annotated[Range, Tag("Range")] | Annotated[Knots, Tag("Knots")],
+    Annotated[Choice, Tag("Choice")]
+    | Annotated[Range, Tag("Range")]
+    | Annotated[Knots, Tag("Knots")]
+    | Annotated[Layers, Tag("Layers")],
     Discriminator(_kind),
 ]
-"""One knob's part of a space, told apart by its keys: ``choices``, ``knots``, or ``low`` and ``high``."""
+"""One knob's part of a space, told apart by its keys: ``by``, ``choices``, ``knots``, or ``low`` and ``high``."""
 
-Space: TypeAlias = Mapping[str, Choice | Range | Knots]
+Space: TypeAlias = Mapping[str, Choice | Range | Knots | Layers]
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
     """Return Optuna's distribution of each flat parameter; knot i of knob ``keep`` is called ``keep.i``.
 
-    They come in the order of their names, since samplers draw one after another and a file's order must not matter.
+    They come in the order of their names, since samplers draw one after another and a file's order must not matter. What has
+    a value for each layer is left out: its options are known with the model (``sweeps.space.levels``).
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -97,9 +123,11 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
 
 
 def assemble(space: Space, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return knobs from flat parameters; a single knot is a plain share."""
+    """Return knobs from flat parameters, but those of single layers; a single knot is a plain share."""
     knobs: dict[str, Any] = {}
     for name, dimension in space.items():
+        if isinstance(dimension, Layers):
+            continue
         if isinstance(dimension, Knots):
             shares = tuple(float(parameters[f"{name}.{index}"]) for index in range(dimension.knots))
             knobs[name] = shares[0] if dimension.knots == 1 else shares
@@ -108,11 +136,13 @@ def assemble(space: Space, parameters: Mapping[str, Any]) -> dict[str, Any]:
     return knobs
 
 
-def corners(dimension: Choice | Range | Knots) -> list[Any]:
+def corners(dimension: Choice | Range | Knots | Layers) -> list[Any]:
     """Return the values at the ends of a dimension; a knob that accepts them accepts what lies between."""
     match dimension:
         case Choice():
             return list(dimension.choices)
+        case Layers():
+            return [dimension.low, dimension.high] if dimension.choices is None else list(dimension.choices)
         case Range(type="int"):
             return [int(dimension.low), int(dimension.high)]
         case Range():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import optuna
 import pytest
 
-from sweeps.samplers import sampler
-from sweeps.search_space import Knots, distributions
+from sweeps.samplers.chosen import sampler
+from sweeps.space.dimension import Knots, distributions
 from sweeps.sweep_config import Sampler
 
 

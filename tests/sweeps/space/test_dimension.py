@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from methods.framework.method import Method
 from methods.registry import method_class, names
-from sweeps.search_space import Choice, Knots, Range, assemble, corners, distributions, own_space
+from sweeps.space.dimension import Choice, Knots, Range, assemble, corners, distributions, own_space
 
 
 class Everything(Method):

@@ -1,0 +1,161 @@
+"""Assignments of options to units as whole numbers, with their exact sizes and the projection onto a budget.
+
+Letters: A axes, U units, Q limited quantities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from methods.framework.errors import RefusedError
+
+Levels: TypeAlias = npt.NDArray[np.int64]
+Reals: TypeAlias = npt.NDArray[np.float64]
+
+_HALVINGS = 40
+"""Bisection steps of a shift; levels are rounded, so that more change nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What one parameter of a sampler chooses.
+
+    Args:
+        name: of the parameter, such as ``keep.layer.3``.
+        unit: number of the unit that it belongs to.
+        values: the options, the smallest result first.
+    """
+
+    name: str
+    unit: int
+    values: tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class LevelSpace:
+    """All assignments: a level, from 0, for each axis.
+
+    Args:
+        axes: what is chosen.
+        units: names of the units, which are independent of each other.
+        sizes: of each quantity, for each unit, the size of every combination of its axes' levels, in the order of its axes;
+            infinite where there is no such plan.
+        rest: of each quantity, the size of what does not vary.
+        limits: largest total of each limited quantity.
+    """
+
+    axes: tuple[Axis, ...]
+    units: tuple[str, ...]
+    sizes: Mapping[str, tuple[Reals, ...]]
+    rest: Mapping[str, float]
+    limits: Mapping[str, float]
+
+    @cached_property
+    def members(self) -> tuple[tuple[int, ...], ...]:
+        """The numbers of each unit's axes."""
+        return tuple(
+            tuple(index for index, axis in enumerate(self.axes) if axis.unit == unit) for unit in range(len(self.units))
+        )
+
+    @cached_property
+    def highest(self) -> Levels:
+        """The largest level of each axis, [A]."""
+        return np.array([len(axis.values) - 1 for axis in self.axes], dtype=np.int64)
+
+    def size(self, quantity: str, levels_A: Levels) -> float:
+        """Return the size of the whole; infinite where there is no such plan."""
+        parts = zip(self.sizes[quantity], self.members, strict=True)
+        return float(self.rest[quantity] + sum(part[tuple(levels_A[list(own)])] for part, own in parts))
+
+    def excess(self, levels_A: Levels) -> float:
+        """Return by which share of its limit the worst quantity is above it; 0 or less where all limits are met."""
+        worst = -1.0
+        for quantity, limit in self.limits.items():
+            worst = max(worst, (self.size(quantity, levels_A) - limit) / limit)
+        return worst if self.limits or np.isfinite(self.size(next(iter(self.sizes)), levels_A)) else np.inf
+
+    def fits(self, levels_A: Levels) -> bool:
+        """Return whether there is such a plan, within the limits."""
+        return self.excess(levels_A) <= 0.0
+
+    def projected(self, wished_A: Sequence[float] | Reals) -> Levels:
+        """Return the assignment of the wished shape that just meets the limits.
+
+        All wishes are shifted by the same amount and rounded, as far up as the limits allow; then single axes go up by one
+        level as long as one fits, those first that are nearest to it. Without limits wishes are rounded where they are.
+
+        Args:
+            wished_A: a level for each axis, not necessarily whole or within range.
+
+        Raises:
+            RefusedError: the smallest plan is above a limit.
+        """
+        wished_A = np.asarray(wished_A, dtype=np.float64)
+        if not self.limits:
+            return self._valid(self._rounded(wished_A))
+        lowest = np.zeros_like(self.highest)
+        reach = float(np.abs(wished_A).max(initial=0.0) + self.highest.max(initial=0) + 1)
+        low, high = -reach, reach
+        if self.fits(self._rounded(wished_A + high)):
+            return self._rounded(wished_A + high)
+        if not self.fits(lowest):
+            raise RefusedError(self._too_small(lowest))
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.fits(self._rounded(wished_A + middle)) else (low, middle)
+        levels_A = self._rounded(wished_A + low)
+        return self.filled(levels_A if self.fits(levels_A) else lowest, wished_A + low)
+
+    def filled(self, levels_A: Levels, wished_A: Reals) -> Levels:
+        """Return ``levels_A`` with axes raised one level at a time as long as the limits allow.
+
+        Args:
+            levels_A: an assignment that fits.
+            wished_A: axes furthest below their wish go first, ties in their order.
+        """
+        levels_A = levels_A.copy()
+        while True:
+            for axis in np.argsort(levels_A - wished_A, kind="stable"):
+                if levels_A[axis] < self.highest[axis]:
+                    levels_A[axis] += 1
+                    if self.fits(levels_A):
+                        break
+                    levels_A[axis] -= 1
+            else:
+                return levels_A
+
+    def combinations(self, unit: int) -> list[tuple[int, ...]]:
+        """Return every combination of levels of a unit's axes that there is a plan for."""
+        size = self.sizes[next(iter(self.sizes))][unit]
+        return [levels for levels in product(*(range(extent) for extent in size.shape)) if np.isfinite(size[levels])]
+
+    def values(self, levels_A: Levels) -> dict[str, object]:
+        """Return the option of each axis by the name of its parameter."""
+        return {axis.name: axis.values[level] for axis, level in zip(self.axes, levels_A, strict=True)}
+
+    def _rounded(self, wished_A: Reals) -> Levels:
+        return np.clip(np.floor(wished_A + 0.5), 0, self.highest).astype(np.int64)
+
+    def _valid(self, levels_A: Levels) -> Levels:
+        """Return ``levels_A`` with the nearest combination that exists in every unit."""
+        levels_A = levels_A.copy()
+        for unit, own in enumerate(self.members):
+            here = levels_A[list(own)]
+            if not all(np.isfinite(parts[unit][tuple(here)]) for parts in self.sizes.values()):
+                known = np.array(self.combinations(unit))
+                levels_A[list(own)] = known[np.abs(known - here).sum(axis=1).argmin()]
+        return levels_A
+
+    def _too_small(self, lowest_A: Levels) -> str:
+        quantity, limit = max(self.limits.items(), key=lambda item: self.size(item[0], lowest_A) / item[1])
+        return (
+            f"the smallest plan of this space has {self.size(quantity, lowest_A) / limit:.3g} times the {quantity} that the "
+            "budget allows; allow a larger budget, or smaller options"
+        )
