@@ -28,6 +28,7 @@ class ChannelPruning(Method):
     """
 
     stages: ClassVar[frozenset[str]] = frozenset({"channels"})
+    unsearched: ClassVar[frozenset[str]] = frozenset({"multiple"})
 
     multiple: Literal[1, 2, 4, 8, 16, 32, 64, 128] = Field(
         default=1,

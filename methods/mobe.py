@@ -84,6 +84,7 @@ class MoBE(Method):
     title: ClassVar[str] = "MoBE"
     source: ClassVar[str] = "arXiv 2508.05257"
     stages: ClassVar[frozenset[str]] = frozenset({"rank"})
+    unsearched: ClassVar[frozenset[str]] = frozenset({"rank"})
     law_knobs: ClassVar[Mapping[str, Any]] = {"steps": 20}
 
     bases: int | None = Field(

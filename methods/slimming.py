@@ -26,6 +26,7 @@ class Slimming(LayerwiseMethod):
     """
 
     stages: ClassVar[frozenset[str]] = frozenset({"sparsity"})
+    unsearched: ClassVar[frozenset[str]] = frozenset({"pattern"})
     kernel: ClassVar[Literal["magnitude", "wanda", "moe_pruner", "sparsegpt"]]
 
     pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"

@@ -65,6 +65,7 @@ class KnobPlanner:
         if self.limits.projecting and not as_stated:
             methods, plan = self._projected(methods)
         else:
+            methods = methods if as_stated else self._shift(methods, 0.0)  # lifts shares to what routers need
             plan = self._planned(methods)
         named = {
             f"{prefix(self.steps, number)}{name}": value

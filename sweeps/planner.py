@@ -135,10 +135,16 @@ class LayerPlanner:
     def drawn(self, parameters: Mapping[str, Any], as_stated: bool = False) -> Drawn:
         """Return the plan of drawn parameters, on the budget where that projects."""
         space = self.space(parameters)
-        levels_A = np.array([parameters[axis.name] for axis in space.axes], dtype=np.int64)
+        levels_A = self._levels(space, parameters)
         if self.limits.projecting and not (as_stated and space.fits(levels_A)):
             levels_A = space.projected(levels_A.astype(np.float64))
         return self.at(levels_A, parameters)
+
+    def _levels(self, space: LevelSpace, parameters: Mapping[str, Any]) -> Levels:
+        """Return drawn levels; where a shared knob leaves fewer options than the defaults do, at the same part of the way up."""
+        drawn_A = np.array([parameters[axis.name] for axis in space.axes], dtype=np.float64)
+        usual_A = np.maximum(self.space({}).highest, 1)
+        return np.floor(drawn_A * space.highest / usual_A + 0.5).astype(np.int64)
 
     def at(self, levels_A: Levels, parameters: Mapping[str, Any]) -> Drawn:
         """Return the plan of an assignment.

@@ -121,6 +121,10 @@ class SweepConfig(Strict):
         if self.method is not None:
             check_knobs(method_class(self.method), self.fixed, self.space)
         steps = self.steps
+        if self.budget and all(step.kind.stages == {"sparsity"} for step in steps):
+            raise ValueError(
+                "budget: zeros are stored like other weights, so no size falls with them; leave the budget out"
+            )
         if not any(step.space for step in steps):
             raise ValueError("space is empty, so there is nothing to search")
         if self.sampler.name == "cmaes":

@@ -31,6 +31,7 @@ class Method(BaseModel, abc.ABC):
         stages: plan stages that it writes (see ``methods.framework.layer_plan.STAGES``).
         equivariant: whether relabelling the experts relabels the plan (law 7); false only for ``random``.
         shares: the values of ``keep`` that exist; empty where all between 0 and 1 do.
+        unsearched: knobs that a search leaves alone unless it names them, since they go with few values of others.
         law_knobs: settings under which the laws try it, where its own take long: fewer steps of the same search.
         law_experts: experts of a layer on which the laws try it; fewer where it tries every set of them.
     """
@@ -43,6 +44,7 @@ class Method(BaseModel, abc.ABC):
     stages: ClassVar[frozenset[str]]
     equivariant: ClassVar[bool] = True
     shares: ClassVar[tuple[float, ...]] = ()
+    unsearched: ClassVar[frozenset[str]] = frozenset()
     law_knobs: ClassVar[Mapping[str, Any]] = {}
     law_experts: ClassVar[int] = 16
 

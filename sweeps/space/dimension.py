@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
-from annotated_types import Le, Lt
+from annotated_types import Gt, Le, Lt
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from bench.settings.strict import Strict
 from methods.framework import knob_space
-from methods.framework.method import Method
+from methods.framework.method import Method, ProbingMethod
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-KEEP_KNOTS = 3
-"""Depth knots of ``keep`` where a sweep asks for a method's own space."""
+OPEN_PARTS = 20
+"""A range without its end stops short of it by one of so many parts of its length."""
 
 
 class Choice(Strict):
@@ -153,22 +153,39 @@ def corners(dimension: Choice | Range | Knots | Layers) -> list[Any]:
             return [(dimension.low,) * dimension.knots, (dimension.high,) * dimension.knots]
 
 
-def own_space(method_class: type[Method]) -> dict[str, Choice | Range | Knots]:
+def own_space(method_class: type[Method]) -> dict[str, Choice | Range | Knots | Layers]:
     """Return the part of a method's space (``methods.framework.knob_space``) that is worth searching.
 
-    Left out are knobs with a single value, and numbers without an upper bound: choosing the best of many seeds fits
-    noise.
+    Each layer has a share of its own, but where the method finds the depth profile itself, runs the model, or removes layers:
+    there is one share.
+
+    Left out are knobs with a single value, numbers without an upper bound (choosing the best of many seeds fits noise), and
+    those that the method calls ``unsearched``.
     """
-    space: dict[str, Choice | Range | Knots] = {}
+    space: dict[str, Choice | Range | Knots | Layers] = {}
     for name, dimension in knob_space.space_of(method_class).items():
-        bounded = any(isinstance(mark, (Le, Lt)) for mark in method_class.model_fields[name].metadata)
+        field = method_class.model_fields[name]
+        bounded = any(isinstance(mark, (Le, Lt)) for mark in field.metadata)
+        if name in method_class.unsearched:
+            continue
         match dimension:
+            case knob_space.Choice(values) if name == "keep" and len(values) > 1:
+                space[name] = Layers(by="layer", low=min(values), high=max(values))
             case knob_space.Choice(values) if len(values) > 1 and None not in values:
                 space[name] = Choice(choices=values)
             case knob_space.Integer(low, high) if bounded and low < high:
                 space[name] = Range(type="int", low=low, high=high)
             case knob_space.Real(low, high):
-                space[name] = Range(low=low, high=high)
+                part = (high - low) / OPEN_PARTS
+                below = part if any(isinstance(mark, Gt) for mark in field.metadata) else 0.0
+                above = part if any(isinstance(mark, Lt) for mark in field.metadata) else 0.0
+                space[name] = Range(low=low + below, high=high - above)
             case knob_space.Share(low, high, depth):
-                space[name] = Knots(knots=KEEP_KNOTS if depth else 1, low=low, high=high)
+                space[name] = _own_share(method_class, low, high, depth)
     return space
+
+
+def _own_share(method_class: type[Method], low: float, high: float, depth: bool) -> Knots | Layers:
+    """Return how a method's share is searched; ``depth`` tells whether it takes knots at all."""
+    finds_depth = "scope" in method_class.model_fields or issubclass(method_class, ProbingMethod)
+    return Layers(by="layer", low=low, high=high) if depth and not finds_depth else Knots(knots=1, low=low, high=high)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import optuna
 import pytest
 from pydantic import Field, ValidationError
 
 from methods.framework.method import Method
-from methods.registry import method_class, names
-from sweeps.space.dimension import Choice, Knots, Range, assemble, corners, distributions, own_space
+from sweeps.space.dimension import Choice, Knots, Layers, Range, assemble, corners, distributions, own_space
 
 
 class Everything(Method):
@@ -21,11 +19,15 @@ class Everything(Method):
     source: ClassVar[str] = "test"
     stages: ClassVar[frozenset[str]] = frozenset({"experts"})
 
+    unsearched: ClassVar[frozenset[str]] = frozenset({"pattern"})
+
     mode: Literal["a", "b"] = "a"
     fixed: Literal["only"] = "only"
     flag: bool = False
     count: int = Field(default=2, ge=1, lt=5)
     strength: float = Field(default=0.5, ge=0.0, le=2.0)
+    half_open: float = Field(default=0.5, gt=0.0, lt=1.0)
+    pattern: Literal["a", "b"] = "a"
     seed: int = Field(default=0, ge=0)
 
     def decide(self, inventory: object, stats: object) -> list[object]:  # type: ignore[override]  # never called
@@ -34,22 +36,14 @@ class Everything(Method):
 
 def test_own_space_holds_each_searchable_knob() -> None:
     space = own_space(Everything)
-    assert set(space) == {"keep", "mode", "flag", "count", "strength"}, "a single value and a seed are not searched"
+    assert set(space) == {"keep", "mode", "flag", "count", "strength", "half_open"}, (
+        "a single value and a seed are not searched"
+    )
     assert space["mode"] == Choice(choices=("a", "b"))
     assert space["flag"] == Choice(choices=(False, True))
     assert space["strength"] == Range(low=0.0, high=2.0)
-    assert isinstance(space["keep"], Knots) and space["keep"].knots == 3
-
-
-@pytest.mark.parametrize("name", names())
-def test_sampled_parameters_make_valid_knobs_of_every_method(name: str) -> None:
-    kind = method_class(name)
-    space = own_space(kind)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=3))
-    for _ in range(20):
-        knobs = assemble(space, study.ask(distributions(space)).params)
-        method = kind.configured(knobs)
-        assert {knob: getattr(method, knob) for knob in knobs} == knobs
+    assert space["keep"] == Layers(by="layer", low=0.1)
+    assert space["half_open"] == Range(low=0.05, high=0.95)
 
 
 def test_knots_are_spread_over_parameters_and_collected_again() -> None:
