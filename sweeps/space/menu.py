@@ -110,22 +110,25 @@ class Menu:
     @cached_property
     def space(self) -> LevelSpace:
         """All assignments with their sizes, without limits."""
-        by_matrix = len(self.dials) == 1 and self.dials[0].by == "matrix"
+        by_matrix = self._by_matrix
         axes: list[Axis] = []
         units: list[str] = []
         sizes: dict[str, list[Reals]] = {name: [] for name in QUANTITIES}
-        chosen = np.zeros(len(QUANTITIES))
+        shifts = np.zeros(len(QUANTITIES))
         for layer in self.layers:
             for roles in ((0,), (1,), (2,)) if by_matrix else ((0, 1, 2),):
                 own = self._axes(layer, roles, len(units))
                 grid = self._grid(layer, roles, [len(axis.values) for axis in own])
+                if 0 not in roles:  # what a factored matrix saves, counted from the smallest
+                    least = grid.reshape(-1, len(QUANTITIES)).min(axis=0)
+                    grid, shifts = grid - least, shifts + least
                 axes += own
                 units.append(f"layer {layer}, {ROLES[roles[0]]}" if by_matrix else f"layer {layer}")
                 for place, name in enumerate(QUANTITIES):
                     sizes[name].append(grid[..., place])
         fixed = [layer for layer in range(len(self.inventory.layers)) if layer not in self.layers]
-        chosen = self._outside + self._vector(self._whole)[fixed].sum(axis=0)
-        rest = dict(zip(QUANTITIES, (float(value) for value in chosen), strict=True))
+        beside = self._outside + self._vector(self._whole)[fixed].sum(axis=0) + shifts
+        rest = dict(zip(QUANTITIES, (float(value) for value in beside), strict=True))
         return LevelSpace(tuple(axes), tuple(units), {n: tuple(s) for n, s in sizes.items()}, rest, {})
 
     @cached_property
@@ -150,14 +153,47 @@ class Menu:
         """
         space = self.space
         by_layer: dict[int, list[Any]] = {layer: [] for layer in self.layers}
-        owner = [int(name.split()[1].rstrip(",")) for name in space.units]
+        owner = self._owner
         for axis, level in zip(space.axes, levels_A, strict=True):
             by_layer[owner[axis.unit]].append(axis.values[level])
-        without = self._plan(self._whole)
-        plans = list((Plan.identity(self.inventory) if isinstance(without, str) else without).layers)
+        plans = list(self.unchosen)
         for layer, values in by_layer.items():
             plans[layer] = self.layer_plan(layer, self._gathered(values))
         return Plan.of(self.inventory, plans)
+
+    @property
+    def unchosen(self) -> tuple[LayerPlan, ...]:
+        """What becomes of each layer of the source that does not choose; of the others, that nothing does."""
+        without = self._plan(self._whole)
+        plans = (Plan.identity(self.inventory) if isinstance(without, str) else without).layers
+        return tuple(LayerPlan() if layer in self.layers else plan for layer, plan in enumerate(plans))
+
+    def unit_plan(self, unit: int, levels: Sequence[int]) -> tuple[int, LayerPlan]:
+        """Return the layer of a unit, and what becomes of it; of a unit that is one matrix, with the factors of that alone.
+
+        Args:
+            unit: its number.
+            levels: a level for each of its axes.
+
+        Raises:
+            RefusedError: there is no such option; with the method's reason.
+        """
+        own = [axis for axis in self.space.axes if axis.unit == unit]
+        layer = self._owner[unit]
+        values = [axis.values[level] for axis, level in zip(own, levels, strict=True)]
+        if self._by_matrix:
+            return layer, _column(self._layer_of(layer, tuple(values)), unit % len(ROLES))
+        return layer, self.layer_plan(layer, self._gathered(values))
+
+    @property
+    def _by_matrix(self) -> bool:
+        """Whether each matrix is a unit of its own."""
+        return len(self.dials) == 1 and self.dials[0].by == "matrix"
+
+    @property
+    def _owner(self) -> list[int]:
+        """The layer of each unit."""
+        return [layer for layer in self.layers for _ in (ROLES if self._by_matrix else ("",))]
 
     def layer_plan(self, layer: int, values: Values) -> LayerPlan:
         """Return what becomes of one layer.
