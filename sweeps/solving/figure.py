@@ -36,7 +36,7 @@ def draw(table: Table, found: Curve, solutions: Sequence[Solution] = ()) -> dict
             axes.plot(*places, "o", ms=5, color=LIGHT[1], label="best within the budget")
         axes.set_title(short(f"{table.study}: predicted damage against size", 60))
         axes.set_xlabel(f"{found.quantity.replace('_', ' ')} kept, % of the source's")
-        axes.set_ylabel(f"predicted change of {table.objective}")
+        axes.set_ylabel(f"predicted damage, in {table.objective}")
         if any(value > 0 for value in up) and min(up) >= 0:
             axes.set_ylim(bottom=0)
         axes.legend(fontsize=7.5)
