@@ -113,19 +113,25 @@ def _held_out(
     config: SweepConfig, checkpoint: Checkpoint, calibration: Corpus | None
 ) -> Mapping[str, tuple[Windows, Corpus]]:
     """Return by label what objectives read, once it is known to share no window with ``calibration``."""
-    seen = set() if calibration is None else set(calibration.windows)
-    found = {}
-    for label, objective in config.labelled.items():
-        if objective.held_out is None:
-            continue
-        text = _read(objective.held_out, checkpoint, config.calibration.bos)
-        if shared := sum(window in seen for window in text.windows):
-            raise ConfigError(
-                f"objective {label}: {shared} of {len(text.windows)} held-out windows are also calibration "
-                "windows; give it another seed or corpus"
-            )
-        found[label] = (objective.held_out, text)
-    return found
+    asked = {label: objective.held_out for label, objective in config.labelled.items()}
+    asked |= {"final.choose": config.final.choose, "final.report": config.final.report}
+    texts = {
+        label: (windows, _read(windows, checkpoint, config.calibration.bos))
+        for label, windows in asked.items()
+        if windows
+    }
+    seen = {"calibration": set() if calibration is None else set(calibration.windows)}
+    for label, (_, text) in texts.items():
+        final = label.startswith("final.")
+        for other, windows in seen.items():
+            if (other == "calibration" or final) and (shared := sum(window in windows for window in text.windows)):
+                kind = "calibration windows" if other == "calibration" else f"windows of {other}"
+                name = label if final else f"objective {label}"
+                raise ConfigError(
+                    f"{name}: {shared} of {len(text.windows)} held-out windows are also {kind}; give it another seed or corpus"
+                )
+        seen[label] = set(text.windows)
+    return texts
 
 
 def _read(asked: CalibrationConfig | Windows, checkpoint: Checkpoint, bos: Bos) -> Corpus:

@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING, Any
 from bench.records.derived import csv_cell
 from bench.store.atomic import write_atomically
 from bench.store.store import Store, write_json
+from methods.framework.errors import RecordError
+from methods.framework.outside import an_object, read_json
 from sweeps.sweep_config import SweepConfig
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
+
+CHOICE = "choice.json"
+"""File of the choice among the best trials, beside the study."""
 
 STATES = {"COMPLETE": "complete", "PRUNED": "refused", "FAIL": "failed", "RUNNING": "running", "WAITING": "queued"}
 
@@ -109,9 +114,20 @@ def outcome(config: SweepConfig, study: Study, store: Path) -> SweepResult:
     """
     rows = tuple(TrialRow.of(trial) for trial in study.get_trials(deepcopy=False))
     best = front(rows, dict(zip(config.labels, config.directions, strict=True)))
+    if (number := _chosen(config.folder(store))) is not None and len(config.labels) == 1:
+        best = tuple(row for row in rows if row.number == number and row.state == "complete") or best
     result = SweepResult(config.name, config.folder(store), rows, best)
     write_outcome(result, Store(store).plans)
     return result
+
+
+def _chosen(folder: Path) -> int | None:
+    """Return the number of the trial that was chosen on other text, where one was."""
+    path = folder / CHOICE
+    if not path.is_file():
+        return None
+    number = an_object(read_json(path, RecordError), str(path), RecordError).get("chosen")
+    return number if isinstance(number, int) else None
 
 
 def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:

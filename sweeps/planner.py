@@ -144,7 +144,8 @@ class LayerPlanner:
         """Return drawn levels; where a shared knob leaves fewer options than the defaults do, at the same part of the way up."""
         drawn_A = np.array([parameters[axis.name] for axis in space.axes], dtype=np.float64)
         usual_A = np.maximum(self.space({}).highest, 1)
-        return np.floor(drawn_A * space.highest / usual_A + 0.5).astype(np.int64)
+        levels: Levels = np.floor(drawn_A * space.highest / usual_A + 0.5).astype(np.int64)
+        return levels
 
     def at(self, levels_A: Levels, parameters: Mapping[str, Any]) -> Drawn:
         """Return the plan of an assignment.

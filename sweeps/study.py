@@ -6,8 +6,9 @@ from pathlib import Path
 
 from sweeps.executors.local import Local
 from sweeps.journal import missing_trials, open_study
-from sweeps.outcome import SweepResult, outcome
+from sweeps.outcome import CHOICE, SweepResult, outcome
 from sweeps.resident import Resident
+from sweeps.scoring import Advance
 from sweeps.sweep_config import SweepConfig
 from sweeps.task_guard import check_objectives
 from sweeps.trials import Progress, work
@@ -15,7 +16,12 @@ from sweeps.workers import run_workers
 
 
 def run_sweep(
-    config: SweepConfig, *, store: Path, progress: Progress | None = None, resident: Resident | None = None
+    config: SweepConfig,
+    *,
+    store: Path,
+    progress: Progress | None = None,
+    advance: Advance = lambda done, number: None,
+    resident: Resident | None = None,
 ) -> SweepResult:
     """Run, or continue, a sweep until ``config.trials`` trials are complete, and write its outcome.
 
@@ -23,6 +29,7 @@ def run_sweep(
         config: the sweep.
         store: folder of the store; the sweep lives in ``store/sweeps/<name>``.
         progress: called with each finished trial.
+        advance: called with the measurements of the score table that are done, and their number.
         resident: the model and its statistics, where the caller has them; else they are loaded when needed.
 
     Raises:
@@ -33,11 +40,13 @@ def run_sweep(
     check_objectives(config)
     study = open_study(config, config.folder(store))
     try:
-        if missing_trials(study, config.trials):
+        folder = config.folder(store)
+        unchosen = config.final.choose is not None and not (folder / CHOICE).exists()
+        if missing_trials(study, config.trials) or unchosen:
             if resident is None and (config.jobs > 1 or not isinstance(config.executor, Local)):
                 run_workers(config, study, store=store, progress=progress)
             else:
-                work(config, study, store=store, progress=progress, resident=resident)
+                work(config, study, store=store, progress=progress, advance=advance, resident=resident)
     finally:
         result = outcome(config, study, store)
     return result

@@ -20,9 +20,11 @@ from methods.registry import method_class, names
 from sweeps.budget import Budget
 from sweeps.executor import Executor, parse_executor
 from sweeps.executors.local import Local
-from sweeps.objective import Objective, kinds
+from sweeps.final_settings import Final
+from sweeps.objective import Objective, TextObjective, kinds
 from sweeps.space.dimension import Dimension, Knots, Layers, Range, own_space
 from sweeps.space.step import SearchStep, check_knobs, with_own
+from sweeps.starts import Starts
 
 _LONGEST = 16 << 20
 """Bytes of the longest file of settings."""
@@ -80,6 +82,8 @@ class SweepConfig(Strict):
         default=CalibrationConfig(), description="statistics, measured once on the original model for all trials"
     )
     sampler: Sampler = Sampler()
+    starts: Starts = Starts()
+    final: Final = Final()
     trials: int = Field(default=50, ge=1, description="complete trials to reach")
     jobs: int = Field(default=1, ge=1, le=256, description="worker processes, each with a resident model")
     executor: Annotated[SerializeAsAny[Executor], BeforeValidator(parse_executor)] = Field(
@@ -127,6 +131,14 @@ class SweepConfig(Strict):
             )
         if not any(step.space for step in steps):
             raise ValueError("space is empty, so there is nothing to search")
+        if self.final.choose is not None:
+            if len(self.objectives) > 1 or not isinstance(self.objectives[0], TextObjective):
+                raise ValueError("final.choose compares trials by one objective on text: nll, perplexity, kl or esap")
+            texts = (self.final.choose, self.final.report, self.objectives[0].held_out)
+            if len({text for text in texts if text is not None}) < sum(text is not None for text in texts):
+                raise ValueError(
+                    "final: choose, report and the objective need windows of their own, of another seed or corpus"
+                )
         if self.sampler.name == "cmaes":
             if len(self.objectives) > 1:
                 raise ValueError("sampler cmaes has a single objective; use nsga2 or tpe for several")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from sweeps.final import read_choice, told
 from sweeps.outcome import SweepResult, TrialRow
 from sweeps.study import run_sweep
 from sweeps.sweep_config import SweepConfig
@@ -35,9 +36,19 @@ def show_sweep(config: SweepConfig, store: Path, console: Console) -> SweepResul
             if row.state == "complete":
                 bar.advance(task)
 
-        result = run_sweep(config, store=store, progress=tell)
+        scored: TaskID | None = None
+
+        def advance(done: int, number: int) -> None:
+            nonlocal scored
+            scored = bar.add_task("score table", total=number) if scored is None else scored
+            bar.update(scored, completed=done)
+
+        result = run_sweep(config, store=store, progress=tell, advance=advance)
         bar.update(task, completed=result.count("complete"))
     console.print(table(result, config))
+    if (choice := read_choice(result.folder)) is not None:
+        for told_line in told(choice):
+            console.print(told_line, highlight=False, markup=False, soft_wrap=True)
     counts = ", ".join(f"{result.count(state)} {state}" for state in ("complete", "refused", "failed"))
     console.print(f"{counts}. Plans of the front, trials.csv and the study: {result.folder}", soft_wrap=True)
     return result

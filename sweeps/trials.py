@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bench.store.store import Store, write_json
 from methods.framework.errors import ConfigError, EvaluationError, MoebenchError, PlanError, RefusedError
 from sweeps.budget import Limits
+from sweeps.final import choose
 from sweeps.journal import JOURNAL, bind, draws, give_back, missing_trials, reap, running, sign
 from sweeps.knob_planner import KnobPlanner
 from sweeps.meter import Meter
@@ -18,6 +19,8 @@ from sweeps.outcome import TrialRow
 from sweeps.planner import LayerPlanner, Planner
 from sweeps.resident import Resident
 from sweeps.samplers.chosen import sampler
+from sweeps.scoring import Advance, Named, Scoring
+from sweeps.starts import enqueue_starts, sought, usual_parameters
 from sweeps.sweep_config import SweepConfig
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ def work(
     store: Path,
     worker: int = 0,
     progress: Progress | None = None,
+    advance: Advance = lambda done, number: None,
     resident: Resident | None = None,
 ) -> None:
     """Do trials in this process until the study has enough; several processes may do so at once.
@@ -50,6 +54,7 @@ def work(
         store: folder of the store.
         worker: number of this process; each draws other trials.
         progress: called with each finished trial.
+        advance: called with the measurements of the score table that are done, and their number.
         resident: the model and its statistics, where the caller has them.
 
     Raises:
@@ -61,7 +66,10 @@ def work(
 
     resident = resident or open_resident(config, store)
     bind(study, "inputs", dict(resident.identity), config.folder(store) / JOURNAL)
-    bench = _Bench(config, study, planner_for(config, resident), meter_for(config, resident, store), Store(store))
+    planner, meter = planner_for(config, resident), meter_for(config, resident, store)
+    if isinstance(planner, LayerPlanner) and missing_trials(study, config.trials):
+        begin(config, study, planner, meter, store=store, worker=worker, advance=advance)
+    bench = _Bench(config, study, planner, meter, Store(store))
     in_a_row = {"failed": 0, "refused": 0}
     while missing := missing_trials(study, config.trials):
         reap(study, config.stale_after)
@@ -82,6 +90,39 @@ def work(
                 f"{REFUSALS} trials were refused one after another, the last one: {row.reason}. Widen the space or "
                 "the budget"
             )
+    rows = [TrialRow.of(trial) for trial in study.get_trials(deepcopy=False)]
+    choose(config, rows, resident, store)
+
+
+def begin(
+    config: SweepConfig,
+    study: Study,
+    planner: LayerPlanner,
+    meter: Meter,
+    *,
+    store: Path,
+    worker: int = 0,
+    advance: Advance = lambda done, number: None,
+) -> None:
+    """Measure the score table, where the sweep asks for one, and put the first points into the study's queue.
+
+    Args:
+        config: the sweep.
+        study: its study, open.
+        planner: plans of the space.
+        meter: measures plans.
+        store: folder of the store.
+        worker: number of this process; each begins with its share of the table.
+        advance: called with the measurements done and their number.
+    """
+    label = sought(config.labelled)
+    scoring = None
+    if config.starts.table and label is not None:
+        direction = config.labelled[label].direction
+        scoring = Scoring(planner, meter, usual_parameters(planner.steps), label, direction)
+        scoring.measure(worker, config.jobs, advance)
+    named = Named(config.name, config.model, str(meter.resident.identity["model"]))
+    enqueue_starts(study, config.starts, planner, scoring, named, config.folder(store))
 
 
 def planner_for(config: SweepConfig, resident: Resident) -> Planner:
