@@ -135,8 +135,11 @@ def _settings(subject: Subject) -> str:
     """Return the knobs of the subject's method that differ from its defaults, and always ``keep``."""
     if subject.method is None:
         return ""
+    from bench.running.planned import Planned
     from bench.running.recipe import Recipe
 
+    if isinstance(subject.method, Planned):
+        return f"keep={subject.method.knobs['keep']}" if "keep" in subject.method.knobs else ""
     if isinstance(subject.method, Recipe):
         return " + ".join(step.method.title for step in subject.method.steps)
     defaults = type(subject.method)().knobs

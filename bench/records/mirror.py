@@ -185,7 +185,7 @@ class Tracker:
 
 
 def configuration(record: Record) -> dict[str, Any]:
-    """Return what determined the run: model, method, knobs, corpus, seeds, environment."""
+    """Return what determined the run: model, method, knobs, corpus, seeds, environment, and the study that found its plan."""
     keep = {
         "id",
         "model",
@@ -199,7 +199,8 @@ def configuration(record: Record) -> dict[str, Any]:
         "environment",
         "created",
     }
-    return {**record.model_dump(mode="json", include=keep), "schema": record.schema_version}
+    told = {**record.model_dump(mode="json", include=keep), "schema": record.schema_version}
+    return told if record.found_by is None else {**told, "found_by": record.found_by.model_dump(mode="json")}
 
 
 def summary(record: Record) -> dict[str, Any]:
