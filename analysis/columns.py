@@ -52,6 +52,8 @@ def split_training(knobs: str | None) -> tuple[str, str]:
 def _compact(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, list) and all(isinstance(item, float) for item in value):
+        return f"[{', '.join(f'{item:g}' for item in value)}]"
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 

@@ -11,7 +11,7 @@ from sweeps.resident import Resident
 from sweeps.sweep_config import SweepConfig
 from sweeps.task_guard import check_objectives
 from sweeps.trials import Progress, work
-from sweeps.workers import run_workers
+from sweeps.workers import run_workers, write_config
 
 
 def run_sweep(
@@ -32,6 +32,7 @@ def run_sweep(
     """
     check_objectives(config)
     study = open_study(config, config.folder(store))
+    write_config(config, store)
     try:
         if missing_trials(study, config.trials):
             if resident is None and (config.jobs > 1 or not isinstance(config.executor, Local)):

@@ -15,6 +15,7 @@ from methods.framework.plan import Plan
 from methods.registry import method_class
 from sweeps.budget import Planner
 from sweeps.candidate import Candidate
+from sweeps.flat import flattened
 from sweeps.journal import JOURNAL, bind, draws, give_back, missing_trials, reap, running, sign
 from sweeps.objective import Measure
 from sweeps.outcome import TrialRow
@@ -148,6 +149,8 @@ class _Bench:
             "same_as": None if earlier is None else earlier.number,
         }
         trial.set_user_attr("result", result)
+        for name, value in flattened(score=scores, size=sizes).items():
+            trial.set_user_attr(name, value)  # which optuna-dashboard plots
         return [scores[label] for label in self.config.labels]
 
     def _scores(self, plan: Plan) -> dict[str, float]:

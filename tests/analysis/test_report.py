@@ -145,11 +145,12 @@ def test_page_escapes_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_study_that_found_a_plan_is_shown_where_one_did(made: Report, tmp_path: Path) -> None:
     found = FoundBy(study="coarse", trial=17, scores={"nll": 1.25}, budget={"bytes": 0.5})
-    records = [record(None), record("alpha", found_by=found), record("beta")]
+    records = [record(None), record("alpha", found_by=found, knobs={"knots": [0.12345678, 0.5]}), record("beta")]
     told = report(_store(tmp_path / "records", records), tmp_path / "out")
     lines = {line["title"]: line["found_by"] for line in csv.DictReader(StringIO(told.csv.read_text()))}
     assert lines == {"Uncompressed": "", "Alpha": "coarse #17: nll=1.25, bytes<=0.5", "Beta": ""}
     assert "| found by |" in told.markdown.read_text() and "| coarse \\#17 |" in told.markdown.read_text()
+    assert "knots=[0.123457, 0.5]" in told.markdown.read_text()
     page = told.page.read_text()
     assert "Found by</" in page and "coarse #17" in page and "bytes&lt;=0.5" in page
     assert "found by" not in made.markdown.read_text() and "Found by</" not in made.page.read_text()
