@@ -118,6 +118,7 @@ def _what(row: Comparison) -> Hashable:
         base,
         protocol,
         repr(_training(record)),
+        record.plan if record.method == "plan" else None,
         record.status,
         record.reason,
     )

@@ -52,6 +52,8 @@ def split_training(knobs: str | None) -> tuple[str, str]:
 def _compact(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, list) and all(isinstance(item, float) for item in value):
+        return f"[{', '.join(f'{item:g}' for item in value)}]"
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
@@ -90,6 +92,16 @@ def _recovery(name: str) -> Callable[[Comparison], Any]:
         return None if row.record.recovery is None else getattr(row.record.recovery, name)
 
     return get
+
+
+def _found_by(row: Comparison) -> str | None:
+    found = row.record.found_by
+    if found is None:
+        return None
+    where = found.study if found.trial is None else f"{found.study} #{found.trial}"
+    told = [f"{name}={value:.4g}" for name, value in found.scores.items()]
+    told += [f"{name}<={share:.4g}" for name, share in found.budget.items()]
+    return f"{where}: {', '.join(told)}" if told else where
 
 
 def _marks(row: Comparison) -> str | None:
@@ -206,6 +218,7 @@ COLUMNS: tuple[Column, ...] = (
         lambda r: ", ".join(map(str, r.seeds)),
     ),
     Column("plan", "string", "", "digest of the plan", lambda r: r.record.plan),
+    Column("found_by", "string", "", "study and trial that found the plan, its objectives and budget there", _found_by),
     Column(
         "keep_asked", "float64", "1", "the method's own setting keep", lambda r: _number(r.record.knobs.get("keep"))
     ),

@@ -15,6 +15,7 @@ from analysis.table import (
     Row,
     average_text,
     difference_marks,
+    found_text,
     is_dense,
     rank_text,
     rows_of,
@@ -117,6 +118,14 @@ CORE: tuple[Head, ...] = (
     Head("rank", "Rank", "place within the model; ≈ within noise of the next", rank_text, _of("rank")),
     Head("method", "Method", "opens the run", _of("title"), _of("title"), settings_text),
     Head("model", "Model", "model that was compressed", _of("model"), _of("model"), hint=_of("model")),
+    Head(
+        "found_by",
+        "Found by",
+        "study and trial that found the plan; the pointer shows its objectives and budget there",
+        found_text,
+        _of("found_by"),
+        hint=lambda row: text_of(row["found_by"]),
+    ),
     _number("keep", "Keep %", "effective keep: share of routed-expert parameters that remain", percent),
     _number("bytes", "Size", "tensor bytes on disk", size),
     Head(

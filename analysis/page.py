@@ -25,7 +25,7 @@ from analysis.table import Row, boards, rows_of, task_error, task_text, text_of
 from bench.records.record import RatioInfo, Record
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_WORDS = ("model", "method")
+_WORDS = ("model", "method", "found_by")
 
 
 def page(
@@ -183,6 +183,7 @@ def _facts(row: Row) -> list[tuple[str, str]]:
         ("Run", row["id"]),
         ("Registry name", text_of(row["method"])),
         ("Plan", text_of(row["plan"])),
+        ("Found by", text_of(row["found_by"])),
         ("Calibrated on", text_of(row["corpus"])),
         ("Seeds", text_of(row["seed_set"])),
         ("Quality measured", text_of(row["realisation"])),

@@ -86,6 +86,11 @@ def is_dense(row: Row) -> bool:
     return bool(row["timing_realisation"] == DENSE)
 
 
+def found_text(row: Row) -> str:
+    """Return study and trial that found a run's plan, a dash where none did."""
+    return text_of(row["found_by"]).partition(": ")[0] or NONE
+
+
 def difference_text(row: Row) -> str:
     """Return the difference to the base in points with its interval and ``difference_marks``."""
     text = percent(row["difference"], signed=True)
@@ -101,6 +106,7 @@ def difference_marks(row: Row) -> str:
 FIELDS: tuple[Field, ...] = (
     Field("rank", rank_text),
     Field("method", run_name),
+    Field("found by", found_text),
     Field("keep %", lambda r: percent(r["keep"])),
     Field("size", lambda r: size(r["bytes"])),
     Field("average %", average_text, "average"),

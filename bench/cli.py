@@ -25,6 +25,7 @@ VERBS = (
     Verb("demo", "Compare pruning and dropping methods on the three embedded models, from checkpoint to leaderboard."),
     Verb("sweep", "Search a method's knobs under a size budget with Optuna; goes on where it stopped."),
     Verb("solve", "Solve a sweep's table: the best plans within any budget, and the frontier."),
+    Verb("promote", "Run the front of a sweep: write, evaluate, time, record and track its plans."),
     Verb("grid", "Run every model by every method, share, corpus and seed; goes on where it stopped."),
     Verb("report", "Write leaderboard, tables and figures from records."),
     Verb("check", "Run the laws of a method on every tiny architecture."),

@@ -15,6 +15,7 @@ from bench.store.atomic import write_atomically
 from bench.store.store import Store, write_json
 from methods.framework.errors import RecordError
 from methods.framework.outside import an_object, read_json
+from sweeps.flat import flattened
 from sweeps.sweep_config import SweepConfig
 
 if TYPE_CHECKING:
@@ -76,27 +77,33 @@ class SweepResult:
         folder: holds ``study.journal``, ``trials.csv``, ``front.json`` and the plans of the front.
         rows: all trials, by number.
         front: the best trial, or with several objectives those that no other beats in all; equal plans appear once.
+        origin: what plans of the front have in common as their provenance.
     """
 
     name: str
     folder: Path
     rows: tuple[TrialRow, ...]
     front: tuple[TrialRow, ...]
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def count(self, state: str) -> int:
         """Return the number of trials in ``state``."""
         return sum(row.state == state for row in self.rows)
 
 
+def signs(directions: Mapping[str, str]) -> dict[str, float]:
+    """Return the factor of each objective by label with which lower is better."""
+    return {label: -1.0 if direction == "maximize" else 1.0 for label, direction in directions.items()}
+
+
 def front(rows: Sequence[TrialRow], directions: Mapping[str, str]) -> tuple[TrialRow, ...]:
     """Return the complete trials that no other dominates, one for each plan; with one objective only the first best."""
-    signs = {label: -1.0 if direction == "maximize" else 1.0 for label, direction in directions.items()}
     points = [
-        (row, tuple(sign * row.scores[label] for label, sign in signs.items()))
+        (row, tuple(sign * row.scores[label] for label, sign in signs(directions).items()))
         for row in rows
         if row.state == "complete" and row.same_as is None
     ]
-    if len(signs) == 1 and points:
+    if len(directions) == 1 and points:
         return (min(points, key=lambda point: (point[1], point[0].number))[0],)
     return tuple(row for row, mine in points if not any(_dominates(other, mine) for _, other in points))
 
@@ -116,7 +123,8 @@ def outcome(config: SweepConfig, study: Study, store: Path) -> SweepResult:
     best = front(rows, dict(zip(config.labels, config.directions, strict=True)))
     if (number := _chosen(config.folder(store))) is not None and len(config.labels) == 1:
         best = tuple(row for row in rows if row.number == number and row.state == "complete") or best
-    result = SweepResult(config.name, config.folder(store), rows, best)
+    origin = {"title": config.rule, "budget": {one.of: one.keep for one in config.budget}}
+    result = SweepResult(config.name, config.folder(store), rows, best, origin)
     write_outcome(result, Store(store).plans)
     return result
 
@@ -149,10 +157,10 @@ def write_outcome(result: SweepResult, plans: Path) -> None:
     listed = []
     for row in result.front:
         plan = json.loads((plans / f"{row.plan}.json").read_text())
-        origin = {"sweep": result.name, "trial": row.number, "knobs": row.knobs, "scores": row.scores}
+        own = {"sweep": result.name, "trial": row.number, "knobs": row.knobs, "scores": row.scores}
         file = f"front/{str(row.plan)[:16]}.json"
-        write_json(result.folder / file, {**plan, "provenance": origin})
-        listed.append({**origin, "plan": row.plan, "file": file, "sizes": row.sizes})
+        write_json(result.folder / file, {**plan, "provenance": {**result.origin, **own}})
+        listed.append({**own, "plan": row.plan, "file": file, "sizes": row.sizes})
     write_json(result.folder / "front.json", {"front": listed})
     current = {f"{str(row.plan)[:16]}.json" for row in result.front}
     for path in (result.folder / "front").glob("*.json"):
@@ -162,7 +170,7 @@ def write_outcome(result: SweepResult, plans: Path) -> None:
 
 def _csv(rows: Sequence[TrialRow]) -> str:
     """Return one line for each trial; nested values are spread over columns ``group.name``."""
-    flat = [{csv_cell(name): csv_cell(value) for name, value in _flat(row).items()} for row in rows]
+    flat = [{csv_cell(name): csv_cell(value) for name, value in flat_row(row).items()} for row in rows]
     columns = list(dict.fromkeys(column for line in flat for column in line))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -171,10 +179,9 @@ def _csv(rows: Sequence[TrialRow]) -> str:
     return text.getvalue()
 
 
-def _flat(row: TrialRow) -> dict[str, Any]:
+def flat_row(row: TrialRow) -> dict[str, Any]:
+    """Return a trial as one line of a table; nested values are spread over columns ``group.name``."""
     line: dict[str, Any] = {"trial": row.number, "state": row.state}
-    line |= {f"score.{name}": value for name, value in row.scores.items()}
-    line |= {f"parameter.{name}": value for name, value in row.parameters.items()}
-    line |= {f"knob.{name}": json.dumps(value) for name, value in row.knobs.items()}
-    line |= {f"size.{name}": value for name, value in row.sizes.items()}
+    knobs = {name: json.dumps(value) for name, value in row.knobs.items()}
+    line |= flattened(score=row.scores, parameter=row.parameters, knob=knobs, size=row.sizes)
     return line | {"plan": row.plan, "same_as": row.same_as, "seconds": round(row.seconds, 3), "reason": row.reason}

@@ -12,7 +12,7 @@ from sweeps.scoring import Advance
 from sweeps.sweep_config import SweepConfig
 from sweeps.task_guard import check_objectives
 from sweeps.trials import Progress, work
-from sweeps.workers import run_workers
+from sweeps.workers import run_workers, write_config
 
 
 def run_sweep(
@@ -39,6 +39,7 @@ def run_sweep(
     """
     check_objectives(config)
     study = open_study(config, config.folder(store))
+    write_config(config, store)
     try:
         folder = config.folder(store)
         unchosen = config.final.choose is not None and not (folder / CHOICE).exists()

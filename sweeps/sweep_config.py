@@ -22,6 +22,7 @@ from sweeps.executor import Executor, parse_executor
 from sweeps.executors.local import Local
 from sweeps.final_settings import Final
 from sweeps.objective import Objective, TextObjective, kinds
+from sweeps.promotion import Promotion, filled
 from sweeps.space.dimension import Dimension, Knots, Layers, Range, own_space
 from sweeps.space.step import SearchStep, check_knobs, with_own
 from sweeps.starts import Starts
@@ -95,6 +96,7 @@ class SweepConfig(Strict):
     include_path: str | None = Field(default=None, description="folder with the YAML of local lm-eval tasks")
     report: tuple[str, ...] = Field(default=(), description="tasks that the winners will be reported on")
     allow_test_objective: bool = Field(default=False, description="accept an objective on tasks that are also reported")
+    promote: Promotion | None = Field(default=None, description="ordinary runs of the front, when the search is over")
     stale_after: float = Field(
         default=86400.0, gt=0, description="seconds until a running trial of another host counts as lost"
     )
@@ -110,6 +112,14 @@ class SweepConfig(Strict):
         if not asked and method in names():
             asked = {name: "auto" for name in own_space(method_class(method)) if name not in fixed}
         return {**data, "space": with_own(method, asked or {})} if isinstance(asked, Mapping | None) else data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _promoted_as_studied(cls, data: Any) -> Any:
+        """Give the evaluation of the front what the study says of it."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("promote"), Mapping):
+            return data
+        return {**data, "promote": filled(data["promote"], data)}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -159,6 +169,11 @@ class SweepConfig(Strict):
         return " + ".join(step.method for step in self.steps)
 
     @property
+    def rule(self) -> str:
+        """The methods' titles in their order, for tables."""
+        return " + ".join(step.kind.title for step in self.steps)
+
+    @property
     def layered(self) -> bool:
         """Whether a knob has a value for each layer."""
         return any(step.layered for step in self.steps)
@@ -188,8 +203,9 @@ class SweepConfig(Strict):
 
     def identity(self) -> dict[str, Any]:
         """Return what must stay the same for trials to be comparable: everything but extent and machine."""
-        free = {"trials", "jobs", "executor", "device", "batch_size", "stale_after", "report", "allow_test_objective"}
-        return self.model_dump(mode="json", exclude=free)
+        machine = {"jobs", "executor", "device", "batch_size", "stale_after"}
+        after = {"report", "allow_test_objective", "promote"}
+        return self.model_dump(mode="json", exclude={"trials", *machine, *after})
 
 
 class _Loader(yaml.SafeLoader):
@@ -233,6 +249,19 @@ def load_sweep(path: Path) -> SweepConfig:
     return parse_sweep(data, str(path), path.parent)
 
 
+def _beside(data: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+    """Return settings in which paths that exist beside their file are absolute."""
+    found = dict(data)
+    for key in ("model", "include_path"):
+        value = data.get(key)
+        if folder is not None and isinstance(value, str) and (folder / value).exists():
+            found[key] = str((folder / value).resolve())
+    for key in ("promote", "evaluation"):
+        if isinstance(data.get(key), Mapping):
+            found[key] = _beside(data[key], folder)
+    return found
+
+
 def parse_sweep(data: Mapping[str, Any], where: str = "sweep", folder: Path | None = None) -> SweepConfig:
     """Return the checked configuration of a mapping.
 
@@ -244,13 +273,8 @@ def parse_sweep(data: Mapping[str, Any], where: str = "sweep", folder: Path | No
     Raises:
         ConfigError: with the key and the reason; only the first problem is told.
     """
-    data = dict(data)
-    for key in ("model", "include_path"):
-        value = data.get(key)
-        if folder is not None and isinstance(value, str) and (folder / value).exists():
-            data[key] = str((folder / value).resolve())
     try:
-        return SweepConfig.model_validate(data)
+        return SweepConfig.model_validate(_beside(data, folder))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"] if part not in ("Choice", "Range", "Knots", "Layers"))

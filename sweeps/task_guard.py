@@ -14,7 +14,7 @@ def check_objectives(config: SweepConfig) -> None:
     """Refuse objectives that look at what will be reported, or at the text that the statistics were measured on.
 
     A task may be optimised without further words when it is the user's own (a YAML file under ``include_path``) and is
-    not in ``report``; lm-eval's own tasks are benchmarks.
+    not in ``report`` or scored by ``promote``; lm-eval's own tasks are benchmarks.
 
     Raises:
         ConfigError: with what to do instead.
@@ -31,9 +31,11 @@ def check_objectives(config: SweepConfig) -> None:
         return
     tasks = [task for objective in config.objectives for task in objective.tasks]
     local = _local_tasks(config.include_path) if tasks else set()
+    reported = {*config.report, *(config.promote.evaluation.tasks if config.promote else ())}
     for task in tasks:
-        if task in config.report or task not in local:
-            why = "it is in `report`" if task in config.report else "it is one of lm-eval's benchmark tasks"
+        if task in reported or task not in local:
+            own = "it is in `report`" if task in config.report else "`promote` scores it"
+            why = own if task in reported else "it is one of lm-eval's benchmark tasks"
             raise ConfigError(
                 f"objective {task!r} is a test set ({why}). A sweep that looks at its answers hundreds of times fits "
                 "it, and the winner's score on it says nothing any more. Use held-out text (kind: nll or kl) or a "

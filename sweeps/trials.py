@@ -12,6 +12,7 @@ from bench.store.store import Store, write_json
 from methods.framework.errors import ConfigError, EvaluationError, MoebenchError, PlanError, RefusedError
 from sweeps.budget import Limits
 from sweeps.final import choose
+from sweeps.flat import flattened
 from sweeps.journal import JOURNAL, bind, draws, give_back, missing_trials, reap, running, sign
 from sweeps.knob_planner import KnobPlanner
 from sweeps.meter import Meter
@@ -197,6 +198,8 @@ class _Bench:
         if drawn.levels is not None:
             trial.set_user_attr("levels", list(drawn.levels))
         trial.set_user_attr("result", result)
+        for name, value in flattened(score=scores, size=drawn.sizes).items():
+            trial.set_user_attr(name, value)  # which optuna-dashboard plots
         return [scores[label] for label in self.config.labels]
 
     def _same_plan(self, digest: str) -> int | None:

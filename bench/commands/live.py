@@ -29,14 +29,9 @@ def run_with_table(
 
     Args:
         configs: the runs.
-        store: folder of the store.
-        track: W&B mode, None for the default.
-        then: called with the mirror when all is done, before this ends with what failed.
-
-    Args:
-        configs: the runs.
         store: folder of records and cached artefacts.
         track: W&B mode: offline, online or disabled; None leaves it to ``Tracker``.
+        then: called with the mirror when all is done, before this ends with what failed.
 
     Raises:
         Exit: a method failed; with status 1.
@@ -53,16 +48,14 @@ def run_with_table(
     from bench.records.record import read_records
     from bench.running.run import Run
 
-    if track is not None and track not in MODES:
-        raise UnknownNameError("W&B mode", track, MODES)
+    tracker = tracker_of(track, store)
     transformers.logging.disable_progress_bar()  # it would write across the table
     board = Board()
     console = Console()
     where = Store(store)
     records: list[Record] = []
-    mode: Any = track
     live = Live(board, console=console, refresh_per_second=4)
-    with Tracker(mode, folder=store) as tracker, live, warnings.catch_warnings():
+    with tracker, live, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         for config in configs:
             scored = config.model_copy(update={"evaluation": config.evaluation.expanded(where.root)})
@@ -74,6 +67,23 @@ def run_with_table(
     if then is not None:
         then(tracker)
     end_with_outcome(records, console)
+
+
+def tracker_of(track: str | None, store: Path) -> Tracker:
+    """Return the mirror that keeps its offline runs in the store.
+
+    Args:
+        track: W&B mode: offline, online or disabled; None leaves it to ``Tracker``.
+        store: folder of the store.
+
+    Raises:
+        UnknownNameError: ``track`` is no W&B mode.
+        ConfigError: online is asked for, and there is no key.
+    """
+    if track is not None and track not in MODES:
+        raise UnknownNameError("W&B mode", track, MODES)
+    mode: Any = track
+    return Tracker(mode, folder=store)
 
 
 class Board:
@@ -135,8 +145,11 @@ def _settings(subject: Subject) -> str:
     """Return the knobs of the subject's method that differ from its defaults, and always ``keep``."""
     if subject.method is None:
         return ""
+    from bench.running.planned import Planned
     from bench.running.recipe import Recipe
 
+    if isinstance(subject.method, Planned):
+        return ""  # its title tells it from others
     if isinstance(subject.method, Recipe):
         return " + ".join(step.method.title for step in subject.method.steps)
     defaults = type(subject.method)().knobs

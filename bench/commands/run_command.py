@@ -1,4 +1,4 @@
-"""``moebench run``: one model by several methods, each planned, applied, evaluated, timed, recorded and tracked."""
+"""``moebench run``: one model by several methods or plan files, each applied, evaluated, timed, recorded and tracked."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def run(
     method: Annotated[list[str], typer.Option(help="name[:knob=value,...]; may be repeated")] = [],  # noqa: B006  # typer reads it
     keep: Annotated[list[float], typer.Option(help="every method at every share; may be repeated")] = [],  # noqa: B006  # as above
     recipe: Annotated[list[Path], typer.Option(help="YAML file of methods applied as one; may be repeated")] = [],  # noqa: B006  # as above
+    plan: Annotated[list[Path], typer.Option(help="plan file, run as a method is; may be repeated")] = [],  # noqa: B006  # as above
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; options given here win")] = None,
     timing: Annotated[bool | None, typer.Option("--time/--no-time", help="time under vLLM")] = None,
     recovery: Annotated[str | None, typer.Option(help="train each result: a kind, or a YAML file of settings")] = None,
@@ -50,6 +51,8 @@ def run(
         document["recovery"] = read_settings(Path(recovery)) if Path(recovery).exists() else {"kind": recovery}
     if recipe:
         document["recipes"] = [read_settings(path) for path in recipe]
+    if plan:
+        document["plans"] = plan
     run_with_table([validated(document, RunConfig, str(config or "options"))], store, track)
 
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.options import DEFAULT_STORE, StoreOption
+from bench.commands.options import DEFAULT_STORE, StoreOption, TrackOption
+from bench.commands.printing import console
 
 KEPT = "finished trials are kept in the study; the same command goes on with the next one"
 """Said on Ctrl-C."""
@@ -16,9 +17,22 @@ KEPT = "finished trials are kept in the study; the same command goes on with the
 def sweep(
     file: Annotated[Path, typer.Argument(help="YAML file of the study")],
     store: StoreOption = DEFAULT_STORE,
+    track: TrackOption = None,
 ) -> None:
     """Run the study of a file, or go on with it; exit with 1 where a trial failed."""
+    from bench.commands.live import tracker_of
+    from bench.commands.promote_command import promote_study
     from sweeps.launch import run_from_command_line
+    from sweeps.sweep_config import load_sweep
 
-    if run_from_command_line(file, store).count("failed"):
+    config, tracker = load_sweep(file), tracker_of(track, store)
+    result = run_from_command_line(config, store, tracker)
+    if result.front and config.promote is not None:
+        promote_study(config.name, store, track)
+    elif result.front:
+        where = "" if store == DEFAULT_STORE else f" --store {store}"
+        console().print(
+            f"next: `moebench promote {config.name}{where}` runs the front", soft_wrap=True, highlight=False
+        )
+    if result.count("failed"):
         raise typer.Exit(1)

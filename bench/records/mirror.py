@@ -1,4 +1,4 @@
-"""The mirror: one W&B run for each record. Records are the truth; a failure here costs a warning, never a result."""
+"""The mirror: one W&B run for each record or study. Records are the truth; a failure here costs a warning, never a result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import netrc
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -19,9 +19,12 @@ from methods.framework.errors import ConfigError
 if TYPE_CHECKING:
     import wandb
 
+Fill = Callable[[Any, Any], None]
+"""Puts into a run what it holds; called with the module wandb and the run."""
+
 Mode = Literal["offline", "online", "disabled"]
 MARKS = "mirrored"
-"""Folder beside the runs with one empty file for each record that was mirrored, named by record and mode."""
+"""Folder beside the runs with one empty file for each record or state of a study that was mirrored, named by it and the mode."""
 
 _COLUMNS = (
     "task",
@@ -41,11 +44,11 @@ _COLUMNS = (
 
 
 class TrackingWarning(UserWarning):
-    """A record could not be mirrored; it is complete all the same."""
+    """A record or study could not be mirrored; it is complete all the same."""
 
 
 class Tracker:
-    """Mirrors records to W&B; a context manager that starts W&B's service process once, with the first record."""
+    """Mirrors records and studies to W&B; a context manager that starts W&B's service process once, with the first of them."""
 
     def __init__(
         self, mode: Mode | None = None, *, folder: Path, project: str = "moebench", group: str | None = None
@@ -84,33 +87,55 @@ class Tracker:
 
         Returns:
             The run's folder; None when disabled, done before, or failed (then with a warning that says what to do).
-            When an online run fails, this record and the later ones go offline, with one warning.
+            When an online run fails, this one and the later ones go offline, with one warning.
         """
-        if self.mode == "disabled" or self._mark(record).exists():
+        begun = {
+            "group": self.group or record.group,
+            "id": record.id,
+            "name": f"{record.model.name} {record.title}",
+            "job_type": record.status,
+            "tags": [record.model.family, record.method or "base"],
+            "config": configuration(record),
+        }
+        return self.mirror(f"record {record.id}", record.id, begun, lambda wandb, run: _fill(wandb, run, record, plan))
+
+    def mirror(self, what: str, mark: str, begun: Mapping[str, Any], fill: Fill) -> Path | None:
+        """Make one run of W&B; what was mirrored before in this mode and folder, under that mark, is not sent again.
+
+        Args:
+            what: is mirrored, for warnings.
+            mark: names its state.
+            begun: name, group and whatever else begins the run.
+            fill: puts the rest into it.
+
+        Returns:
+            As ``track``.
+        """
+        if self.mode == "disabled" or self._mark(mark).exists():
             return None
         # Anything may fail here (network, key, disk, service process, wandb itself), with errors of many kinds.
         try:
-            return self._mirror(record, plan)
+            return self._marked(mark, begun, fill)
         except Exception as error:
             reason = _first_line(error)
         if self.mode == "online":
             self.close()  # the service process still holds the run that failed, under the same id
             self.mode = "offline"
             try:
-                if self._mark(record).exists():
+                if self._mark(mark).exists():
                     return None
-                folder = self._mirror(record, plan)
+                folder = self._marked(mark, begun, fill)
             except Exception as error:
                 reason = f"{reason}; then offline: {_first_line(error)}"
             else:
                 self._warn(
-                    f"W&B did not take record {record.id} ({reason}). This one and the following are kept in "
+                    f"W&B did not take {what} ({reason}). This one and the following are kept in "
                     f"{self.runs}; check the network and the key (`wandb login`), then `wandb sync "
                     f"{self.runs}/offline-run-*`"
                 )
                 return folder
         self._warn(
-            f"W&B did not take record {record.id} ({reason}). The record itself is complete. Free space or choose "
+            f"W&B did not take {what} ({reason}). The {what.split()[0]} itself is complete. Free space or choose "
             "another folder and track it again; mode disabled switches the mirror off"
         )
         return None
@@ -138,54 +163,46 @@ class Tracker:
         """Stop the service process."""
         self.close()
 
-    def _mirror(self, record: Record, plan: str | None) -> Path:
+    def _marked(self, mark: str, begun: Mapping[str, Any], fill: Fill) -> Path:
         with _environment(self.runs):
-            folder = self._run(record, plan)
-        self._mark(record).parent.mkdir(parents=True, exist_ok=True)
-        self._mark(record).touch()
+            folder = self._run(begun, fill)
+        self._mark(mark).parent.mkdir(parents=True, exist_ok=True)
+        self._mark(mark).touch()
         return folder
 
     @staticmethod
     def _warn(message: str) -> None:
         warnings.warn(message, TrackingWarning, stacklevel=3)
 
-    def _run(self, record: Record, plan: str | None) -> Path:
+    def _run(self, begun: Mapping[str, Any], fill: Fill) -> Path:
         import wandb
 
         self.folder.mkdir(parents=True, exist_ok=True)
         run = wandb.init(
             project=self.project,
-            group=self.group or record.group,
-            id=record.id,
-            name=f"{record.model.name} {record.title}",
-            job_type=record.status,
-            tags=[record.model.family, record.method or "base"],
-            config=configuration(record),
             dir=str(self.folder),
             mode=self.mode,
-            # A record that was sent from elsewhere is overwritten with the same content instead of doubled.
+            # What was sent from elsewhere is overwritten with the same content instead of doubled.
             resume="allow" if self.mode == "online" else None,
             reinit="create_new",
             settings=_settings(wandb),
+            **begun,
         )
         try:
             folder = Path(run.settings.sync_dir)
-            if record.scores:
-                run.log({"scores": wandb.Table(columns=list(_COLUMNS), data=score_rows(record))})
-            run.summary.update(summary(record))
-            _attach(wandb, run, record, plan)
+            fill(wandb, run)
         except BaseException:
             run.finish(exit_code=1)
             raise
         run.finish()
         return folder
 
-    def _mark(self, record: Record) -> Path:
-        return self.runs / MARKS / f"{record.id}.{self.mode}"
+    def _mark(self, mark: str) -> Path:
+        return self.runs / MARKS / f"{mark}.{self.mode}"
 
 
 def configuration(record: Record) -> dict[str, Any]:
-    """Return what determined the run: model, method, knobs, corpus, seeds, environment."""
+    """Return what determined the run: model, method, knobs, corpus, seeds, environment, and the study that found its plan."""
     keep = {
         "id",
         "model",
@@ -199,7 +216,8 @@ def configuration(record: Record) -> dict[str, Any]:
         "environment",
         "created",
     }
-    return {**record.model_dump(mode="json", include=keep), "schema": record.schema_version}
+    told = {**record.model_dump(mode="json", include=keep), "schema": record.schema_version}
+    return told if record.found_by is None else {**told, "found_by": record.found_by.model_dump(mode="json")}
 
 
 def summary(record: Record) -> dict[str, Any]:
@@ -234,6 +252,14 @@ def score_rows(record: Record) -> list[list[Any]]:
         }
         rows.append([fields.get(column) for column in _COLUMNS])
     return rows
+
+
+def _fill(module: Any, run: wandb.Run, record: Record, plan: str | None) -> None:
+    """Put what the record holds into its run."""
+    if record.scores:
+        run.log({"scores": module.Table(columns=list(_COLUMNS), data=score_rows(record))})
+    run.summary.update(summary(record))
+    _attach(module, run, record, plan)
 
 
 def _attach(module: Any, run: wandb.Run, record: Record, plan: str | None) -> None:

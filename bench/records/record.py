@@ -222,6 +222,17 @@ class TargetInfo(_Part):
     notes: tuple[str, ...] = Field(default=(), description="what nobody has tried")
 
 
+class FoundBy(_Part):
+    """The study that found a plan."""
+
+    study: str = Field(description="name of the sweep")
+    trial: int | None = Field(default=None, description="number of its trial; None where no trial stands for the plan")
+    scores: dict[str, float] = Field(default={}, description="value of each objective in the search, by name")
+    budget: dict[str, float] = Field(
+        default={}, description="limits that the search kept, as shares of the source's, by what is limited"
+    )
+
+
 class Environment(_Part):
     """Where and with what the run was made."""
 
@@ -243,7 +254,7 @@ class Record(_Part):
     created: str = Field(description="UTC time of the end of the run, ISO 8601")
     model: ModelInfo
     corpus: CorpusInfo | None = Field(default=None, description="None where the method needs no tokens")
-    method: str | None = Field(description="registry name; None for the base")
+    method: str | None = Field(description="registry name, recipe, or plan (of a file); None for the base")
     title: str = Field(description="method's name for tables")
     knobs: dict[str, Any] = Field(description="resolved settings of the method")
     stages: tuple[str, ...] | None = Field(
@@ -252,6 +263,9 @@ class Record(_Part):
         "that did not tell (see ``bench.records.earlier``)",
     )
     plan: str | None = Field(default=None, description="digest of the plan")
+    found_by: FoundBy | None = Field(
+        default=None, description="None where no study found the plan, as in earlier records"
+    )
     cost: CostInfo | None = None
     ratios: RatioInfo | None = None
     cold_experts: int | None = Field(

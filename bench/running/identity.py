@@ -19,6 +19,7 @@ from bench.calibration.code_digest import (
 )
 from bench.models.device import resolved_device
 from bench.records.record import CorpusInfo
+from bench.running.planned import Compression, Planned
 from bench.running.recipe import Recipe
 from bench.running.stages import timing_conditions
 from bench.serving.engine import engine_here, engine_named
@@ -67,7 +68,7 @@ def shared_key(config: RunConfig, content: str, tasks: Mapping[str, str], root: 
 
 def own_key(
     config: RunConfig,
-    method: Method | Recipe | None,
+    method: Compression | None,
     recovery: RecoverySettings | None,
     corpus: CorpusInfo | None,
     root: Path = ROOT,
@@ -85,10 +86,9 @@ def own_key(
         return {"method": None}
     key: dict[str, Any] = {
         "method": method.name,
-        "knobs": method.knobs,
+        **(_stated(method) if isinstance(method, Planned) else _decided(method, root)),
         "corpus": corpus.model_dump(mode="json", exclude=_SAID) if corpus else None,
         "compressed on": _kind(config.calibration.device),
-        "decided by": _deciding(method, root),
         "measured by": [
             code_digest(ROOMS, root),
             {name: statistic_digest(name, root) for name in sorted(method.measured)},
@@ -105,12 +105,18 @@ def own_key(
     return key
 
 
-def _deciding(method: Method | Recipe, root: Path) -> list[str]:
-    """Return the digests of the rules, those of a recipe's steps among them."""
+def _decided(method: Method | Recipe, root: Path) -> dict[str, Any]:
+    """Return the knobs and the digests of the rules, those of a recipe's steps among them."""
     kinds: list[type] = [type(method)]
     if isinstance(method, Recipe):
         kinds += [type(step.method) for step in method.steps]
-    return [decision_digest(kind, root) for kind in kinds]
+    return {"knobs": method.knobs, "decided by": [decision_digest(kind, root) for kind in kinds]}
+
+
+def _stated(method: Planned) -> dict[str, Any]:
+    """Return the plan and what its file says about it, which is in the row."""
+    found = method.found_by.model_dump(mode="json") if method.found_by else None
+    return {"plan": method.decided.digest, "knobs": dict(method.knobs), "found by": found}
 
 
 def _kind(device: str) -> str:

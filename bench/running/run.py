@@ -31,6 +31,7 @@ from bench.records.record import (
 )
 from bench.running.calibrator import Calibrator
 from bench.running.identity import own_key, shared_key
+from bench.running.planned import Compression, Planned
 from bench.running.recipe import Recipe
 from bench.running.record_parts import cost_info, ratio_info, realisation, recovery_info
 from bench.running.stages import (
@@ -48,7 +49,6 @@ from bench.timing.offline import TimingSession
 from methods.framework.cost import cost
 from methods.framework.errors import MoebenchError, RecordError, RefusedError
 from methods.framework.layer_plan import STAGES
-from methods.framework.method import Method
 from methods.framework.plan import Plan
 
 Report = Callable[[Subject, str], None]
@@ -77,10 +77,10 @@ class Run:
             report: called with a subject and the stage that it enters, or its status at the end.
 
         Raises:
-            MoebenchError: an unknown method, knob, task or engine, a model that cannot be read.
+            MoebenchError: an unknown method, knob, task or engine, a model that cannot be read, a plan of another model.
         """
         self.config, self.store, self.tracker, self.report = config, store, tracker, report
-        methods: list[Method | Recipe] = [one.configured() for one in config.methods]
+        methods: list[Compression] = [one.configured() for one in config.methods]
         methods += [Recipe.configured(one) for one in config.recipes]
         recoveries = [config.recovery] * len(config.methods)
         recoveries += [one.recovery or config.recovery for one in config.recipes]
@@ -92,6 +92,8 @@ class Run:
         for name in (config.calibration.device, config.evaluation.device, *trained_on):
             resolved_device(name)  # also where every record is there already: who asks for one expects it to be used
         self.checkpoint = Checkpoint.open(config.model, config.revision)
+        methods += [Planned.read(path, self.checkpoint.inventory) for path in config.plans]
+        recoveries += [config.recovery] * len(config.plans)
         self.base = Subject(None)
         pairs = zip(methods, recoveries, strict=True)
         self.subjects = [self.base, *(Subject(method, recovery) for method, recovery in pairs)]
@@ -184,11 +186,15 @@ class Run:
         method, inventory = subject.method, self.checkpoint.inventory
         if method is None:
             return
-        first = method.steps[0].method if isinstance(method, Recipe) else method
-        if reason := first.refuse(inventory):
-            raise RefusedError(f"{first.name}: {reason}")
+        if isinstance(method, Planned):
+            if subject.corpus is not None and subject.corpus.propagation != "one_shot":
+                raise RefusedError("a plan file is decided already, and its values come from one pass; use one_shot")
+        else:
+            first = method.steps[0].method if isinstance(method, Recipe) else method
+            if reason := first.refuse(inventory):
+                raise RefusedError(f"{first.name}: {reason}")
         self.calibrator.check(method, method.of_source if isinstance(method, Recipe) else method.measured)
-        self._check_target(subject, Plan.identity(inventory))
+        self._check_target(subject, method.decided if isinstance(method, Planned) else Plan.identity(inventory))
         if subject.recovery is not None:
             from bench.recovery.text import training_text
 
@@ -205,11 +211,13 @@ class Run:
         with subject.clock.stage("plan"):
             if isinstance(subject.method, Recipe):
                 subject.plan, stats = subject.method.decide(self.calibrator, self.checkpoint, self.store)
+            elif isinstance(subject.method, Planned):
+                subject.plan = subject.method.decided
             else:
                 probe = self.calibrator.probe_for(subject.method)
                 subject.plan = subject.method.plan(self.checkpoint.inventory, stats, probe)
         self._check_target(subject, subject.plan)
-        provenance = {"method": subject.method.name, "knobs": subject.method.knobs}
+        provenance = subject.provenance
         write_json(
             self.store.plans / f"{subject.plan.digest}.json",
             {**subject.plan.document(), "provenance": {**provenance, "model": self.checkpoint.name}},
@@ -325,6 +333,7 @@ class Run:
             knobs=subject.knobs,
             stages=tuple(stage for stage in STAGES if method and stage in method.stages),
             plan=plan.digest if plan else None,
+            found_by=method.found_by if isinstance(method, Planned) else None,
             cost=cost_info(after) if after else None,
             ratios=ratio_info(plan, checkpoint.inventory) if plan else None,
             cold_experts=subject.cold,

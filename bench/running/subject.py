@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench.evaluation.evaluate import Evaluation
 from bench.records.record import CorpusInfo, Record, Status, TargetInfo, Timing
-from bench.running.recipe import Recipe
+from bench.running.planned import Compression, Planned
 from bench.running.stages import Clock
 from bench.settings.recovery import RecoverySettings
-from methods.framework.method import Method
 from methods.framework.plan import Plan
 
 if TYPE_CHECKING:
@@ -24,9 +23,9 @@ RECOVERIES = {"lora": "LoRA", "full": "fine-tuning", "router_kd": "Router KD", "
 
 @dataclass
 class Subject:
-    """One row of the result on its way: the base (``method`` None) or one configured method."""
+    """One row of the result on its way: the base (``method`` None), one configured method or recipe, or one plan file."""
 
-    method: Method | Recipe | None
+    method: Compression | None
     recovery: RecoverySettings | None = None
     recovered: Recovered | None = None
     cold: int | None = None
@@ -58,3 +57,12 @@ class Subject:
             return {}
         training = self.recovery.model_dump(mode="json", exclude_defaults=True) if self.recovery else {}
         return {**self.method.knobs, **{f"recovery.{name}": value for name, value in training.items()}}
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where its plan comes from, as plan files state it."""
+        if self.method is None:
+            return {}
+        if isinstance(self.method, Planned):
+            return dict(self.method.provenance)
+        return {"method": self.method.name, "knobs": self.method.knobs}

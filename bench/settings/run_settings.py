@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from bench.settings.method_settings import MethodConfig, RecipeConfig
@@ -18,6 +20,9 @@ class RunConfig(Strict):
     revision: str | None = Field(default=None, description="hub revision")
     methods: tuple[MethodConfig, ...] = ()
     recipes: tuple[RecipeConfig, ...] = ()
+    plans: tuple[Path, ...] = Field(
+        default=(), description="plan files, each written and measured as a method's plan is"
+    )
     calibration: CalibrationConfig = CalibrationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     timing: TimingConfig = TimingConfig()

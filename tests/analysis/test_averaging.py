@@ -65,6 +65,14 @@ def test_three_seeds_are_one_row_with_a_student_interval() -> None:
     assert lead(rows).startswith("4 complete runs")
 
 
+def test_plan_files_are_repeats_of_each_other_only_where_the_plan_is_one() -> None:
+    def rows(*plans: str) -> int:
+        runs = [run("plan", seed, plan=plan, title="Plan") for seed, plan in enumerate(plans)]
+        return len(frame([BASE, *runs])) - 1
+
+    assert (rows("a", "a"), rows("a", "b")) == (1, 2)
+
+
 def test_scores_of_tasks_are_averaged_too() -> None:
     found = scores_frame([BASE, *(run(seed=seed, value=value) for seed, value in enumerate((0.7, 0.72, 0.77)))])
     row = found[(found["method"] == "alpha") & (found["task"] == "a")].iloc[0]

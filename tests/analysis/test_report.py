@@ -24,7 +24,7 @@ from analysis.page import script_data
 from analysis.published import beside, cells, names, published
 from analysis.report import Report, report
 from analysis.table import latex, markdown
-from bench.records.record import Record, write_record
+from bench.records.record import FoundBy, Record, write_record
 from methods.framework.errors import ConfigError, RecordError, UnknownNameError
 from tests.support.records import board, paired, record, refused, score
 
@@ -141,6 +141,19 @@ def test_page_escapes_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "<img" not in re.sub(r"\\<", "", made.markdown.read_text())
     data = re.search(r'id="data">(.*?)</script>', text, re.S)
     assert data and json.loads(data.group(1))["boards"][0]["name"] == evil
+
+
+def test_the_study_that_found_a_plan_is_shown_where_one_did(made: Report, tmp_path: Path) -> None:
+    found = FoundBy(study="coarse", trial=17, scores={"nll": 1.25}, budget={"bytes": 0.5})
+    records = [record(None), record("alpha", found_by=found, knobs={"knots": [0.12345678, 0.5]}), record("beta")]
+    told = report(_store(tmp_path / "records", records), tmp_path / "out")
+    lines = {line["title"]: line["found_by"] for line in csv.DictReader(StringIO(told.csv.read_text()))}
+    assert lines == {"Uncompressed": "", "Alpha": "coarse #17: nll=1.25, bytes<=0.5", "Beta": ""}
+    assert "| found by |" in told.markdown.read_text() and "| coarse \\#17 |" in told.markdown.read_text()
+    assert "knots=[0.123457, 0.5]" in told.markdown.read_text()
+    page = told.page.read_text()
+    assert "Found by</" in page and "coarse #17" in page and "bytes&lt;=0.5" in page
+    assert "found by" not in made.markdown.read_text() and "Found by</" not in made.page.read_text()
 
 
 def test_script_data_survives_any_text() -> None:

@@ -24,6 +24,7 @@ def sweep(home: Path, **changes: Any) -> SweepConfig:
         "name": "s",
         "model": str(home / "model"),
         "method": "criterion",
+        "space": {"b": "auto", "alpha": "auto", "beta": "auto", "keep": {"knots": 3, "low": 0.1, "high": 1.0}},
         "budget": {"of": "experts", "keep": 0.5},
         "calibration": {"corpus": str(home / "calibration.json"), "sequences": 8, "length": 16},
         "objectives": objectives(home, "nll"),

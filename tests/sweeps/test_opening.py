@@ -31,6 +31,7 @@ def test_a_study_is_bound_to_its_model_and_its_texts(home: Path, resident: Resid
 
 def test_a_method_of_weights_alone_reads_no_text(home: Path, tmp_path: Path) -> None:
     absent = {"corpus": "absent.txt", "sequences": 8, "length": 16}
-    config = sweep(home, method="weight_norm", calibration=absent, objectives=objectives(home, "size"))
+    own = {"keep": {"knots": 3, "low": 0.1, "high": 1.0}}
+    config = sweep(home, method="weight_norm", space=own, calibration=absent, objectives=objectives(home, "size"))
     opened = open_resident(config, tmp_path)
     assert opened.identity["calibration"] is None and opened.calibration.numel() == 0
