@@ -13,6 +13,7 @@ import torch
 
 from bench.applying.computed import scaled
 from bench.applying.layer_maker import LayerMaker, Read
+from bench.applying.made_layers import MadeLayer, MadeLayers
 from bench.applying.moments import check_moments, constants
 from bench.applying.resident_layer import ResidentLayer
 from bench.experts.lazy import lazily
@@ -65,7 +66,11 @@ class _SlicedRouter:
 
 @contextmanager
 def realised(
-    model: PreTrainedModel, inventory: Inventory, plan: Plan, moments: Stats | None = None
+    model: PreTrainedModel,
+    inventory: Inventory,
+    plan: Plan,
+    moments: Stats | None = None,
+    made: MadeLayers | None = None,
 ) -> Iterator[PreTrainedModel]:
     """Make ``model`` compute what the checkpoint of ``plan`` computes, for the length of a ``with`` block.
 
@@ -81,6 +86,7 @@ def realised(
         inventory: its inventory.
         plan: what to realise, in the coordinates of ``inventory``.
         moments: statistics of the model named in ``plan.moments``; needed for constants and for sparsity by inputs.
+        made: keeps what is computed for the next plan on the same model, with the same statistics; None: nothing is kept.
 
     Raises:
         PlanError: the plan does not fit the model, or another plan is realised on it at the moment.
@@ -99,7 +105,7 @@ def realised(
         survivors = [index for index, layer in enumerate(plan.layers) if layer.drop != "block"]
         for number, index in enumerate(survivors):
             _realise_layer(
-                undo, ResidentLayer(model, inventory, index), plan.layers[index], after[number].top_k, moments
+                undo, ResidentLayer(model, inventory, index), plan.layers[index], after[number].top_k, moments, made
             )
         if len(survivors) < len(blocks):
             _leave_out(undo, model, survivors)
@@ -107,10 +113,15 @@ def realised(
 
 
 def _realise_layer(
-    undo: ExitStack, resident: ResidentLayer, plan: LayerPlan, top_k: int, moments: Stats | None
+    undo: ExitStack,
+    resident: ResidentLayer,
+    plan: LayerPlan,
+    top_k: int,
+    moments: Stats | None,
+    made: MadeLayers | None,
 ) -> None:
     """Change the feed-forward sub-layer of one surviving block, after which each token is routed to ``top_k`` experts."""
-    scale_D = _overwrite(undo, resident, plan, moments) if plan.merges or plan.inside else None
+    scale_D = _overwrite(undo, resident, plan, moments, made) if plan.merges or plan.inside else None
     if plan.drop == "moe":
         _set(undo, resident.block, "forward", torch.zeros_like)
     elif plan.experts is not None or plan.top_k is not None:
@@ -165,33 +176,42 @@ def _sliced_forward(
 
 
 @torch.no_grad()
-def _overwrite(undo: ExitStack, resident: ResidentLayer, plan: LayerPlan, moments: Stats | None) -> Tensor | None:
+def _overwrite(
+    undo: ExitStack, resident: ResidentLayer, plan: LayerPlan, moments: Stats | None, kept: MadeLayers | None
+) -> Tensor | None:
     """Write experts that are computed in their places, and register what stood there.
 
     Returns:
         What their inputs are scaled by; None where they are not.
     """
     resident.check_experts()
-    # Places that were overwritten already, since one expert may be made of others.
-    before: dict[int, ExpertMatrices] = {}
-
-    def read(expert: int) -> ExpertMatrices:
-        return before[expert] if expert in before else resident.matrices(expert)
-
-    maker = _maker(resident, plan, read, moments) if plan.inside else None
-    for expert, made in _merged(resident, plan, read) if maker is None else _changed_inside(resident, plan, maker):
-        places = resident.matrices(expert)
-        before[expert] = ExpertMatrices(*(place.clone() for place in places))
-        for place, old, value in zip(places, before[expert], made, strict=True):
-            undo.callback(_write, place, old)
+    known = None if kept is None else kept.get(resident.index, plan)
+    if known is None:
+        known = _made(resident, plan, moments)
+        if kept is not None:
+            kept.put(resident.index, plan, known)
+    for expert, matrices in known.experts:
+        for place, value in zip(resident.matrices(expert), matrices, strict=True):
+            undo.callback(_write, place, place.clone())
             place.copy_(value)
-    if maker is None or plan.bits is None or plan.bits.kernel != "awq":
+    if known.scale_D is None:
         return None
     # Averages of router rows are scaled where they are made, so that they are rounded once.
     averages = plan.rows is not None and plan.router == "mean"
     roles = [role for role in SCALED_ROLES if not (averages and role == "router.weight")]
-    _scale(undo, resident, roles, maker.input_scale_D)
-    return maker.input_scale_D
+    _scale(undo, resident, roles, known.scale_D)
+    return known.scale_D
+
+
+def _made(resident: ResidentLayer, plan: LayerPlan, moments: Stats | None) -> MadeLayer:
+    """Return the experts of ``plan`` that are computed, from those of the source."""
+    read = resident.matrices
+    if not plan.inside:
+        return MadeLayer(tuple(_merged(resident, plan, read)), None)
+    maker = _maker(resident, plan, read, moments)
+    experts = tuple(_changed_inside(resident, plan, maker))
+    scaled_by = maker.input_scale_D if plan.bits is not None and plan.bits.kernel == "awq" else None
+    return MadeLayer(experts, scaled_by)
 
 
 def _merged(resident: ResidentLayer, plan: LayerPlan, read: Read) -> Iterator[tuple[int, ExpertMatrices]]:
