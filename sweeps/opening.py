@@ -40,7 +40,7 @@ def open_resident(config: SweepConfig, store: Path) -> Resident:
         MoebenchError: the model, a corpus or a task cannot be read.
         ConfigError: held-out windows that the statistics are measured on.
     """
-    checkpoint = Checkpoint.open(config.model, config.revision)
+    checkpoint = Checkpoint.open(config.model, config.revision, config.trust_remote_code)
     include_path = None if config.include_path is None else Path(config.include_path)
     _check(config, checkpoint, include_path)
     settings, folder, device = config.calibration, Store(store).cache, resolved_device(config.device)
@@ -77,7 +77,7 @@ def open_resident(config: SweepConfig, store: Path) -> Resident:
             **{f"windows of {label}": corpus.digest for label, (_, corpus) in held_out.items()},
         },
         windows=tensors.__getitem__,
-        tokenizer=cache(lambda: load_tokenizer(checkpoint.path)),
+        tokenizer=cache(lambda: load_tokenizer(checkpoint.path, checkpoint.trust_remote_code)),
         probe=cache(probe),
         batch_size=config.batch_size,
         include_path=include_path,

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial, reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter, ValidationError, model_validator
 
-from bench.settings.stage_settings import CalibrationConfig
-from bench.settings.strict import Strict
+from bench.settings.stage_settings import TRUST, CalibrationConfig
+from bench.settings.strict import Extended, Strict
 from methods.framework.errors import ConfigError, MoebenchError, UnknownNameError
 from methods.framework.outside import parse_json, read_text
 from methods.registry import method_class, names
@@ -50,12 +50,15 @@ def _adapter(known: tuple[type[Objective], ...]) -> TypeAdapter[tuple[Objective,
     return TypeAdapter(Annotated[tuple[one, ...], Field(min_length=1)])
 
 
-class SweepConfig(Strict):
+class SweepConfig(Extended):
     """A whole sweep."""
+
+    later: ClassVar[tuple[str, ...]] = ("trust_remote_code",)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the study and of its folder")
     model: str = Field(description="folder or hub id")
     revision: str | None = Field(default=None, description="hub revision")
+    trust_remote_code: bool = Field(default=False, description=TRUST)
     method: str = Field(description="registry name")
     fixed: dict[str, Any] = Field(default_factory=dict, description="knobs that are not searched")
     space: dict[str, Dimension] = Field(

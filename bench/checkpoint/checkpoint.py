@@ -55,6 +55,7 @@ class Checkpoint:
         inventory: what it contains, with the dtypes that the files hold.
         left_out: tensors of its files that are no part of the model as it is run here, such as those of multi-token
             prediction; no result has them.
+        trust_remote_code: whether Python code in the folder may be run, as some tokenizers need.
     """
 
     path: Path
@@ -65,10 +66,16 @@ class Checkpoint:
     inventory: Inventory
     _spans: Mapping[TensorEntry, Span] = field(repr=False)
     left_out: tuple[str, ...] = ()
+    trust_remote_code: bool = False
 
     @classmethod
-    def open(cls, source: str | Path, revision: str | None = None) -> Self:
+    def open(cls, source: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> Self:
         """Open a local folder or a hub model; reads the config and the files' headers, and compares them.
+
+        Args:
+            source: folder, hub id or name of a pocket model.
+            revision: hub branch, tag or commit.
+            trust_remote_code: whether its tokenizer may run Python code that lies in the folder.
 
         Raises:
             CheckpointError: missing, truncated, inconsistent, quantised or not obtainable; it names the culprit.
@@ -83,7 +90,7 @@ class Checkpoint:
         check_tied(inventory, family, headers, path)
         name = path.resolve().name if commit is None else str(source)
         left_out = _left_out(family, config, headers)
-        return cls(path, name, commit, config, family, inventory, spans, left_out)
+        return cls(path, name, commit, config, family, inventory, spans, left_out, trust_remote_code)
 
     @cached_property
     def _files(self) -> Files:

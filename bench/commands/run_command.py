@@ -22,7 +22,7 @@ KEPT = "finished statistics, checkpoints, scores and timings are kept in the sto
 
 
 @with_settings(
-    Part(RunConfig, ("model", "revision", "group", "target")),
+    Part(RunConfig, ("model", "revision", "trust_remote_code", "group", "target")),
     Part(EvaluationConfig, ("device",), "evaluation"),  # of both; described by the wider of the two texts
     Part(CalibrationConfig, _CALIBRATION, "calibration", panel="Calibration"),
     Part(EvaluationConfig, _EVALUATION, "evaluation", panel="Evaluation"),

@@ -6,8 +6,10 @@ lm-eval's own response cache is not used: its key does not hold the model.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -175,7 +177,15 @@ def _tokenizer_digest(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     special = sorted((key, str(value)) for key, value in tokenizer.special_tokens_map.items())
-    return hashlib.sha256(f"{text}{special}".encode()).hexdigest()
+    return hashlib.sha256(f"{text}{special}{_own_code(type(tokenizer))}".encode()).hexdigest()
+
+
+def _own_code(kind: type) -> str:
+    """Return the text of the files that define a class and its ancestors outside of libraries, as models bring them along."""
+    modules = [
+        sys.modules[one.__module__] for one in kind.__mro__ if one.__module__.startswith("transformers_modules.")
+    ]
+    return "".join(inspect.getsource(module) for module in modules)
 
 
 @contextmanager

@@ -32,6 +32,9 @@ class ModelInfo(_Part):
     family: str = Field(description="key of the family file")
     revision: str | None = Field(default=None, description="hub commit, where it came from the hub")
     content: str = Field(description="digest of the checkpoint's files")
+    trust_remote_code: bool = Field(
+        default=False, description="whether its tokenizer was allowed to run code of its own"
+    )
 
 
 class CorpusInfo(_Part):

@@ -56,6 +56,8 @@ def shared_key(config: RunConfig, content: str, tasks: Mapping[str, str], root: 
         "versions": versions(),
         "code": code_digest(EVALUATING, root),
     }
+    if config.trust_remote_code:
+        key["trust_remote_code"] = True  # the code itself is part of the content
     if config.timing.enabled:
         timed = engine_named(config.timing.engine) if config.timing.engine else engine_here()
         key["timed by"] = timing_conditions(timed.distributions)

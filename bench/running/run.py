@@ -91,7 +91,7 @@ class Run:
         trained_on = [one.device for one in recoveries if one is not None]
         for name in (config.calibration.device, config.evaluation.device, *trained_on):
             resolved_device(name)  # also where every record is there already: who asks for one expects it to be used
-        self.checkpoint = Checkpoint.open(config.model, config.revision)
+        self.checkpoint = Checkpoint.open(config.model, config.revision, config.trust_remote_code)
         self.base = Subject(None)
         pairs = zip(methods, recoveries, strict=True)
         self.subjects = [self.base, *(Subject(method, recovery) for method, recovery in pairs)]
@@ -251,6 +251,7 @@ class Run:
                 self.checkpoint.path,
                 self.store,
                 lambda done, total, loss: self.report(subject, f"recover {done}/{total} loss {loss:.3f}"),
+                self.checkpoint.trust_remote_code,
             )
             subject.path = subject.recovered.path
             subject.content = Checkpoint.open(subject.path).content
@@ -270,6 +271,7 @@ class Run:
                 self.config.evaluation,
                 self.store,
                 lambda task, done, total: self.report(subject, f"evaluate {task} {done}/{total}"),
+                self.checkpoint.trust_remote_code,
             )
 
     def _time(self, todo: Sequence[Subject]) -> None:
@@ -318,6 +320,7 @@ class Run:
                 family=checkpoint.inventory.family,
                 revision=checkpoint.revision,
                 content=checkpoint.content,
+                trust_remote_code=checkpoint.trust_remote_code,
             ),
             corpus=subject.corpus,
             method=method.name if method else None,

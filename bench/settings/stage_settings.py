@@ -12,6 +12,8 @@ from bench.settings.strict import Extended, Strict
 
 Bos = Literal["as evaluated", "always", "never"]
 """When a window of text begins with the tokenizer's beginning of a sequence."""
+TRUST = "let the tokenizer run Python code that lies beside the weights"
+"""What ``trust_remote_code`` does, in every place where it is a setting."""
 POCKET = "pocket"
 """Name of a task list: all tasks of the pocket language."""
 

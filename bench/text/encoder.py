@@ -34,7 +34,7 @@ class Encoder:
                 "give a file of token ids"
             )
         try:
-            return open_tokenizer(path)
+            return open_tokenizer(path, self._checkpoint.trust_remote_code)
         except CheckpointError as error:
             raise ConfigError(f"{error}; files of token ids are read without it where bos is never") from error
 
