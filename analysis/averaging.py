@@ -105,7 +105,9 @@ def _what(row: Comparison) -> Hashable:
     record, corpus = row.record, row.record.corpus
     if record.method is None:
         return record.id
-    text = (corpus.name, corpus.tokens, corpus.sequences, corpus.propagation) if corpus else None
+    text = None
+    if corpus:
+        text = (corpus.name, corpus.tokens, corpus.sequences, corpus.propagation, corpus.counted is None)
     knobs = repr(sorted((name, value) for name, value in record.knobs.items() if name != "seed"))
     protocol = tuple(key(score) for score in record.scores)
     base = row.base.id if row.base else None

@@ -38,6 +38,7 @@ class GridCalibration(Strict):
     sequences: int = Field(default=128, ge=1, description="windows")
     length: int = Field(default=2048, ge=2, description="tokens in a window")
     bos: Bos = Field(default="as evaluated", description="as `moebench run --bos`")
+    answers_only: bool = Field(default=False, description="as `moebench run --answers-only`")
     propagation: Literal["one_shot", "sequential"] = Field(default="one_shot", description="hidden states measured on")
     device: str = Field(default="auto", description="torch device; auto takes the GPU where there is one")
 

@@ -48,7 +48,12 @@ def open_resident(config: SweepConfig, store: Path) -> Resident:
     needs = union_of_needs(config)
     of_tokens = any(CATALOGUE[name].cost != "weights" for name in needs)
     sliced = next((label for label, objective in config.labelled.items() if objective.calibration_sequences), None)
-    text = _read(settings, checkpoint, settings.bos) if of_tokens or sliced else None
+    if sliced and settings.answers_only:
+        raise ConfigError(
+            f"objective {sliced} reads whole windows of the calibration text, of which answers_only counts a part; give the "
+            "objective windows of its own, or count every token (answers_only: false)"
+        )
+    text = _calibration(settings, checkpoint) if of_tokens or sliced else None
     held_out = _held_out(config, checkpoint, text)
     stats = calibrate(
         checkpoint,
@@ -60,7 +65,7 @@ def open_resident(config: SweepConfig, store: Path) -> Resident:
     )
 
     def probe() -> ModelProbe:
-        corpus = text or _read(settings, checkpoint, settings.bos)
+        corpus = text or _calibration(settings, checkpoint)
         return ModelProbe(checkpoint, corpus, tokens=settings.sampled_tokens, device=device, cache=folder / "probe")
 
     with _no_bars():
@@ -128,8 +133,12 @@ def _held_out(
     return found
 
 
-def _read(asked: CalibrationConfig | Windows, checkpoint: Checkpoint, bos: Bos) -> Corpus:
-    return parse(asked.corpus, checkpoint, asked.sequences, asked.length, asked.seed, bos)
+def _calibration(asked: CalibrationConfig, checkpoint: Checkpoint) -> Corpus:
+    return _read(asked, checkpoint, asked.bos, asked.answers_only)
+
+
+def _read(asked: CalibrationConfig | Windows, checkpoint: Checkpoint, bos: Bos, answers_only: bool = False) -> Corpus:
+    return parse(asked.corpus, checkpoint, asked.sequences, asked.length, asked.seed, bos, answers_only)
 
 
 def _tensor(text: Corpus, label: str) -> Tensor:

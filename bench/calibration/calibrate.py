@@ -111,7 +111,7 @@ class _Part:
         arrays = DiskArrays(effort.scratch if cache is None else cache, named=cache is not None)
         try:
             values = self._values(checkpoint, arrays, known, progress)
-            stats = Stats(values, 0 if self.corpus is None else self.corpus.tokens, settings | sampling)
+            stats = Stats(values, 0 if self.corpus is None else self.corpus.counted, settings | sampling)
             check_coverage(stats, checkpoint.inventory, self.needs)
             if store is not None:
                 store.save(stats, arrays)

@@ -14,5 +14,5 @@ StoreOption = Annotated[Path, typer.Option(help="folder of records and cached ar
 TrackOption = Annotated[str | None, typer.Option(help="W&B: offline, online or disabled")]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)]
 DEFAULT_STORE = Path("runs")
-CORPUS_OPTIONS = ("corpus", "sequences", "length", "seed", "bos", "device")
+CORPUS_OPTIONS = ("corpus", "sequences", "length", "seed", "bos", "answers_only", "device")
 """Fields of ``CalibrationConfig`` that every verb offers which measures statistics."""

@@ -42,7 +42,10 @@ class CorpusInfo(_Part):
 
     name: str = Field(description="file, dataset or generator with its arguments")
     digest: str = Field(description="digest of the token ids")
-    tokens: int = Field(description="tokens measured")
+    tokens: int = Field(description="tokens that pass the model")
+    counted: int | None = Field(
+        default=None, description="of them, tokens of answers, which statistics count alone; None: statistics count all"
+    )
     sequences: int = Field(description="sequences measured")
     propagation: Literal["one_shot", "sequential"] = Field(description="hidden states: original, or after compression")
     opening: tuple[int, ...] = Field(default=(), description="token ids put at the start of every window")
@@ -87,9 +90,10 @@ class Paired(_Part):
     )
     p: float = Field(description="p-value of no difference: exact McNemar for 0/1 items, else paired bootstrap")
     test: Literal["mcnemar", "bootstrap"] = Field(description="which test gave p")
-    interval: Literal["score", "bootstrap", "percentile"] = Field(
+    interval: Literal["score", "joined", "bootstrap", "percentile"] = Field(
         default="percentile",
-        description="how the interval was made: for 0/1 items by score and adjusted Wald, for others by an expanded bootstrap; "
+        description="how the interval was made: for 0/1 items by score and adjusted Wald, for others (joined) by an expanded "
+        "bootstrap and a t interval without its skewness; bootstrap: the former alone, of earlier versions; "
         "percentile: by the plain bootstrap of earlier versions, too short for rare changes",
     )
 

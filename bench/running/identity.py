@@ -31,8 +31,8 @@ from methods.framework.stats import CATALOGUE
 SCHEMA = 2
 
 
-_SAID = {"name", "opening", "sources"}
-"""Fields of a corpus that say how it came to be; the digest of its tokens says what it is."""
+_SAID = {"name", "opening", "sources", "counted"}
+"""Fields of a corpus that say how it came to be; the digest of its tokens, and of which of them count, says what it is."""
 
 
 def shared_key(config: RunConfig, content: str, tasks: Mapping[str, str], root: Path = ROOT) -> dict[str, Any]:

@@ -156,6 +156,7 @@ class Run:
                 name=corpus.name,
                 digest=corpus.digest,
                 tokens=corpus.tokens,
+                counted=None if corpus.marks is None else corpus.counted,
                 sequences=len(corpus.windows),
                 propagation=self.config.calibration.propagation,
                 opening=corpus.opening,

@@ -21,7 +21,7 @@ POCKET = "pocket"
 class CalibrationConfig(Extended):
     """What statistics are measured on."""
 
-    later: ClassVar[tuple[str, ...]] = ("device", "bos")
+    later: ClassVar[tuple[str, ...]] = ("device", "bos", "answers_only")
 
     corpus: CorpusLine = Field(
         default="pocket",
@@ -33,6 +33,9 @@ class CalibrationConfig(Extended):
     bos: Bos = Field(
         default="as evaluated",
         description="beginning-of-sequence token at the start of each window; as evaluation adds it",
+    )
+    answers_only: bool = Field(
+        default=False, description="count tokens of answers alone, as the chat template marks them; conversations only"
     )
     propagation: Literal["one_shot", "sequential"] = Field(default="one_shot", description="hidden states measured on")
     sampled_tokens: int = Field(

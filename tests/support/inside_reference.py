@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import chain, compress
 from typing import Any
 
 import numpy as np
@@ -44,9 +45,21 @@ def inside_reference(
     windows: Sequence[Sequence[int]],
     places: dict[int, Sequence[int]] | None = None,
     gradients: bool = True,
+    marks: Sequence[Sequence[bool]] | None = None,
 ) -> dict[str, dict[int, Any]]:
-    """Return {name: {layer: value}} in float64; ``places`` are the experts that the router rows of mapped layers lead to."""
+    """Return {name: {layer: value}} in float64.
+
+    Args:
+        model: of transformers.
+        windows: token ids, each run alone.
+        places: the experts that the router rows of mapped layers lead to.
+        gradients: whether statistics of gradients are wanted, too.
+        marks: for each window, which of its tokens count; None: all.
+    """
     found, blocks = _seen(model, windows, places)
+    if marks is not None:
+        for block in blocks.values():
+            block.tokens = list(compress(block.tokens, chain.from_iterable(marks)))
     result: dict[str, dict[int, Any]] = defaultdict(dict)
     for index, block in blocks.items():
         for name, value in {**_of_weights(block), **_of_tokens(block)}.items():
