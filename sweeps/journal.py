@@ -70,7 +70,7 @@ def open_study(config: SweepConfig, folder: Path) -> Study:
     return study
 
 
-def bind(study: Study, name: str, value: Any, path: Path) -> None:
+def bind(study: Study, name: str, value: Any, path: Path, what: str = "settings") -> None:
     """Attach ``value`` to a new study; of an old one, check that it is the same.
 
     Args:
@@ -78,19 +78,38 @@ def bind(study: Study, name: str, value: Any, path: Path) -> None:
         name: of the value.
         value: JSON values.
         path: of the journal, for the message.
+        what: the value holds, for the message.
 
     Raises:
         ConfigError: it differs; trials measured under different conditions do not belong in one study.
     """
     known = study.user_attrs.get(name)
+    if known is None and study.get_trials(deepcopy=False):
+        known = {}
     if known is None:
         study.set_user_attr(name, value)
     elif known != value:
-        changes = "; ".join(_changes(known, value))
+        changes = "; ".join(_changes(known, value)) if known else f"it does not say which {what}"
         raise ConfigError(
-            f"study {study.study_name!r} was begun with other settings ({changes}), and its trials would be mixed "
-            f"with new ones. Give the sweep another name, take the settings back, or remove {path.parent}"
+            f"study {study.study_name!r} was begun with other {what} ({changes}), and its trials would be mixed "
+            f"with new ones. Give the sweep another name, take the {what} back, or remove {path.parent}"
         )
+
+
+def bind_code(study: Study, config: SweepConfig, folder: Path) -> None:
+    """Bind a study to the libraries and the code that compute its trials.
+
+    Args:
+        study: the study.
+        config: its sweep.
+        folder: of the study.
+
+    Raises:
+        ConfigError: it was begun with others; they are named.
+    """
+    from sweeps.computed_by import computed_by
+
+    bind(study, "computed by", computed_by(config), folder / JOURNAL, "libraries or code")
 
 
 def sign(trial_number: int, study: Study) -> None:

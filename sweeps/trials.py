@@ -15,7 +15,7 @@ from methods.framework.plan import Plan
 from methods.registry import method_class
 from sweeps.budget import Planner
 from sweeps.candidate import Candidate
-from sweeps.journal import JOURNAL, bind, draws, give_back, missing_trials, reap, running, sign
+from sweeps.journal import JOURNAL, bind, bind_code, draws, give_back, missing_trials, reap, running, sign
 from sweeps.objective import Measure
 from sweeps.outcome import TrialRow
 from sweeps.resident import Resident
@@ -56,12 +56,13 @@ def work(
         resident: the model and its statistics, where the caller has them.
 
     Raises:
-        ConfigError: the study was begun on another model or other text.
+        ConfigError: the study was begun on another model or other text, or with other libraries or code.
         EvaluationError: trials fail one after another; what is complete is kept.
         RefusedError: trials are refused one after another.
     """
     from sweeps.opening import open_resident
 
+    bind_code(study, config, config.folder(store))
     resident = resident or open_resident(config, store)
     bind(study, "inputs", dict(resident.identity), config.folder(store) / JOURNAL)
     planner = Planner(method_class(config.method), resident.inventory, resident.stats, config.budget, resident.probe)
