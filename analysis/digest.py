@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from analysis import speed, training
-from analysis.multiplicity import tasks_by_chance
+from analysis.multiplicity import gains_by_chance, tasks_by_chance
 from analysis.protocol import ACCURACIES
 from analysis.provenance import Block, provenance
 from analysis.summary import failures, lead, messages, notes
@@ -57,7 +57,10 @@ def digest(
 
 def _training(rows: pd.DataFrame | None, names: Mapping[str, str]) -> list[str]:
     lines = training.training_lines(rows) if rows is not None else {}
-    parts = [part for board in lines for part in _section(names[board], training.HEAD, lines[board])]
+    parts: list[str] = []
+    for board in lines:
+        told = gains_by_chance([row for row in rows_of(rows) if row["board"] == board]) if rows is not None else ""
+        parts += [*_section(names[board], training.HEAD, lines[board]), *([markdown_cell(told)] if told else [])]
     return ["## Before and after training", *parts, training.NOTE] if parts else []
 
 

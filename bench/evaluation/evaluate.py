@@ -25,7 +25,7 @@ from bench.evaluation.quiet import quiet_lm_eval
 from bench.evaluation.scores import group_scores, task_scores
 from bench.evaluation.tasks import LoadedTask, check_tasks, load_tasks
 from bench.records.record import Score
-from bench.store.store import digest_of, write_json
+from bench.store.store import checksum, digest_of, write_json
 from bench.store.versions import versions
 from methods.framework.errors import EvaluationError
 
@@ -103,7 +103,7 @@ def evaluate(
             found = _run(model, tokenizer, tokens, leaf, digest, batch_size, max_length, seed, progress)
             if file:
                 value = {"scores": [one.model_dump() for one in found[0]], "items": [asdict(one) for one in found[1]]}
-                write_json(file, {"key": key, "value": value})
+                write_json(file, {"key": key, "value": value, "sha256": checksum(value)})
         scores[name] = found[0]
         items += found[1]
     flat = [score for part in scores.values() for score in part]
@@ -168,6 +168,8 @@ def _recall(file: Path, key: Mapping[str, Any]) -> tuple[list[Score], list[Items
         if document["key"] != key:
             return None
         value = document["value"]
+        if document["sha256"] != checksum(value):
+            return None
         return [Score(**one) for one in value["scores"]], [items_from(one) for one in value["items"]]
     except (OSError, ValueError, KeyError, TypeError, ValidationError):
         return None
