@@ -59,15 +59,31 @@ def open_study(config: SweepConfig, folder: Path) -> Study:
         raise RecordError(f"cannot open {path}: {error.strerror}; free space or choose another --store") from error
     except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
         # Each line is JSON, but Optuna, which replays them, does not find in one what it wrote.
-        raise RecordError(
-            f"{path} is not the journal of a study ({type(error).__name__}: {str(error)[:100]}); {_REMEDY}"
-        ) from error
+        raise _not_a_journal(path, error) from error
     with warnings.catch_warnings():
         # Optuna calls the names of objectives experimental; they are only shown, by its dashboard.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names(list(config.labels))
     bind(study, "identity", config.identity(), path)
+    try:
+        _check_trials(study, config)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise _not_a_journal(path, error) from error
     return study
+
+
+def _not_a_journal(path: Path, error: Exception) -> RecordError:
+    return RecordError(f"{path} is not the journal of a study ({type(error).__name__}: {str(error)[:100]}); {_REMEDY}")
+
+
+def _check_trials(study: Study, config: SweepConfig) -> None:
+    """Read everything that is read of trials later, which Optuna keeps without a look at it."""
+    from sweeps.outcome import TrialRow
+
+    for trial in study.get_trials(deepcopy=False):
+        _is_lost(trial, config.stale_after)
+        int(trial.user_attrs.get("retry", 0))
+        TrialRow.of(trial).check(config.labels)
 
 
 def bind(study: Study, name: str, value: Any, path: Path, what: str = "settings") -> None:
