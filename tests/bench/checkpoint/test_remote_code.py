@@ -10,6 +10,7 @@ import pytest
 
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.tokenizer_files import open_tokenizer
+from bench.cli import main
 from bench.evaluation.evaluate import _tokenizer_digest
 from bench.models.load import load_tokenizer
 from bench.pocket import pocket_path
@@ -136,6 +137,25 @@ def test_a_run_states_that_it_trusted(tmp_path: Path) -> None:
     assert all(record.model.trust_remote_code for record in records)
     made = next(path for path in store.checkpoints.iterdir() if path.is_dir())
     assert ids(made, "boy") == ids(folder, "boy"), "the result brings its code along"
+
+
+def test_every_verb_that_reads_text_has_the_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, text = with_code(tmp_path / "model"), text_of(tmp_path)
+    words = ["--corpus", str(text), "--sequences", "2", "--length", "16", "--store", str(tmp_path / "store")]
+    call = ["moebench", "calibrate", str(folder), "--needs", "routed_tokens", *words]
+    for more, status in (([], 1), (["--trust-remote-code"], 0)):
+        monkeypatch.setattr(sys, "argv", [*call, *more])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert int(end.value.code or 0) == status
+        assert ("give --trust-remote-code" in " ".join(capsys.readouterr().err.split())) == bool(status)
+    for verb in ("run", "plan", "apply", "recover"):
+        monkeypatch.setattr(sys, "argv", ["moebench", verb, "--help"])
+        with pytest.raises(SystemExit):
+            main()
+        assert "--trust-remo" in capsys.readouterr().out, verb  # long names are cut in a narrow terminal
 
 
 def test_a_grid_hands_trust_to_its_jobs(tmp_path: Path) -> None:
