@@ -63,8 +63,8 @@ def calibrate(
         progress: called after each decoder layer, or each window.
 
     Returns:
-        The statistics, with their settings in ``meta``. Those kept token by token, and Gram matrices of inputs, are float32
-        memory maps.
+        The statistics, with their settings in ``meta``. Those kept token by token, Gram matrices of inputs and squared
+        gradients by entry are float32 memory maps.
 
     Raises:
         UnknownNameError: ``needs`` names an unknown statistic.
@@ -125,7 +125,7 @@ class _Part:
         if self.corpus is None:
             return streaming.measure_weights(checkpoint, self.needs, self.conditions, progress)
         if {CATALOGUE[name].cost for name in self.needs} == {"gradient"}:
-            return gradients.measure_gradients(checkpoint, self.corpus, self.needs, self.conditions, progress)
+            return gradients.measure_gradients(checkpoint, self.corpus, self.needs, self.conditions, progress, arrays)
         streamed = streaming.StreamedPass(
             checkpoint, self.corpus, self.needs, self.conditions, arrays=arrays, known=known.values
         )

@@ -132,10 +132,14 @@ def _whitened(matrix: Any, rows: list[Any]) -> Any:
 def _of_gradients(
     model: Any, mlps: dict[int, Any], blocks: dict[int, _Block], windows: Sequence[Sequence[int]]
 ) -> dict[str, dict[int, Any]]:
-    """Return both statistics from autograd on all weights, with every expert's output a tensor of its own."""
+    """Return the statistics from autograd on all weights, with every expert's output a tensor of its own."""
     seen: dict[int, list[tuple[int, Any, Any]]] = defaultdict(list)  # (expert, channels, outputs) of the last window
     curvature: dict[int, Any] = {}
     fisher = {i: np.zeros((block.count, 3)) for i, block in blocks.items()}
+    entries = {
+        i: np.zeros((block.count, block.experts.down_proj.shape[2], 3, block.experts.down_proj.shape[1]))
+        for i, block in blocks.items()
+    }
     squares = {i: np.zeros((block.count, block.experts.down_proj.shape[2])) for i, block in blocks.items()}
     hidden = {i: block.experts.down_proj.shape[1] for i, block in blocks.items()}
     grams = {i: np.zeros((block.count, hidden[i], hidden[i])) for i, block in blocks.items()}
@@ -178,6 +182,8 @@ def _of_gradients(
             for expert in range(block.count):
                 for place, slope in enumerate([*slopes[0][expert].chunk(2), slopes[1][expert]]):
                     fisher[index][expert, place] += float(slope.square().sum()) / max(len(window) - 1, 1) ** 2
+                    square = (slope.numpy() / max(len(window) - 1, 1)) ** 2 / len(windows)
+                    entries[index][expert, :, place] += square.T if place == 2 else square
     for index, block in blocks.items():
         counts = [
             max(1, sum(e in gates for _, gates in block.tokens[: sum(map(len, windows))])) for e in range(block.count)
@@ -191,4 +197,4 @@ def _of_gradients(
                 for e, n in enumerate(counts)
             ]
         )
-    return {"channel_curvature": curvature, "fisher_mass": fisher}
+    return {"channel_curvature": curvature, "fisher_mass": fisher, "entry_fisher": entries}
