@@ -2,52 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from analysis.averaging import SeedAverage
 from analysis.drawing import canvas, short
-from analysis.formatting import NONE, fixed, interval
+from analysis.formatting import MINUS, NONE, fixed, interval
 from analysis.inference import Difference
 from analysis.palette import LIGHT, NEUTRAL, marker, places
 from analysis.similarity import Grouping, Likeness, grouping
-from analysis.study_cells import AVERAGE, contrast
+from analysis.study_cells import AVERAGE, Cell, contrast, perplexity_cell
 from analysis.study_layout import Entry, Study, Table
 from analysis.table import markdown_cell
 from bench.records.record import Record
 
 LEGEND = (
-    "Average of the method minus that of the best selection of the same model and share (the method with the highest average of "
-    "those that neither merge nor replace experts), points, with a 95 % interval over seeds and items; bold where it leaves "
-    "out 0. The best is chosen on the same items, which favours it. *Groups*: mean over layers and seeds."
+    "The method against the best selection of the same model and share: of those that neither merge nor replace experts, the "
+    "one with the highest average, or the lowest perplexity. *Average*: difference in points. *Perplexity*: how much lower it is "
+    "than the best selection's, % of the latter; above 0 merging is better. 95 % intervals over seeds and items, bold where they "
+    "leave out 0. The best selection is chosen on the same items, which favours it. *Groups*: means over layers and seeds."
 )
+MEASURES = ("average", "perplexity")
+"""What methods are compared by; more is better in both."""
+
+_HEAD = ("model", "similarity", "method", "groups", "average", "best selection", "perplexity", "best selection")
+_AXES = {"average": "points of the average", "perplexity": "perplexity, % lower"}
 
 
-_HEAD = ("model", "similarity", "method", "groups", "minus the best selection", "which is")
+@dataclass(frozen=True)
+class Rivalry:
+    """One method against the best selection, by one measure.
+
+    Args:
+        rival: label of the best selection.
+        against: the method minus the rival, in percent.
+    """
+
+    rival: str
+    against: Difference
+
+    @property
+    def separated(self) -> bool:
+        """Whether the interval of the difference leaves out 0."""
+        return self.against.low > 0 or self.against.high < 0
+
+    @property
+    def told(self) -> str:
+        """The difference with its interval, bold where it is separated."""
+        ends = interval(self.against.low, self.against.high, signed=True)
+        text = f"{fixed(self.against.value, signed=True)} {ends}"
+        return f"**{text}**" if self.separated else text
 
 
 @dataclass(frozen=True)
 class Merging:
-    """One method that merges or replaces experts, on one model at one share, against the best selection.
+    """One method that merges or replaces experts, on one model at one share.
 
     Args:
-        rival: label of the best selection.
-        against: the method's average minus the rival's.
+        by: its rivalry by each of ``MEASURES`` that was taken.
         groups: sizes of its groups; None for a method that replaces experts by a constant.
     """
 
     model: str
     keep: str
     label: str
-    rival: str
-    against: Difference
+    by: Mapping[str, Rivalry]
     groups: Grouping | None
-
-    @property
-    def separated(self) -> bool:
-        """Whether the interval of the difference leaves out 0."""
-        return self.against.low > 0 or self.against.high < 0
 
 
 def merging(study: Study) -> list[Merging]:
@@ -56,17 +78,36 @@ def merging(study: Study) -> list[Merging]:
 
 
 def _of_table(table: Table) -> list[Merging]:
-    """Return them in the order of the table, where the best selection is the first that only selects."""
-    rival = next((entry for entry in table.entries if not _changes(entry)), None)
-    if rival is None:
-        return []
-    found = []
-    for entry in table.entries:
-        own, other = entry.cells[AVERAGE], rival.cells[AVERAGE]
-        if _changes(entry) and own is not None and other is not None:
-            sizes = grouping(_records(entry))
-            found.append(Merging(table.model, table.keep, entry.label, rival.label, contrast(own, other), sizes))
-    return found
+    found: dict[str, dict[str, Rivalry]] = {entry.label: {} for entry in table.entries if _changes(entry)}
+    for measure in MEASURES:
+        cells = {entry.label: own for entry in table.entries if (own := _CELLS[measure](entry)) is not None}
+        selecting = [entry.label for entry in table.entries if entry.label in cells and not _changes(entry)]
+        if not selecting:
+            continue
+        rival = max(selecting, key=lambda label: cells[label].mean.value)
+        for label, by in found.items():
+            if label in cells:
+                by[measure] = Rivalry(rival, _percent(contrast(cells[label], cells[rival]), measure))
+    return [
+        Merging(table.model, table.keep, entry.label, found[entry.label], grouping(_records(entry)))
+        for entry in table.entries
+        if found.get(entry.label)
+    ]
+
+
+_CELLS: Mapping[str, Callable[[Entry], Cell | None]] = {
+    "average": lambda entry: entry.cells[AVERAGE],
+    "perplexity": lambda entry: perplexity_cell(entry.row),
+}
+
+
+def _percent(gap: Difference, measure: str) -> Difference:
+    """Return a difference in percent; one of logarithms of perplexity as the share by which the perplexity is lower."""
+
+    def scaled(value: float) -> float:
+        return 100 * value if measure == "average" else -100 * math.expm1(-value)
+
+    return Difference(scaled(gap.value), scaled(gap.low), scaled(gap.high), gap.p)
 
 
 def _records(entry: Entry) -> list[Record]:
@@ -80,66 +121,87 @@ def _changes(entry: Entry) -> bool:
 
 def merging_tables(found: Sequence[Merging], alike: Sequence[Likeness]) -> list[str]:
     """Return the Markdown table of each share: a line for each model and method, models by how alike their experts are."""
-    means = {one.model: one for one in reversed(alike)}
+    means = _means(alike)
     parts = []
     for keep in dict.fromkeys(one.keep for one in found):
         lines = []
-        for one in sorted((one for one in found if one.keep == keep), key=lambda one: _place(one, means)):
-            gap = f"{fixed(100 * one.against.value, signed=True)} {interval(one.against.low, one.against.high, 100, signed=True)}"
-            known = fixed(means[one.model].overall.value, 2) if one.model in means else NONE
+        for one in sorted(
+            (one for one in found if one.keep == keep), key=lambda one: (means.get(one.model, 2), one.model)
+        ):
+            known = fixed(means[one.model], 2) if one.model in means else NONE
             sizes = one.groups.told if one.groups else "replaced, not merged"
-            told = f"**{gap}**" if one.separated else gap
-            lines.append((*map(markdown_cell, (one.model, known, one.label, sizes)), told, markdown_cell(one.rival)))
+            texts = [markdown_cell(text) for text in (one.model, known, one.label, sizes)]
+            for measure in MEASURES:
+                rivalry = one.by.get(measure)
+                texts += [rivalry.told, markdown_cell(rivalry.rival)] if rivalry else [NONE, NONE]
+            lines.append(texts)
         rows = (_HEAD, ("---",) * len(_HEAD), *lines)
         parts += [f"### keep {markdown_cell(keep)}", "\n".join(f"| {' | '.join(row)} |" for row in rows)]
     return parts
 
 
-def _place(one: Merging, means: dict[str, Likeness]) -> tuple[float, str, float]:
-    return (means[one.model].overall.value if one.model in means else 2.0, one.model, -one.against.value)
+def _means(alike: Sequence[Likeness]) -> dict[str, float]:
+    """Return how alike the experts of each model are, by the first statistic that was measured."""
+    return {one.model: one.overall.value for one in reversed(alike)}
 
 
 def merging_figure(found: Sequence[Merging], alike: Sequence[Likeness]) -> Any:
-    """Draw every difference with its interval, models from left to right by how alike their experts are; None for one model."""
-    means = {one.model: one.overall.value for one in reversed(alike)}
-    models = sorted({one.model for one in found if one.model in means}, key=lambda name: (means[name], name))
+    """Draw every difference with its interval, models from left to right by how alike their experts are; None for one model.
+
+    Args:
+        found: merging against selection.
+        alike: how alike the experts of the models are.
+    """
+    means = _means(alike)
+    shown = [one for one in found if one.model in means]
+    models = sorted({one.model for one in shown}, key=lambda name: (means[name], name))
     if len(models) < 2:
         return None
-    keeps = list(dict.fromkeys(one.keep for one in found))
-    methods = places(one.label for one in found)
-    figure = canvas(8.6, 0.6 + 2.9 * len(keeps))
-    panels = figure.subplots(len(keeps), 1, squeeze=False, sharex=True)[:, 0]
-    for axes, keep in zip(panels, keeps, strict=True):
-        for one in found:
-            if one.keep != keep or one.model not in means:
-                continue
-            place = methods[one.label]
-            axes.errorbar(
-                models.index(one.model) + 0.7 * ((place + 0.5) / len(methods) - 0.5),
-                100 * one.against.value,
-                yerr=[[100 * one.against.below], [100 * one.against.above]],
-                color=LIGHT[place % len(LIGHT)],
-                marker=marker(place),
-                mfc=LIGHT[place % len(LIGHT)] if one.separated else "white",
-                ms=5,
-                lw=0,
-                elinewidth=0.9,
-                capsize=2,
-                label=one.label,
-            )
-        axes.axhline(0.0, color=NEUTRAL, lw=0.9)
-        axes.set_title(f"keep {keep}")
-        axes.set_ylabel("points")
-        axes.grid(False, axis="x")
+    keeps = list(dict.fromkeys(one.keep for one in shown))
+    measures = [measure for measure in MEASURES if any(measure in one.by for one in shown)]
+    methods = places(one.label for one in shown)
+    figure = canvas(2.4 + 5.0 * len(measures), 0.7 + 2.5 * len(keeps))
+    panels = figure.subplots(len(keeps), len(measures), squeeze=False, sharex=True)
+    for row, keep in zip(panels, keeps, strict=True):
+        for axes, measure in zip(row, measures, strict=True):
+            _panel(axes, [one for one in shown if one.keep == keep and measure in one.by], measure, models, methods)
+            axes.set_title(f"keep {keep}")
     names = [f"{short(name, 24)}\nsimilarity {fixed(means[name], 2)}" for name in models]
-    panels[-1].set_xticks(range(len(models)), names, fontsize=8)
-    legend = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    for axes in panels[-1]:
+        axes.set_xticks(range(len(models)), names, fontsize=7)
+    handles = [axes.get_legend_handles_labels() for axes in panels.flat]
+    legend = {label: handle for some, labels in handles for handle, label in zip(some, labels, strict=True)}
     figure.legend([legend[name] for name in sorted(legend)], sorted(legend), loc="outside right upper", fontsize=7.5)
     figure.suptitle(
-        "Average minus the best selection's, 95 % interval; filled: it leaves out 0",
+        "Merging and replacing against the best selection, 95 % interval; filled: it leaves out 0",
         x=0.01,
         ha="left",
         fontsize=10,
         fontweight="bold",
     )
     return figure
+
+
+def _panel(axes: Any, some: Sequence[Merging], measure: str, models: Sequence[str], methods: Mapping[str, int]) -> None:
+    for one in some:
+        place, gap = methods[one.label], one.by[measure].against
+        colour = LIGHT[place % len(LIGHT)]
+        axes.errorbar(
+            models.index(one.model) + 0.7 * ((place + 0.5) / len(methods) - 0.5),
+            gap.value,
+            yerr=[[gap.below], [gap.above]],
+            color=colour,
+            marker=marker(place),
+            mfc=colour if one.by[measure].separated else "white",
+            ms=5,
+            lw=0,
+            elinewidth=0.9,
+            capsize=2,
+            label=one.label,
+        )
+    axes.axhline(0.0, color=NEUTRAL, lw=0.9)
+    if measure == "perplexity":  # some methods multiply it
+        axes.set_yscale("symlog", linthresh=10)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", MINUS))
+    axes.set_ylabel(_AXES[measure])
+    axes.grid(False, axis="x")

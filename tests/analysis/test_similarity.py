@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from analysis.drawing import style
+from analysis.inference import Z95
 from analysis.report import report
 from analysis.similarity import Likeness, drawn_ones, grouping, likenesses, matrix, similarity_block
 from analysis.similarity_figures import similarity_figure, similarity_figures
 from analysis.study import study_page
 from analysis.study_layout import lay_out
-from analysis.study_merging import merging, merging_figure, merging_tables
-from bench.records.record import CorpusInfo, Record, SimilarityInfo, write_record
+from analysis.study_merging import MEASURES, merging, merging_figure, merging_tables
+from bench.records.record import CorpusInfo, Record, Score, SimilarityInfo, write_record
 from tests.support.records import paired, record, score
 
 
@@ -23,11 +26,11 @@ def layer(place: int, mean: float, pairs: str | None = "30 20 10", name: str = "
     return SimilarityInfo(statistic=name, layer=place, experts=3, mean=mean, pairs=pairs)
 
 
-def run(method: str, value: float, seed: int = 0, model: str = "coarse", **changes: object) -> Record:
+def run(method: str, value: float, seed: int = 0, model: str = "coarse", **changes: Any) -> Record:
     """Return a run at half of the experts, a little apart by seed, with an error of half a point."""
     corpus = CorpusInfo(name="zoo", digest=f"zoo {seed}", tokens=64, sequences=2, propagation="one_shot")
     value += 0.002 * seed
-    one = score("zoo_facts", value, paired=paired(value - 0.95, 1.96 * 0.005, 0.5))
+    changes.setdefault("scores", (score("zoo_facts", value, paired=paired(value - 0.95, 1.96 * 0.005, 0.5)),))
     return record(
         method,
         model,
@@ -35,7 +38,6 @@ def run(method: str, value: float, seed: int = 0, model: str = "coarse", **chang
         knobs={"keep": 0.5},
         corpus=corpus,
         seeds={"calibration": seed},
-        scores=(one,),
         plan=f"{method} {seed}",
         **changes,
     )
@@ -126,15 +128,38 @@ def test_sizes_of_groups_are_told_over_layers_and_runs() -> None:
 
 def test_merging_is_held_against_the_best_that_only_selects() -> None:
     found = merging(lay_out(study_records()))
-    assert [(one.model, one.label, one.rival) for one in found] == [
-        ("alike", "Gamma", "Alpha"),
-        ("alike", "merger", "Alpha"),
-        ("coarse", "Gamma", "Alpha"),
-        ("coarse", "merger", "Alpha"),
+    assert [(one.model, one.label) for one in found] == [
+        ("alike", "Gamma"),
+        ("alike", "merger"),
+        ("coarse", "Gamma"),
+        ("coarse", "merger"),
     ]
-    assert [round(one.against.value, 3) for one in found] == [0.005, 0.0, 0.005, -0.1]
-    assert [one.separated for one in found] == [False, False, False, True]
+    assert all(list(one.by) == ["average"] for one in found), "no run has a perplexity"
+    gaps = [one.by["average"] for one in found]
+    assert [gap.rival for gap in gaps] == ["Alpha"] * 4
+    assert [round(gap.against.value, 3) for gap in gaps] == [0.5, 0.0, 0.5, -10.0]
+    assert [gap.separated for gap in gaps] == [False, False, False, True]
     assert [one.groups is None for one in found] == [True, False, True, False], "who replaces makes no groups"
+
+
+def test_perplexity_has_a_best_selection_of_its_own() -> None:
+    def both(accuracy: float, perplexity: float) -> tuple[Score, Score]:
+        text: dict[str, Any] = {"metric": "word_perplexity", "higher_is_better": False, "stderr": 0.01}
+        gap = paired(perplexity - 2.0, 1.96 * 0.01, 0.5, "bootstrap")
+        return score("zoo_facts", accuracy), score("zoo_ppl", perplexity, paired=gap, **text)
+
+    scores = {"alpha": both(0.9, 5.0), "beta": both(0.8, 4.0), "merger": both(0.7, 3.0), "poor": both(0.6, 8.0)}
+    bare = tuple(one.model_copy(update={"paired": None}) for one in both(0.95, 2.0))
+    records = [record(None, "coarse", id="base", scores=bare)]
+    for method, own in scores.items():
+        merged = {1: (2, 1)} if method in ("merger", "poor") else {}
+        records += [run(method, 0.0, seed, scores=own, groups=merged) for seed in range(2)]
+    by = {one.label: one.by for one in merging(lay_out(records))}
+    assert [(by["merger"][measure].rival) for measure in MEASURES] == ["Alpha", "Beta"]
+    lower = by["merger"]["perplexity"].against
+    assert lower.value == pytest.approx(25.0) and by["poor"]["perplexity"].against.value == pytest.approx(-100.0)
+    half = Z95 * math.hypot(0.01 / 3, 0.01 / 4)
+    assert lower.low == pytest.approx(100 * (1 - 0.75 * math.exp(half))) and by["merger"]["perplexity"].separated
 
 
 def test_the_table_goes_by_similarity_and_what_is_separated_is_bold() -> None:
@@ -143,8 +168,10 @@ def test_the_table_goes_by_similarity_and_what_is_separated_is_bold() -> None:
     lines = text.splitlines()[2:]
     assert heading == "### keep 0.5"
     assert [line.split(" | ")[0] for line in lines] == ["| coarse", "| coarse", "| alike", "| alike"]
-    assert "| 0.26 | merger | largest 2.0 (2 to 2), 1.0 of 2.0 alone | **−10.0 [−11.4, −8.6]** | Alpha |" in lines[1]
-    assert "| 0.66 | Gamma | replaced, not merged | +0.5 [" in lines[2]
+    assert (
+        "| 0.26 | merger | largest 2.0 (2 to 2), 1.0 of 2.0 alone | **−10.0 [−11.4, −8.6]** | Alpha | – | – |" in text
+    )
+    assert "| 0.66 | Gamma | replaced, not merged | +0.5 [" in text
 
 
 def test_the_figure_needs_two_models_that_were_compared() -> None:
