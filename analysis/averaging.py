@@ -162,6 +162,8 @@ def _mean_record(records: Sequence[Record]) -> Record:
             "created": max(record.created for record in records),
             "knobs": {name: value for name, value in first.knobs.items() if name != "seed"},
             "plan": first.plan if len(plans) == 1 else None,
+            "groups": first.groups if len(plans) == 1 else {},
+            "similarity": (),
             "cost": _mean_cost(costs) if len(costs) == len(records) else None,
             "ratios": _mean_ratios(ratios) if len(ratios) == len(records) else None,
             "scores": tuple(

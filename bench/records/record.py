@@ -78,6 +78,20 @@ class RatioInfo(_Part):
     )
 
 
+class SimilarityInfo(_Part):
+    """How alike the routed experts of one layer are, by one statistic that compares every two of them."""
+
+    statistic: str = Field(description="output_cka, output_cosine or weight_cka, see the catalogue of statistics")
+    layer: int = Field(description="decoder layer of the source")
+    experts: int = Field(description="routed experts of the layer")
+    mean: float = Field(description="mean over all pairs of two experts")
+    pairs: str | None = Field(
+        default=None,
+        description="hundredths of each pair, by spaces: experts 0 and 1, 0 and 2, ..., 1 and 2, ...; None where the layer has "
+        "more experts than a figure shows",
+    )
+
+
 class Paired(_Part):
     """Comparison with the base on the same items."""
 
@@ -266,6 +280,15 @@ class Record(_Part):
         description="experts that were made from their weights alone, since no calibration token reached them; None where no "
         "moments were asked for",
     )
+    similarity: tuple[SimilarityInfo, ...] = Field(
+        default=(),
+        description="of the source's experts, layer by layer, by each such statistic that the method reads; else empty",
+    )
+    groups: dict[int, tuple[int, ...]] = Field(
+        default={},
+        description="of each layer with merged experts: how many of the source's experts each expert stands for, descending",
+    )
+    replaced: int = Field(default=0, description="experts of the source that a constant vector stands for")
     target: TargetInfo | None = Field(default=None, description="None where none was asked for")
     recovery: RecoveryInfo | None = Field(default=None, description="training after compression; None: there was none")
     realisation: str | None = Field(default=None, description="how the compressed form was run for quality")

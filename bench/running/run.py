@@ -32,7 +32,7 @@ from bench.records.record import (
 from bench.running.calibrator import Calibrator
 from bench.running.identity import own_key, shared_key
 from bench.running.recipe import Recipe
-from bench.running.record_parts import cost_info, ratio_info, realisation, recovery_info
+from bench.running.record_parts import cost_info, group_sizes, ratio_info, realisation, recovery_info, similarity_info
 from bench.running.stages import (
     evaluate_checkpoint,
     recover_checkpoint,
@@ -209,6 +209,8 @@ class Run:
             else:
                 probe = self.calibrator.probe_for(subject.method)
                 subject.plan = subject.method.plan(self.checkpoint.inventory, stats, probe)
+                if self.config.calibration.propagation == "one_shot":
+                    subject.similarity = similarity_info(stats, self.checkpoint.inventory, subject.method.measured)
         self._check_target(subject, subject.plan)
         provenance = {"method": subject.method.name, "knobs": subject.method.knobs}
         write_json(
@@ -332,6 +334,9 @@ class Run:
             cost=cost_info(after) if after else None,
             ratios=ratio_info(plan, checkpoint.inventory) if plan else None,
             cold_experts=subject.cold,
+            similarity=subject.similarity,
+            groups=group_sizes(plan) if plan else {},
+            replaced=sum(len(layer.constants) for layer in plan.layers) if plan else 0,
             target=subject.target,
             recovery=recovery_info(subject.recovery, subject.recovered),
             realisation=realisation(plan) if subject.evaluation else None,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.evaluation.evaluate import Evaluation
-from bench.records.record import CorpusInfo, Record, Status, TargetInfo, Timing
+from bench.records.record import CorpusInfo, Record, SimilarityInfo, Status, TargetInfo, Timing
 from bench.running.recipe import Recipe
 from bench.running.stages import Clock
 from bench.settings.recovery import RecoverySettings
@@ -30,6 +30,7 @@ class Subject:
     recovery: RecoverySettings | None = None
     recovered: Recovered | None = None
     cold: int | None = None
+    similarity: tuple[SimilarityInfo, ...] = ()
     target: TargetInfo | None = None
     id: str = ""
     attempt: int = 1
