@@ -105,7 +105,9 @@ def _what(row: Comparison) -> Hashable:
     record, corpus = row.record, row.record.corpus
     if record.method is None:
         return record.id
-    text = (corpus.name, corpus.tokens, corpus.sequences, corpus.propagation) if corpus else None
+    text = None
+    if corpus:
+        text = (corpus.name, corpus.tokens, corpus.sequences, corpus.propagation, corpus.counted is None)
     knobs = repr(sorted((name, value) for name, value in record.knobs.items() if name != "seed"))
     protocol = tuple(key(score) for score in record.scores)
     base = row.base.id if row.base else None
@@ -161,6 +163,8 @@ def _mean_record(records: Sequence[Record]) -> Record:
             "created": max(record.created for record in records),
             "knobs": {name: value for name, value in first.knobs.items() if name != "seed"},
             "plan": first.plan if len(plans) == 1 else None,
+            "groups": first.groups if len(plans) == 1 else {},
+            "similarity": (),
             "cost": _mean_cost(costs) if len(costs) == len(records) else None,
             "ratios": _mean_ratios(ratios) if len(ratios) == len(records) else None,
             "scores": tuple(

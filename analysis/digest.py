@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from analysis import speed, training
-from analysis.multiplicity import tasks_by_chance
+from analysis.multiplicity import gains_by_chance, tasks_by_chance
 from analysis.protocol import ACCURACIES
 from analysis.provenance import Block, provenance
+from analysis.similarity import NOTE, Likeness, similarity_block
 from analysis.summary import failures, lead, messages, notes
 from analysis.table import board_names, boards, markdown, markdown_cell, rows_of, run_name, task_error, task_text
 from bench.records.record import Record
@@ -22,6 +23,7 @@ def digest(
     *,
     trained: pd.DataFrame | None = None,
     timed: pd.DataFrame | None = None,
+    alike: Sequence[Likeness] = (),
     title: str,
     floor: float,
     problems: tuple[str, ...] = (),
@@ -31,6 +33,7 @@ def digest(
     Args:
         trained: runs before and after training (``analysis.training.training_frame``); None: no section.
         timed: measured and predicted speed (``analysis.speed.speed_frame``); None: no section.
+        alike: how alike experts are (``analysis.similarity.likenesses``); empty: no section.
     """
     parts = [f"# {markdown_cell(title)}", markdown_cell(lead(frame))]
     parts += [f"> {markdown_cell(message)}" for message in messages(frame, problems)]
@@ -45,7 +48,7 @@ def digest(
             "from the base's, and unmarked. †: the difference to the base survives Holm's correction over all runs of the "
             "model at that share. °: an interval of an earlier version, too short where few items changed. Intervals: 95 %."
         ]
-        parts += [*_training(trained, names), *_speed(timed, names), "## Tasks", *_tasks(frame, scores)]
+        parts += [*_training(trained, names), *_speed(timed, names), *_alike(alike), "## Tasks", *_tasks(frame, scores)]
     bad = failures(frame)
     if bad.rows:
         parts += ["## Refused, failed and cancelled runs", table(bad)]
@@ -57,7 +60,10 @@ def digest(
 
 def _training(rows: pd.DataFrame | None, names: Mapping[str, str]) -> list[str]:
     lines = training.training_lines(rows) if rows is not None else {}
-    parts = [part for board in lines for part in _section(names[board], training.HEAD, lines[board])]
+    parts: list[str] = []
+    for board in lines:
+        told = gains_by_chance([row for row in rows_of(rows) if row["board"] == board]) if rows is not None else ""
+        parts += [*_section(names[board], training.HEAD, lines[board]), *([markdown_cell(told)] if told else [])]
     return ["## Before and after training", *parts, training.NOTE] if parts else []
 
 
@@ -65,6 +71,10 @@ def _speed(rows: pd.DataFrame | None, names: Mapping[str, str]) -> list[str]:
     lines = speed.speed_lines(rows) if rows is not None else {}
     parts = [part for board in lines for part in _section(names[board], speed.HEAD, lines[board])]
     return ["## Speed: measured beside predicted", *parts, speed.NOTE] if parts else []
+
+
+def _alike(found: Sequence[Likeness]) -> list[str]:
+    return ["## Similarity of experts", table(similarity_block(found)), NOTE] if found else []
 
 
 def _section(name: str, head: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> list[str]:

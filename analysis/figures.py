@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,6 +15,8 @@ from analysis.frontier import frontier
 from analysis.inference import Z95
 from analysis.palette import LIGHT, NEUTRAL, marker, places
 from analysis.ranking import FLOOR
+from analysis.similarity import Likeness
+from analysis.similarity_figures import similarity_figures
 from analysis.table import board_names, is_dense, rows_of, run_name
 
 Rows = list[dict[str, Any]]
@@ -21,17 +24,20 @@ LINES = 24
 """Lines, each with a label, that a panel of ``quality_vs_size`` has room for."""
 
 
-def draw(frame: pd.DataFrame, scores: pd.DataFrame, floor: float = FLOOR) -> dict[str, bytes]:
+def draw(
+    frame: pd.DataFrame, scores: pd.DataFrame, floor: float = FLOOR, alike: Sequence[Likeness] = ()
+) -> dict[str, bytes]:
     """Return every figure that the records allow, as ``name.pdf``, ``.svg`` and ``.png`` with their bytes.
 
     Args:
         frame: one row a run (``analysis.frame.frame``).
         scores: one row a run, task and metric (``analysis.frame.scores_frame``).
         floor: retention below which quality is shaded, 0 to 1.
+        alike: how alike the experts of models are (``analysis.similarity.likenesses``).
 
     ``quality_vs_size`` has a panel for each model, ``frontier_<model>`` a marker for each run, ``damage_<model>`` a cell
-    for each run and task, ``speed_vs_flops`` a point for each timed run. What has no data is not drawn, nor a panel of more
-    than ``LINES`` lines of a model that has a frontier.
+    for each run and task, ``speed_vs_flops`` a point for each timed run, ``similarity_<model>`` a panel for each layer. What
+    has no data is not drawn, nor a panel of more than ``LINES`` lines of a model that has a frontier.
     """
     if not len(frame):
         return {}
@@ -48,6 +54,7 @@ def draw(frame: pd.DataFrame, scores: pd.DataFrame, floor: float = FLOOR) -> dic
             **{f"frontier_{slug(names[board])}": figure for board, figure in frontiers.items()},
             **{f"damage_{slug(names[board])}": damage(rows, scores, names[board]) for board, rows in compared.items()},
             "speed_vs_flops": speed_vs_flops(compared, names),
+            **similarity_figures(alike),
         }
         for name, figure in figures.items():
             if figure is not None:

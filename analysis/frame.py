@@ -122,7 +122,8 @@ def _interval(row: Comparison, score: Score) -> str | None:
 
 INTERVALS = {
     "score": "score, Wald and exact",
-    "bootstrap": "expanded bootstrap",
+    "joined": "expanded bootstrap and t without skewness",
+    "bootstrap": "expanded bootstrap of an earlier version",
     "percentile": "bootstrap of an earlier version",
 }
 """How the interval of a difference was made, by its name in records."""

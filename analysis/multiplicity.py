@@ -62,6 +62,17 @@ def tasks_by_chance(scores: Sequence[Row]) -> str:
     )
 
 
+def gains_by_chance(rows: Sequence[Row]) -> str:
+    """Return the same of gains by training; empty where none has an interval.
+
+    Args:
+        rows: trained runs of one board, with a p of the gain.
+    """
+    return _by_chance(
+        [row["gain_p"] for row in rows if row["gain_p"] is not None], "trained runs", "what they were trained from"
+    )
+
+
 def _by_chance(found: Sequence[float], what: str, reference: str) -> str:
     if not found:
         return ""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.records.record import Record, RecoveryInfo
+from bench.records.record import CorpusInfo, Record, RecoveryInfo
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def provenance(records: Sequence[Record]) -> list[Block]:
             (
                 (
                     r.corpus.name,
-                    f"{r.corpus.tokens:,}",
+                    _tokens(r.corpus),
                     f"{r.corpus.sequences:,}",
                     r.corpus.propagation,
                     r.corpus.digest[:16],
@@ -72,6 +72,11 @@ def provenance(records: Sequence[Record]) -> list[Block]:
         _block("Environment", ("what", "value"), (line for r in records for line in _environment(r))),
     ]
     return [block for block in blocks if block.rows]
+
+
+def _tokens(corpus: CorpusInfo) -> str:
+    """Return the tokens that were run, and how many of them count where these are not all."""
+    return f"{corpus.tokens:,}" + ("" if corpus.counted is None else f", of which {corpus.counted:,} in answers count")
 
 
 def _model(record: Record) -> tuple[str, ...]:

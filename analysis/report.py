@@ -13,6 +13,7 @@ from analysis.frame import frame, scores_frame
 from analysis.load import load
 from analysis.page import page
 from analysis.ranking import FLOOR
+from analysis.similarity import likenesses
 from analysis.speed import speed_frame
 from analysis.summary import messages
 from analysis.table import csv, latex
@@ -75,10 +76,11 @@ def report(
     runs = frame(loaded.records, floor)
     scores = scores_frame(loaded.records)
     trained, timed = training_frame(loaded.records), speed_frame(loaded.records)
+    alike = likenesses(loaded.records)
     told = {"title": title, "floor": floor, "problems": loaded.problems}
     texts = {
         "leaderboard.html": page(loaded.records, runs, scores, **told),  # type: ignore[arg-type]  # one dict for two calls
-        "leaderboard.md": digest(loaded.records, runs, scores, trained=trained, timed=timed, **told),  # type: ignore[arg-type]  # as above
+        "leaderboard.md": digest(loaded.records, runs, scores, trained=trained, timed=timed, alike=alike, **told),  # type: ignore[arg-type]  # as above
         "leaderboard.csv": csv(runs),
         "scores.csv": csv(scores),
         "leaderboard.tex": latex(runs),
@@ -88,7 +90,7 @@ def report(
     if figures:
         from analysis.figures import draw
 
-        drawn = draw(runs, scores, floor=floor)
+        drawn = draw(runs, scores, floor=floor, alike=alike)
     paths = {name: write_derived(out / name, text.encode("utf-8")) for name, text in texts.items()}
     return Report(
         page=paths["leaderboard.html"],

@@ -19,9 +19,11 @@ from analysis.digest import table as markdown_table
 from analysis.formatting import fixed, slug
 from analysis.load import load
 from analysis.provenance import Block
+from analysis.similarity import NOTE, Likeness, likenesses, similarity_block
 from analysis.study_cells import AVERAGE, contrast, separated
 from analysis.study_domains import Matrix, matrices
 from analysis.study_layout import Study, Table, lay_out
+from analysis.study_merging import LEGEND, Merging, merging, merging_tables
 from analysis.study_text import (
     against,
     bullets,
@@ -76,14 +78,17 @@ def study_page(
     if not study.tables:
         raise RecordError("no complete run of a compressed model is in these folders; run `moebench grid` first")
     found = matrices(study)
+    alike = [one for one in likenesses(loaded.records) if one.corpus in ("", study.corpus)]
+    merged = merging(study)
     drawn: dict[str, bytes] = {}
     if figures:
         from analysis.study_figures import draw_study
 
-        drawn = draw_study(study, found)
+        drawn = draw_study(study, found, alike, merged)
     domains = _csv(_domain_rows(found)) if found else None
+    page = _page(study, found, _alike(alike, merged, drawn), title, drawn, loaded.problems)
     return StudyPage(
-        page=write_derived(out / "study.md", _page(study, found, title, drawn, loaded.problems).encode()),
+        page=write_derived(out / "study.md", page.encode()),
         scores=write_derived(out / "scores.csv", _csv(_score_rows(study)).encode()),
         pairs=write_derived(out / "pairs.csv", _csv(_pair_rows(study)).encode()),
         domains=write_derived(out / "domains.csv", domains.encode()) if domains else None,
@@ -91,7 +96,14 @@ def study_page(
     )
 
 
-def _page(study: Study, found: Sequence[Matrix], title: str, drawn: dict[str, bytes], problems: Sequence[str]) -> str:
+def _page(
+    study: Study,
+    found: Sequence[Matrix],
+    alike: Sequence[str],
+    title: str,
+    drawn: dict[str, bytes],
+    problems: Sequence[str],
+) -> str:
     ranks, caveats = rank_block(study)
     parts = [f"# {markdown_cell(title)}", _lead(study)]
     parts += [f"> Left out: {markdown_cell(problem)}" for problem in problems]
@@ -100,6 +112,7 @@ def _page(study: Study, found: Sequence[Matrix], title: str, drawn: dict[str, by
     parts += ["## In short", bullets(short)]
     parts += [_image("overview", "loss of every method on every model and share", drawn)]
     parts += ["## Mean ranks", ranks, _LEGEND_RANKS, bullets(caveats)]
+    parts += alike
     for model in study.models:
         parts += [f"## {markdown_cell(model)}"]
         parts += [_image(name, f"averages on {model}", drawn) for name in _of(drawn, "averages_", model)]
@@ -119,6 +132,19 @@ def _page(study: Study, found: Sequence[Matrix], title: str, drawn: dict[str, by
             parts += [_image(name, f"one domain against all, {matrix.model}", drawn) for name in keep]
     parts += ["## How the numbers were made", bullets(_NOTES), _unfinished(study)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _alike(alike: Sequence[Likeness], merged: Sequence[Merging], drawn: dict[str, bytes]) -> list[str]:
+    """Return the section on how alike the experts are, and on merging against selection."""
+    parts = ["## Similarity of experts", markdown_table(similarity_block(alike)), NOTE] if alike else []
+    names = sorted(
+        name.removesuffix(".svg") for name in drawn if name.startswith("similarity_") and name.endswith(".svg")
+    )
+    parts += [_image(name, "similarity of every two experts, layer by layer", drawn) for name in names]
+    if merged:
+        parts += ["## Merging against selection", _image("merging", "merging minus the best selection", drawn)]
+        parts += [*merging_tables(merged, alike), LEGEND]
+    return parts
 
 
 _LEGEND_RANKS = (

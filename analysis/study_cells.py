@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -41,18 +41,30 @@ class Cell:
 
 def cell(row: Comparison, column: str) -> Cell | None:
     """Return the cell of a row for a task, or for ``AVERAGE``; None where it was not scored."""
+    return _over(row, lambda member: _scored(member, column))
+
+
+def perplexity_cell(row: Comparison) -> Cell | None:
+    """Return the logarithm of the base's perplexity over the row's, so that more is better; None without a perplexity."""
+
+    def logarithm(member: Comparison) -> tuple[float, float] | None:
+        value, error = member.perplexity_retention
+        return (math.log(value), (error or 0.0) / value) if value else None
+
+    return _over(row, logarithm)
+
+
+def _over(row: Comparison, scored: Callable[[Comparison], tuple[float, float] | None]) -> Cell | None:
+    """Return the cell of what ``scored`` says of each run of a row, value and error; None where it is silent on one."""
     members = row.members if isinstance(row, SeedAverage) else (row,)
     keys = [seeds_of(member.record)[:1] for member in members]
     if len(set(keys)) < len(keys):
         keys = [seeds_of(member.record) for member in members]
-    values, errors = [], []
-    for member in members:
-        scored = _scored(member, column)
-        if scored is None:
-            return None
-        values.append(scored[0])
-        errors.append(scored[1])
-    return Cell(dict(zip(keys, values, strict=True)), mean(errors))
+    found = [scored(member) for member in members]
+    known = [one for one in found if one is not None]
+    if len(known) < len(found):
+        return None
+    return Cell({key: value for key, (value, _) in zip(keys, known, strict=True)}, mean([error for _, error in known]))
 
 
 def _scored(row: Comparison, column: str) -> tuple[float, float] | None:

@@ -8,15 +8,27 @@ from typing import Any
 from analysis.drawing import canvas, render, short, style
 from analysis.formatting import MINUS, slug
 from analysis.palette import LIGHT, NEUTRAL
+from analysis.similarity import Likeness
+from analysis.similarity_figures import similarity_figures
 from analysis.study_cells import AVERAGE, Cell
 from analysis.study_domains import Matrix
 from analysis.study_layout import Study, Table
+from analysis.study_merging import Merging, merging_figure
 
 KINDS = ("svg", "png")
 
 
-def draw_study(study: Study, found: Sequence[Matrix]) -> dict[str, bytes]:
-    """Return every figure of a study as ``name.svg`` and ``name.png`` with their bytes."""
+def draw_study(
+    study: Study, found: Sequence[Matrix], alike: Sequence[Likeness] = (), merged: Sequence[Merging] = ()
+) -> dict[str, bytes]:
+    """Return every figure of a study as ``name.svg`` and ``name.png`` with their bytes.
+
+    Args:
+        study: laid out.
+        found: changes by calibration domain.
+        alike: how alike the experts of its models are.
+        merged: its methods that merge or replace experts, against the best that selects.
+    """
     figures: dict[str, Any] = {}
     with style():
         for model in study.models:
@@ -29,6 +41,9 @@ def draw_study(study: Study, found: Sequence[Matrix]) -> dict[str, bytes]:
             figures[f"domains_{name}"] = domains(matrix)
             if len(matrix.methods) > 1:
                 figures[f"domains_by_method_{name}"] = domains_by_method(matrix)
+        figures |= similarity_figures(alike)
+        if (figure := merging_figure(merged, alike)) is not None:
+            figures["merging"] = figure
         return {
             f"{name}.{kind}": content
             for name, figure in figures.items()

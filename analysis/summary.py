@@ -160,11 +160,11 @@ def notes(floor: float) -> list[str]:
         "A task's difference to the base is paired, item by item. Of items that are right or wrong, its 95 % interval is "
         "the hull of Tango's score interval, Agresti and Min's adjusted Wald interval and the exact conditional one, and "
         "p is McNemar's exact test; both are made to agree: the interval leaves out 0 exactly where p < 0.05. Of all "
-        "other items, perplexities among them, the interval is the expanded percentile bootstrap (joined with the "
-        "adjusted Wald interval where values lie between 0 and 1), and p twice the smaller share of draws beyond 0; the "
-        "interval is the wider of the two, so where p is just below 0.05 it may hold 0. Few documents of very unequal "
+        "other items, perplexities among them, the interval is the hull of the expanded percentile bootstrap and of "
+        "Student's with its skewness taken out (and the adjusted Wald interval where values lie between 0 and 1), and p "
+        "is the largest of the p-values that belong to these, so they agree too. Few documents of very unequal "
         "damage are covered less often than 95 % (docs/trust.md). Records of earlier versions have plain percentile "
-        "bootstraps and are marked °.",
+        "bootstraps and are marked °, or expanded ones, whose p may be below 0.05 where the interval holds 0.",
         "The difference to the base is the mean of the tasks' differences. Tasks share no items, so the distances of their "
         "intervals' ends add in squares, each side by itself; p is that of a normal error as long as the side towards 0, so it "
         "is below 0.05 exactly where the interval leaves out 0.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,24 +19,24 @@ from methods.low_rank import all_stays
 
 
 class D2MoE(Method):
-    """W_i = W_b + A_i B_i, where W_b is the mean of the layer's experts by Fisher mass and A_i B_i the whitened SVD of the rest.
+    """W_i = W_b + A_i B_i: W_b is the mean of the layer's experts by Fisher information, A_i B_i the whitened SVD of the rest.
 
-    F_i, the Fisher mass of expert i, is the sum of the squared gradients of its weights over the calibration tokens. W_b may
-    lose columns (``columns``): those stay for which |W_b[:, j]| |X_j| is largest. All matrices of a layer have one rank, such
-    that base and factors together are the share ``keep`` of the experts' parameters; ranks of layers differ by at most one
-    (largest remainder).
+    W_b = sum_i F_i * W_i / sum_i F_i in every entry (``weights`` = ``entry``). F_i is the squared gradient of a window's mean
+    loss in that entry of W_i, in the mean over the calibration windows; where it is 0 for all experts, the entry is their plain
+    mean. W_b may lose columns (``columns``): those stay for which |W_b[:, j]| |X_j| is largest, X the inputs of all experts of
+    the layer. All matrices of a layer have one rank, such that base and factors together are the share ``keep`` of the
+    experts' parameters; ranks of layers differ by at most one (largest remainder).
 
     *Source*: arXiv 2502.17298: Fisher-weighted merging, delta decomposition, static part of the column pruning.
 
-    *Differs*: (1) Fisher mass is not multiplied by the frequency of the expert, as in the text; the official code does.
-    Where no expert of a layer has any, all weigh the same. (2) Columns are chosen once; the paper chooses half of them anew
-    for each batch, which depends on what else is in the batch and on the cache. (3) The rank follows from ``keep``, which
-    counts the base; the official code takes a ratio for the factors and another for the base. (4) ``keep`` is the share of the
-    routed experts' parameters, the paper's ratio one of the whole model. (5) The whitened factors are those of
-    ``methods.kernels.low_rank``, with the least damping that suffices. (6) F_i is one number for all entries of an expert. The
-    official code weighs every entry of a matrix by itself, W_b = sum_i F_i * W_i / sum_i F_i with F_i the squared gradients of
-    that entry: the shares of an expert differ between the two by up to 0.15, and the paper's ablation of the base (Fisher
-    against frequency) was made with weights by entry.
+    *Differs*: (1) Fisher information is not multiplied by the frequency of the expert, as in the text; the official code does.
+    (2) Columns are chosen once; the paper chooses half of them anew for each batch, which depends on what else is in the batch
+    and on the cache. (3) The rank follows from ``keep``, which counts the base; the official code takes a ratio for the factors
+    and another for the base. (4) ``keep`` is the share of the routed experts' parameters, the paper's ratio one of the whole
+    model. (5) The whitened factors are those of ``methods.kernels.low_rank``, with the least damping that suffices. (6)
+    ``weights`` = ``expert`` is not in the official code: F_i is one number for all entries of expert i, the sum over them, which
+    the plan states (equal where no expert of a layer has any), and X counts the experts by it. An expert's share differs by up
+    to 0.15 between the two. It needs no statistic that is as large as the experts.
     """
 
     name: ClassVar[str] = "d2_moe"
@@ -47,16 +47,20 @@ class D2MoE(Method):
     columns: float = Field(
         default=1.0, gt=0.0, le=1.0, description="share of the columns of the shared matrix that stay"
     )
+    weights: Literal["entry", "expert"] = Field(
+        default="entry",
+        description="whose squared gradients weigh the shared matrix: those of every entry by itself, or of an expert as a whole",
+    )
 
     @property
     def needs(self) -> frozenset[str]:
-        """Weights of the average."""
-        return frozenset({"fisher_mass"})
+        """Weights of the average, where the plan states them."""
+        return frozenset({"fisher_mass"} if self.weights == "expert" else ())
 
     @property
     def moments(self) -> frozenset[str]:
-        """Moments of the inputs of the experts' matrices; none where all stays whole."""
-        base = SharedBase(members=(0,), weights=(1.0,), columns=self.columns)
+        """Moments of the inputs of the experts' matrices, and squared gradients by entry; none where all stays whole."""
+        base = self._base(1, () if self.weights == "entry" else (1.0,))
         return (
             frozenset() if all_stays(self.keep) else LowRank(kernel="whitened", ranks=((1, 1, 1),), base=base).moments
         )
@@ -83,8 +87,8 @@ class D2MoE(Method):
         for layer, entry in enumerate(inventory.layers):
             rank = None
             if layer in ranks:
-                weights = fisher_weights(stats.layer("fisher_mass", layer))
-                base = SharedBase(members=tuple(range(entry.experts)), weights=weights, columns=self.columns)
+                weights = () if self.weights == "entry" else fisher_weights(stats.layer("fisher_mass", layer))
+                base = self._base(entry.experts, weights)
                 rank = LowRank(kernel="whitened", ranks=((ranks[layer],) * 3,) * entry.experts, base=base)
             plans.append(LayerPlan(rank=rank))
         return plans
@@ -105,9 +109,14 @@ class D2MoE(Method):
     def _sizes(self, layer: LayerInventory) -> tuple[int, int, int]:
         """Return the parameters of all experts, of the base, and of one rank in all matrices."""
         shapes = matrix_shapes(layer)
-        stored = SharedBase(members=(0,), weights=(1.0,), columns=self.columns)
+        stored = self._base(1)
         base = sum(outputs * stored.stored_columns(inputs) for outputs, inputs in shapes)
         return layer.experts * sum(map(math.prod, shapes)), base, layer.experts * sum(map(sum, shapes))
+
+    def _base(self, experts: int, weights: tuple[float, ...] = ()) -> SharedBase:
+        """Return the base of so many experts; without ``weights`` every entry has its own."""
+        kernel: Literal["mean", "fisher"] = "mean" if weights else "fisher"
+        return SharedBase(members=tuple(range(experts)), kernel=kernel, weights=weights, columns=self.columns)
 
 
 def fisher_weights(mass_E3: Array) -> tuple[float, ...]:

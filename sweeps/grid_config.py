@@ -13,7 +13,7 @@ from bench.settings.method_settings import MethodConfig, RecipeConfig, expand, p
 from bench.settings.mixture import CorpusLine
 from bench.settings.recovery import RecoverySettings
 from bench.settings.run_settings import RunConfig
-from bench.settings.stage_settings import POCKET, Bos, CalibrationConfig, EvaluationConfig
+from bench.settings.stage_settings import POCKET, TRUST, Bos, CalibrationConfig, EvaluationConfig
 from bench.settings.strict import Strict, load_settings, read_settings
 from bench.settings.timing_settings import TimingConfig
 from methods.framework.method import Method, Share
@@ -38,6 +38,7 @@ class GridCalibration(Strict):
     sequences: int = Field(default=128, ge=1, description="windows")
     length: int = Field(default=2048, ge=2, description="tokens in a window")
     bos: Bos = Field(default="as evaluated", description="as `moebench run --bos`")
+    answers_only: bool = Field(default=False, description="as `moebench run --answers-only`")
     propagation: Literal["one_shot", "sequential"] = Field(default="one_shot", description="hidden states measured on")
     device: str = Field(default="auto", description="torch device; auto takes the GPU where there is one")
 
@@ -46,6 +47,7 @@ class GridConfig(Strict):
     """Every model by every method, share, corpus and seed."""
 
     models: tuple[str, ...] = Field(min_length=1, description="folders, hub ids or names of pocket models")
+    trust_remote_code: bool = Field(default=False, description=TRUST)
     methods: tuple[Annotated[MethodConfig, BeforeValidator(_method)], ...] = Field(
         default=(), description="name, name:knob=value,..., or name and knobs"
     )
@@ -146,7 +148,12 @@ def jobs(config: GridConfig, store: Path) -> list[Job]:
     ``seed`` that is not stated is the grid's.
     """
     evaluation = config.evaluation.expanded(store)
-    settings = {"evaluation": evaluation, "timing": config.timing, "group": config.group}
+    settings = {
+        "evaluation": evaluation,
+        "timing": config.timing,
+        "group": config.group,
+        "trust_remote_code": config.trust_remote_code,
+    }
     found = [Job(RunConfig(model=model, **settings), base=True) for model in config.models]
     calibration = config.calibration
     for model in config.models:

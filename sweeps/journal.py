@@ -59,18 +59,34 @@ def open_study(config: SweepConfig, folder: Path) -> Study:
         raise RecordError(f"cannot open {path}: {error.strerror}; free space or choose another --store") from error
     except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
         # Each line is JSON, but Optuna, which replays them, does not find in one what it wrote.
-        raise RecordError(
-            f"{path} is not the journal of a study ({type(error).__name__}: {str(error)[:100]}); {_REMEDY}"
-        ) from error
+        raise _not_a_journal(path, error) from error
     with warnings.catch_warnings():
         # Optuna calls the names of objectives experimental; they are only shown, by its dashboard.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names(list(config.labels))
     bind(study, "identity", config.identity(), path)
+    try:
+        _check_trials(study, config)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise _not_a_journal(path, error) from error
     return study
 
 
-def bind(study: Study, name: str, value: Any, path: Path) -> None:
+def _not_a_journal(path: Path, error: Exception) -> RecordError:
+    return RecordError(f"{path} is not the journal of a study ({type(error).__name__}: {str(error)[:100]}); {_REMEDY}")
+
+
+def _check_trials(study: Study, config: SweepConfig) -> None:
+    """Read everything that is read of trials later, which Optuna keeps without a look at it."""
+    from sweeps.outcome import TrialRow
+
+    for trial in study.get_trials(deepcopy=False):
+        _is_lost(trial, config.stale_after)
+        int(trial.user_attrs.get("retry", 0))
+        TrialRow.of(trial).check(config.labels)
+
+
+def bind(study: Study, name: str, value: Any, path: Path, what: str = "settings") -> None:
     """Attach ``value`` to a new study; of an old one, check that it is the same.
 
     Args:
@@ -78,19 +94,38 @@ def bind(study: Study, name: str, value: Any, path: Path) -> None:
         name: of the value.
         value: JSON values.
         path: of the journal, for the message.
+        what: the value holds, for the message.
 
     Raises:
         ConfigError: it differs; trials measured under different conditions do not belong in one study.
     """
     known = study.user_attrs.get(name)
+    if known is None and study.get_trials(deepcopy=False):
+        known = {}
     if known is None:
         study.set_user_attr(name, value)
     elif known != value:
-        changes = "; ".join(_changes(known, value))
+        changes = "; ".join(_changes(known, value)) if known else f"it does not say which {what}"
         raise ConfigError(
-            f"study {study.study_name!r} was begun with other settings ({changes}), and its trials would be mixed "
-            f"with new ones. Give the sweep another name, take the settings back, or remove {path.parent}"
+            f"study {study.study_name!r} was begun with other {what} ({changes}), and its trials would be mixed "
+            f"with new ones. Give the sweep another name, take the {what} back, or remove {path.parent}"
         )
+
+
+def bind_code(study: Study, config: SweepConfig, folder: Path) -> None:
+    """Bind a study to the libraries and the code that compute its trials.
+
+    Args:
+        study: the study.
+        config: its sweep.
+        folder: of the study.
+
+    Raises:
+        ConfigError: it was begun with others; they are named.
+    """
+    from sweeps.computed_by import computed_by
+
+    bind(study, "computed by", computed_by(config), folder / JOURNAL, "libraries or code")
 
 
 def sign(trial_number: int, study: Study) -> None:

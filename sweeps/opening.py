@@ -39,7 +39,7 @@ def open_resident(config: SweepConfig, store: Path) -> Resident:
         MoebenchError: the model, a corpus or a task cannot be read.
         ConfigError: held-out windows that the statistics are measured on.
     """
-    checkpoint = Checkpoint.open(config.model, config.revision)
+    checkpoint = Checkpoint.open(config.model, config.revision, config.trust_remote_code)
     include_path = None if config.include_path is None else Path(config.include_path)
     _check(config, checkpoint, include_path)
     settings, folder, device = config.calibration, Store(store).cache, resolved_device(config.device)
@@ -47,7 +47,12 @@ def open_resident(config: SweepConfig, store: Path) -> Resident:
     needs = union_of_needs(config)
     of_tokens = any(CATALOGUE[name].cost != "weights" for name in needs)
     sliced = next((label for label, objective in config.labelled.items() if objective.calibration_sequences), None)
-    text = _read(settings, checkpoint, settings.bos) if of_tokens or sliced else None
+    if sliced and settings.answers_only:
+        raise ConfigError(
+            f"objective {sliced} reads whole windows of the calibration text, of which answers_only counts a part; give the "
+            "objective windows of its own, or count every token (answers_only: false)"
+        )
+    text = _calibration(settings, checkpoint) if of_tokens or sliced else None
     held_out = _held_out(config, checkpoint, text)
     stats = calibrate(
         checkpoint,
@@ -59,7 +64,7 @@ def open_resident(config: SweepConfig, store: Path) -> Resident:
     )
 
     def probe() -> ModelProbe:
-        corpus = text or _read(settings, checkpoint, settings.bos)
+        corpus = text or _calibration(settings, checkpoint)
         return ModelProbe(checkpoint, corpus, tokens=settings.sampled_tokens, device=device, cache=folder / "probe")
 
     with _no_bars():
@@ -76,7 +81,7 @@ def open_resident(config: SweepConfig, store: Path) -> Resident:
             **{f"windows of {label}": corpus.digest for label, (_, corpus) in held_out.items()},
         },
         windows=tensors.__getitem__,
-        tokenizer=cache(lambda: load_tokenizer(checkpoint.path)),
+        tokenizer=cache(lambda: load_tokenizer(checkpoint.path, checkpoint.trust_remote_code)),
         probe=cache(probe),
         batch_size=config.batch_size,
         include_path=include_path,
@@ -134,8 +139,12 @@ def _held_out(
     return texts
 
 
-def _read(asked: CalibrationConfig | Windows, checkpoint: Checkpoint, bos: Bos) -> Corpus:
-    return parse(asked.corpus, checkpoint, asked.sequences, asked.length, asked.seed, bos)
+def _calibration(asked: CalibrationConfig, checkpoint: Checkpoint) -> Corpus:
+    return _read(asked, checkpoint, asked.bos, asked.answers_only)
+
+
+def _read(asked: CalibrationConfig | Windows, checkpoint: Checkpoint, bos: Bos, answers_only: bool = False) -> Corpus:
+    return parse(asked.corpus, checkpoint, asked.sequences, asked.length, asked.seed, bos, answers_only)
 
 
 def _tensor(text: Corpus, label: str) -> Tensor:

@@ -67,6 +67,24 @@ class TrialRow:
             **trial.user_attrs.get("result", {}),
         )
 
+    def check(self, labels: Sequence[str]) -> None:
+        """Make sure that it holds what a sweep with objectives ``labels`` writes.
+
+        Raises:
+            ValueError: something else; or another error of the value that is none.
+        """
+        numbers = [self.seconds, *self.sizes.values(), *self.scores.values()]
+        texts = [text for text in (self.reason, self.plan) if text is not None]
+        sound = all(isinstance(number, int | float) for number in numbers) and isinstance(self.same_as, int | None)
+        sound = sound and all(isinstance(text, str) for text in texts) and "/" not in (self.plan or "")
+        sound = sound and all(
+            isinstance(part, Mapping) for part in (self.parameters, self.knobs, self.scores, self.sizes)
+        )
+        if self.state == "complete":
+            sound = sound and self.plan is not None and self.scores.keys() == set(labels)
+        if not sound:
+            raise ValueError(f"trial {self.number} holds something else than a sweep writes")
+
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
@@ -151,12 +169,19 @@ def write_outcome(result: SweepResult, plans: Path) -> None:
         plans: folder with the plans of all trials by digest.
 
     Raises:
-        RecordError: the disk refuses.
+        RecordError: the disk refuses, or a plan of the front is not there.
     """
     write_atomically(result.folder / "trials.csv", _csv(result.rows))
     listed = []
     for row in result.front:
-        plan = json.loads((plans / f"{row.plan}.json").read_text())
+        path = plans / f"{row.plan}.json"
+        try:
+            plan = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise RecordError(
+                f"the plan of trial {row.number} cannot be read from {path}: {error}; restore it from a copy, or begin the "
+                "study again under another name"
+            ) from error
         own = {"sweep": result.name, "trial": row.number, "knobs": row.knobs, "scores": row.scores}
         file = f"front/{str(row.plan)[:16]}.json"
         write_json(result.folder / file, {**plan, "provenance": {**result.origin, **own}})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sweeps.executors.local import Local
-from sweeps.journal import missing_trials, open_study
+from sweeps.journal import bind_code, missing_trials, open_study
 from sweeps.outcome import CHOICE, SweepResult, outcome
 from sweeps.resident import Resident
 from sweeps.scoring import Advance
@@ -33,7 +33,7 @@ def run_sweep(
         resident: the model and its statistics, where the caller has them; else they are loaded when needed.
 
     Raises:
-        ConfigError: an objective on reported tasks, or a study of that name with other settings.
+        ConfigError: an objective on reported tasks, or a study of that name with other settings, libraries or code.
         EvaluationError: trials fail one after another; what is complete is kept.
         RefusedError: trials are refused one after another.
     """
@@ -44,6 +44,7 @@ def run_sweep(
         folder = config.folder(store)
         unchosen = config.final.choose is not None and not (folder / CHOICE).exists()
         if missing_trials(study, config.trials) or unchosen:
+            bind_code(study, config, config.folder(store))
             if resident is None and (config.jobs > 1 or not isinstance(config.executor, Local)):
                 run_workers(config, study, store=store, progress=progress)
             else:

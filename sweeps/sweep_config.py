@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial, reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter, ValidationError, model_validator
 
-from bench.settings.stage_settings import CalibrationConfig
-from bench.settings.strict import Strict
+from bench.settings.stage_settings import TRUST, CalibrationConfig
+from bench.settings.strict import Extended, Strict
 from methods.framework.errors import ConfigError
 from methods.framework.outside import parse_json, read_text
 from methods.registry import method_class, names
@@ -59,12 +59,15 @@ def _several(value: Any) -> Any:
     return () if value is None else value if isinstance(value, (list, tuple)) else (value,)
 
 
-class SweepConfig(Strict):
+class SweepConfig(Extended):
     """A whole sweep."""
+
+    later: ClassVar[tuple[str, ...]] = ("trust_remote_code",)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the study and of its folder")
     model: str = Field(description="folder or hub id")
     revision: str | None = Field(default=None, description="hub revision")
+    trust_remote_code: bool = Field(default=False, description=TRUST)
     method: str | None = Field(default=None, description="registry name, where there is one step")
     fixed: dict[str, Any] = Field(default_factory=dict, description="its knobs that are not searched")
     space: dict[str, Dimension] = Field(

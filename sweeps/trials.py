@@ -13,7 +13,7 @@ from methods.framework.errors import ConfigError, EvaluationError, MoebenchError
 from sweeps.budget import Limits
 from sweeps.final import choose
 from sweeps.flat import flattened
-from sweeps.journal import JOURNAL, bind, draws, give_back, missing_trials, reap, running, sign
+from sweeps.journal import JOURNAL, bind, bind_code, draws, give_back, missing_trials, reap, running, sign
 from sweeps.knob_planner import KnobPlanner
 from sweeps.meter import Meter
 from sweeps.outcome import TrialRow
@@ -59,12 +59,13 @@ def work(
         resident: the model and its statistics, where the caller has them.
 
     Raises:
-        ConfigError: the study was begun on another model or other text.
+        ConfigError: the study was begun on another model or other text, or with other libraries or code.
         EvaluationError: trials fail one after another; what is complete is kept.
         RefusedError: trials are refused one after another.
     """
     from sweeps.opening import open_resident
 
+    bind_code(study, config, config.folder(store))
     resident = resident or open_resident(config, store)
     bind(study, "inputs", dict(resident.identity), config.folder(store) / JOURNAL)
     planner, meter = planner_for(config, resident), meter_for(config, resident, store)

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from bench.applying.moments import ExpertMoments, expert_moments, gram, layer_moment, used_experts
+from bench.applying.moments import ExpertMoments, entry_fisher, expert_moments, gram, layer_moment, used_experts
 from bench.experts.lazy import Lazy, lazily
 from bench.experts.packing import packed
 from bench.experts.whole import PART_NAMES, Stored, whole_expert
@@ -24,6 +24,7 @@ from methods.framework.inventory import EXPERT_ROLES, ExpertForm, Inventory
 from methods.framework.layer_plan import LayerPlan, Merge
 from methods.framework.stats import Stats
 from methods.kernels.awq import channel_scale, folded_norm, input_scale
+from methods.kernels.entry_mean import EntryMean
 from methods.kernels.gptq import gptq
 from methods.kernels.low_rank import base_columns, factored
 from methods.kernels.merging import ExpertMatrices, align, merged
@@ -139,10 +140,7 @@ class LayerMaker:
         """Return moments of the inputs of ``expert``, with its channels; Gram matrices from few tokens are shrunk."""
         if not names:
             return ExpertMoments()
-        merge = self._merges.get(expert)
-        made_of = [expert, *(m for m in (merge.members if merge else ()) if m != expert)]
-        orders = {} if merge is None or merge.kernel != "aligned" else self._orders(merge)
-        found = expert_moments(self._moments, self._inventory, self._index, names, made_of, orders)
+        found = expert_moments(self._moments, self._inventory, self._index, names, *self._made_of(expert))
         inputs, channels, magnitude_F, tokens = found
         form = self._layer.form
         if self._plan.channels is not None or (form is not None and form.widths is not None):
@@ -176,6 +174,12 @@ class LayerMaker:
         mean_DD = pooled(Lazy(own, len(counts)), counts)
         assert mean_DD is not None  # an expert with few tokens has some
         return mean_DD
+
+    def _made_of(self, expert: int) -> tuple[list[int], dict[int, Tensor]]:
+        """Return what ``expert`` is made of, itself first, and the order of the channels of members that are aligned."""
+        merge = self._merges.get(expert)
+        made_of = [expert, *(m for m in (merge.members if merge else ()) if m != expert)]
+        return made_of, {} if merge is None or merge.kernel != "aligned" else self._orders(merge)
 
     def _orders(self, merge: Merge) -> dict[int, Tensor]:
         """Return the order in which the hidden channels of each member went into the merge, as ``merged`` finds it."""
@@ -221,18 +225,21 @@ class LayerMaker:
             return None
         totals: list[Tensor] = []
         squares: list[Tensor] = []
+        means = (EntryMean(), EntryMean(), EntryMean())
         names = frozenset() if rule.columns == 1.0 else rank.moments
-        for member, weight in zip(rule.members, rule.weights, strict=True):
+        for place, member in enumerate(rule.members):
             made = self._cut(member)
             found = self._measured(member, names)
-            own = [_square(found.inputs, made.gate_FD), _square(found.channels, made.down_DF)]
-            if not totals:
-                totals, squares = [m * weight for m in made], [s * weight for s in own]
-                continue
-            for total, matrix in zip(totals, made, strict=True):
-                total.add_(matrix, alpha=weight)
-            for square, value in zip(squares, own, strict=True):
-                square.add_(value, alpha=weight)
+            if rule.kernel == "mean":
+                weight = rule.weights[place]
+                _add(totals, made, weight)
+            else:
+                weight = found.tokens or 0.0
+                masses = entry_fisher(self._moments, self._inventory, self._index, *self._made_of(member))
+                for mean, matrix, mass in zip(means, made, masses, strict=True):
+                    mean.add(matrix, mass)
+            _add(squares, [_square(found.inputs, made.gate_FD), _square(found.channels, made.down_DF)], weight)
+        totals = totals or [mean.value().to(matrix.dtype) for mean, matrix in zip(means, made, strict=True)]
         inputs_D, channels_F = squares
         return tuple(
             (total.to(dtype).to(total.dtype), base_columns(total, square, rule.stored_columns(total.shape[1])))
@@ -320,6 +327,15 @@ class LayerMaker:
 def _wide(expert: ExpertMatrices) -> ExpertMatrices:
     dtype = torch.float64 if expert.gate_FD.dtype == torch.float64 else torch.float32
     return ExpertMatrices(*(matrix.to(dtype) for matrix in expert))
+
+
+def _add(sums: list[Tensor], terms: Sequence[Tensor], weight: float) -> None:
+    """Add ``weight`` times ``terms`` to ``sums``, which is empty at first."""
+    if not sums:
+        sums.extend(term * weight for term in terms)
+        return
+    for total, term in zip(sums, terms, strict=True):
+        total.add_(term, alpha=weight)
 
 
 def _sliced(moments: InputMoments, kept_X: Tensor) -> InputMoments:

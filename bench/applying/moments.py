@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from methods.framework.errors import StatsError
+from methods.framework.inside import ENTRY_FISHER
 from methods.framework.inside_fit import stays
-from methods.framework.inventory import Inventory
+from methods.framework.inventory import EXPERT_ROLES, Inventory
 from methods.framework.layer_plan import LayerPlan
 from methods.framework.plan import Plan
 from methods.framework.stats import CATALOGUE, Array, Stats
+from methods.kernels.merging import ExpertMatrices
 from methods.kernels.sparsity import InputMoments
 
 CONSTANT_STATISTIC = "routed_output_mean"
@@ -93,7 +95,7 @@ def expert_moments(
         counts_E = _statistic(moments, inventory, TOKENS, layer)
         tokens = [float(counts_E[member]) for member in members]
     found: dict[str, Tensor] = {}
-    for name in sorted(set(names) - {TOKENS}):
+    for name in sorted(set(names) - {TOKENS, ENTRY_FISHER}):
         if CATALOGUE[name].dims[0] != "E":
             continue  # of the whole layer
         values = _statistic(moments, inventory, name, layer)
@@ -141,6 +143,37 @@ def gram(moments: Stats | None, inventory: Inventory, name: str, layer: int, exp
     values = np.array(_statistic(moments, inventory, name, layer)[expert])
     _check_finite(values, name, layer)
     return torch.from_numpy(values)
+
+
+def entry_fisher(
+    moments: Stats | None, inventory: Inventory, layer: int, members: Sequence[int], orders: Mapping[int, Tensor]
+) -> ExpertMatrices:
+    """Return the mean squared gradient in every entry of the expert made of ``members``, in float64, shaped as its matrices.
+
+    Squares of members of an average add up, since what each saw is what the average sees.
+
+    Args:
+        moments: statistics of the source.
+        inventory: the source.
+        layer: decoder layer.
+        members: as for ``expert_moments``.
+        orders: as for ``expert_moments``.
+
+    Raises:
+        StatsError: as ``constants``.
+    """
+    values = _statistic(moments, inventory, ENTRY_FISHER, layer)
+    first_FMD = values[members[0]]
+    _check_finite(first_FMD, ENTRY_FISHER, layer)
+    total_FMD = np.array(first_FMD, dtype=np.float64)
+    for member in members[1:]:
+        own_FMD = values[member]
+        _check_finite(own_FMD, ENTRY_FISHER, layer)
+        if np.array_equal(own_FMD, first_FMD):
+            continue  # measured on the average itself
+        total_FMD += own_FMD[orders[member].cpu().numpy()] if member in orders else own_FMD
+    gate_FD, up_FD, down_FD = torch.from_numpy(total_FMD).unbind(1)
+    return ExpertMatrices(gate_FD, up_FD, down_FD.T)
 
 
 def _member_mean(
@@ -207,17 +240,17 @@ def check_moments(plan: Plan, inventory: Inventory, moments: Stats | None) -> No
         moments: measured statistics; None is allowed where the plan needs none.
 
     Raises:
-        StatsError: as ``constants``. Of Gram matrices only the shape is looked at here.
+        StatsError: as ``constants``. Of values that lie in files only the shape is looked at here.
     """
     _check_presence(plan.moments, moments)
-    for _ in _pieces(plan, inventory, moments, grams=False):
+    for _ in _pieces(plan, inventory, moments, big=False):
         pass
 
 
 def moments_digest(plan: Plan, inventory: Inventory, moments: Stats | None) -> str | None:
     """Return the SHA-256 of the measured values that ``plan`` writes into its checkpoint; None where it writes none.
 
-    Values of experts that the plan does not use are left out; of Gram matrices one is in memory at a time.
+    Values of experts that the plan does not use are left out; of those that lie in files one is in memory at a time.
 
     Args:
         plan: in the coordinates of ``inventory``.
@@ -231,31 +264,31 @@ def moments_digest(plan: Plan, inventory: Inventory, moments: Stats | None) -> s
         return None
     _check_presence(plan.moments, moments)
     digest = hashlib.sha256()
-    for label, values in _pieces(plan, inventory, moments, grams=True):
+    for label, values in _pieces(plan, inventory, moments, big=True):
         digest.update(label.encode())
         digest.update(values)
     return digest.hexdigest()
 
 
-def _pieces(plan: Plan, inventory: Inventory, moments: Stats | None, grams: bool) -> Iterator[tuple[str, memoryview]]:
-    """Yield a label and the bytes of all values that ``plan`` uses, checked, with or without those of Gram matrices."""
+def _pieces(plan: Plan, inventory: Inventory, moments: Stats | None, big: bool) -> Iterator[tuple[str, memoryview]]:
+    """Yield a label and the bytes of all values that ``plan`` uses, checked, with or without those that lie in files."""
     for index, layer in enumerate(plan.layers):
         if layer.constants:
             values_CD = constants(moments, inventory, index, layer.constants)
             yield f"{index} {layer.constants} {values_CD.shape}", _bytes(values_CD, "<f8")
         for name in sorted(layer.moments - {CONSTANT_STATISTIC}):
             values = _statistic(moments, inventory, name, index)
-            is_gram = values.ndim == 3
+            is_big = CATALOGUE[name].on_disk
             if CATALOGUE[name].dims[0] != "E":
                 _check_finite(values, name, index)
                 yield f"{index} {name} {values.shape}", _bytes(values, "<f8")
                 continue
             for expert in used_experts(layer, inventory.layers[index].experts):
-                if is_gram and not grams:
+                if is_big and not big:
                     continue
                 _check_finite(values[expert], name, index)
                 label = f"{index} {name} {expert} {values.shape[1:]}"
-                yield label, _bytes(values[expert], "<f4" if is_gram else "<f8")
+                yield label, _bytes(values[expert], "<f4" if is_big else "<f8")
 
 
 def used_experts(plan: LayerPlan, experts: int) -> list[int]:
@@ -286,7 +319,7 @@ def _statistic(moments: Stats | None, inventory: Inventory, name: str, layer: in
     assert moments is not None
     values = moments.layer(name, layer)
     width = max(entry.shape[0] for entry in inventory.layers[layer].with_role("expert.gate"))
-    sizes = {"E": inventory.layers[layer].experts, "D": inventory.hidden, "F": width}
+    sizes = {"E": inventory.layers[layer].experts, "D": inventory.hidden, "F": width, "M": len(EXPERT_ROLES)}
     expected = tuple(sizes[letter] for letter in CATALOGUE[name].dims)
     if values.shape != expected:
         raise StatsError(

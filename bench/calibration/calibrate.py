@@ -63,8 +63,8 @@ def calibrate(
         progress: called after each decoder layer, or each window.
 
     Returns:
-        The statistics, with their settings in ``meta``. Those kept token by token, and Gram matrices of inputs, are float32
-        memory maps.
+        The statistics, with their settings in ``meta``. Those kept token by token, Gram matrices of inputs and squared
+        gradients by entry are float32 memory maps.
 
     Raises:
         UnknownNameError: ``needs`` names an unknown statistic.
@@ -111,7 +111,7 @@ class _Part:
         arrays = DiskArrays(effort.scratch if cache is None else cache, named=cache is not None)
         try:
             values = self._values(checkpoint, arrays, known, progress)
-            stats = Stats(values, 0 if self.corpus is None else self.corpus.tokens, settings | sampling)
+            stats = Stats(values, 0 if self.corpus is None else self.corpus.counted, settings | sampling)
             check_coverage(stats, checkpoint.inventory, self.needs)
             if store is not None:
                 store.save(stats, arrays)
@@ -125,7 +125,7 @@ class _Part:
         if self.corpus is None:
             return streaming.measure_weights(checkpoint, self.needs, self.conditions, progress)
         if {CATALOGUE[name].cost for name in self.needs} == {"gradient"}:
-            return gradients.measure_gradients(checkpoint, self.corpus, self.needs, self.conditions, progress)
+            return gradients.measure_gradients(checkpoint, self.corpus, self.needs, self.conditions, progress, arrays)
         streamed = streaming.StreamedPass(
             checkpoint, self.corpus, self.needs, self.conditions, arrays=arrays, known=known.values
         )

@@ -21,7 +21,7 @@ from methods.framework.catalogue import CATALOGUE
 
 ROOT = Path(__file__).parents[2]
 """Folder of the packages."""
-OWN = ("bench", "methods")
+OWN = ("bench", "methods", "sweeps")
 """Packages whose files are looked for below the root; the rest of the project only calls them."""
 ROOMS = ("bench.checkpoint", "bench.families", "bench.experts", "bench.text", "bench.models", "bench.calibration")
 """Rooms that decide what is read, in whatever form it is stored, and how it is measured."""
@@ -52,9 +52,27 @@ def statistic_digest(name: str, root: Path = ROOT) -> str:
     return decision_digest(CATALOGUE.kind(name), root)
 
 
-def decision_digest(kind: type, root: Path = ROOT) -> str:
-    """Return the digest of the files that define a class, its ancestors among them, and of what they import."""
-    digest = _digest([ancestor.__module__ for ancestor in kind.__mro__], root)
+@cache
+def module_digest(names: tuple[str, ...], root: Path = ROOT, packages: tuple[str, ...] = OWN) -> str:
+    """Return the digest of modules and of what they import.
+
+    Args:
+        names: dotted names of the modules.
+        root: folder of the packages.
+        packages: those of ours of which files count.
+    """
+    return _digest(names, root, packages=packages)
+
+
+def decision_digest(kind: type, root: Path = ROOT, packages: tuple[str, ...] = OWN) -> str:
+    """Return the digest of the files that define a class, its ancestors among them, and of what they import.
+
+    Args:
+        kind: the class.
+        root: folder of the packages.
+        packages: those of ours of which files count; those of other distributions always do.
+    """
+    digest = _digest([ancestor.__module__ for ancestor in kind.__mro__], root, packages=packages)
     return digest_of([digest, [_typed_in(ancestor) for ancestor in kind.__mro__]])
 
 
@@ -68,10 +86,11 @@ def _typed_in(kind: type) -> str:
         return uuid.uuid4().hex  # nothing says what it was, so nothing is found again
 
 
-def _digest(starts: Iterable[str], root: Path, data: Iterable[Path] = ()) -> str:
+def _digest(starts: Iterable[str], root: Path, data: Iterable[Path] = (), packages: Iterable[str] = OWN) -> str:
     """Return the digest of the modules ``starts``, of all that they depend on, and of ``data``."""
     todo = list(starts)
-    tops = {*OWN, *(name.split(".")[0] for name in todo)} - sys.stdlib_module_names - {"pydantic"} | {"__main__"}
+    tops = {*packages, *(name.split(".")[0] for name in todo)} - (set(OWN) - set(packages))
+    tops = tops - sys.stdlib_module_names - {"pydantic"} | {"__main__"}
     found: dict[str, Path] = {}
     while todo:
         name = todo.pop()

@@ -2,7 +2,8 @@
 
 All follow from two things per MoE layer: what enters the routed experts and the gradient in the sum y that leaves them. Since
 y = sum_j g_j f_j, the gradient in f_j is g_j times that in y, so weights stay frozen, no gradient is kept for any of them, and
-memory is the model with the activations of one window. Shape letters: T tokens of a window, K experts per token, D hidden size.
+memory is the model with the activations of one window. Sums that are as large as the experts lie in files, those of one
+expert in memory. Shape letters: T tokens of a window, K experts per token, D hidden size.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from bench.calibration.conditions import Conditions
 from bench.calibration.resident import frozen_model
+from bench.calibration.sums.disk_array import DiskArrays, disk_bytes
 from bench.calibration.sums.gradient_sums import GradientSums
 from bench.calibration.sums.places import ModelPlace, OneLayer
 from methods.framework.stat_spec import Array
@@ -103,6 +105,7 @@ def measure_gradients(
     needs: Collection[str],
     conditions: Conditions,
     progress: Progress | None = None,
+    arrays: DiskArrays | None = None,
 ) -> dict[str, tuple[Array | None, ...]]:
     """Return those of ``needs`` that have cost ``gradient``.
 
@@ -112,15 +115,17 @@ def measure_gradients(
         needs: names of statistics.
         conditions: device and type of weights and activations; sums over tokens are float64.
         progress: called after each window.
+        arrays: takes statistics that are too big for memory; None keeps them in files that have no name.
 
     Raises:
         CheckpointError: see ``bench.calibration.resident.frozen_model``.
-        StatsError: a value is not finite.
+        StatsError: a value is not finite, or there is no room for the files.
     """
     device, dtype = torch.device(conditions.device), getattr(torch, conditions.dtype)
-    model = ResidentModel(checkpoint, device, dtype)
     layers = checkpoint.inventory.layers
-    place = ModelPlace.without_tokens(checkpoint.inventory, device, conditions.effort.scratch)
+    place = ModelPlace.without_tokens(checkpoint.inventory, device, conditions.effort.scratch, arrays)
+    place.arrays.require(disk_bytes(checkpoint.inventory, needs, 0))
+    model = ResidentModel(checkpoint, device, dtype)
     sums = {
         layer: GradientSums(needs, checkpoint, OneLayer.of(place, layer, layers[layer]), experts, dtype)
         for layer, experts in model.experts.items()

@@ -10,7 +10,7 @@ from bench.calibration.decide import Decide
 from bench.store.store import digest_of
 from bench.store.versions import versions
 from methods.framework.catalogue import CATALOGUE
-from methods.framework.errors import ConfigError, StatsError, UnknownNameError
+from methods.framework.errors import ConfigError, RefusedError, StatsError, UnknownNameError
 from methods.framework.inventory import Inventory
 from methods.framework.stats import Stats
 
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from bench.checkpoint.checkpoint import Checkpoint
     from bench.text.corpus import Corpus
 
+WHOLE_TEXT = (
+    "takes the loss or the outputs of whole windows, for which counting answers alone is not built; count every token "
+    "(answers_only: false)"
+)
+"""Why gradients and probes are refused where only some tokens count."""
 _LIBRARIES = ("numpy", "scipy", "torch", "transformers")
 """Those that measure; what a tokenizer made of a text is in the digest of the corpus."""
 
@@ -34,6 +39,7 @@ def check_inputs(inventory: Inventory, corpus: Corpus | None, needs: Collection[
         UnknownNameError: an unknown statistic.
         ConfigError: a corpus is missing.
         StatsError: a statistic that is not defined for the model, or a corpus with tokens that the model does not know.
+        RefusedError: a statistic of gradients where only some tokens count.
     """
     for name in needs:
         if name not in CATALOGUE:
@@ -47,6 +53,9 @@ def check_inputs(inventory: Inventory, corpus: Corpus | None, needs: Collection[
             f"{', '.join(undefined)} cannot be measured: they are defined for one router row per expert, and rows "
             f"of layer {shared[0]} share experts or lead to constants; measure them on the model before it was merged"
         )
+    backward = [name for name in sorted(needs) if CATALOGUE[name].cost == "gradient"]
+    if corpus is not None and corpus.marks is not None and backward:
+        raise RefusedError(f"{', '.join(backward)} {WHOLE_TEXT}")
     if corpus is not None:
         highest = max(max(window) for window in corpus.windows)
         if highest >= inventory.vocab:
@@ -88,9 +97,9 @@ def sampling_of(needs: Collection[str], corpus: Corpus | None, sampled_tokens: i
     """
     sampling: dict[str, int] = {}
     if corpus is not None and any(CATALOGUE[name].cost == "sampled" for name in needs):
-        sampling["sampled_tokens"] = min(sampled_tokens, corpus.tokens)
+        sampling["sampled_tokens"] = min(sampled_tokens, corpus.counted)
         if any(CATALOGUE[name].compares_tokens for name in needs):
-            sampling["cka_tokens"] = min(cka_tokens, corpus.tokens, sampled_tokens)
+            sampling["cka_tokens"] = min(cka_tokens, corpus.counted, sampled_tokens)
     return sampling
 
 

@@ -51,8 +51,8 @@ class MeasuredExperts:
     def run(self) -> None:
         """Run all experts on the sampled tokens, and the fewest that suffice on the rest."""
         if "inputs" in self._sums.shown:
-            for expert, x_ND, gates_N in self._experts.inputs():
-                self._sums.inputs(expert, x_ND, gates_N)
+            for expert, tokens_N, x_ND, gates_N in self._experts.inputs():
+                self._sums.inputs(expert, tokens_N, x_ND, gates_N)
         rest_N = self._run_sampled()
         if rest_N is not None and not len(rest_N):
             return

@@ -18,6 +18,7 @@ from bench.calibration.layers.hidden import Block, HiddenStates, blocks
 from bench.calibration.layers.layer_experts import LayerExperts
 from bench.calibration.layers.skeleton import Attention, Skeleton
 from bench.calibration.layers.weights import WeightReader
+from bench.calibration.sums.counted import Counted
 from bench.calibration.sums.disk_array import DiskArrays, disk_bytes
 from bench.calibration.sums.layer_sums import LayerSums, accumulators, measured
 from bench.calibration.sums.places import ModelPlace, OneLayer, Samples
@@ -69,14 +70,15 @@ class StreamedPass:
         self._known = dict(known or {})
         self._device, self._dtype = torch.device(conditions.device), getattr(torch, conditions.dtype)
         # Sorting by length puts equal lengths side by side, so that batches need no padding.
-        self._windows = sorted(corpus.windows, key=len)
+        order = sorted(range(len(corpus.windows)), key=lambda index: len(corpus.windows[index]))
+        self._windows = [corpus.windows[index] for index in order]
+        marks = None if corpus.marks is None else [mark for index in order for mark in corpus.marks[index]]
+        self._counted = None if marks is None else Counted(torch.tensor(marks, device=torch.device(conditions.device)))
         hidden, depth = self._inventory.hidden, len(self._inventory.layers)
         rows = effort.hidden_bytes // (_STREAMS * hidden * self._dtype.itemsize)
         self._blocks = blocks([len(window) for window in self._windows], rows, effort.batch_tokens)
         self._states = HiddenStates(self._blocks, hidden, self._device, self._dtype, effort.scratch)
-        samples = Samples.of(
-            self._blocks[-1].stop, conditions.sampled_tokens, effort.cka_tokens, effort.boundary_tokens
-        )
+        samples = Samples.of(corpus.counted, conditions.sampled_tokens, effort.cka_tokens, effort.boundary_tokens)
         arrays = arrays or DiskArrays(effort.scratch, named=False)
         self._place = ModelPlace(hidden, depth, self._device, effort.scratch, samples, arrays)
         self._of_model = [
@@ -109,7 +111,7 @@ class StreamedPass:
         self._embed(observe)
         for index, layer in enumerate(self._inventory.layers):
             attention = self._skeleton.load(index, layer, self._weights)
-            sums = LayerSums(self._needs, OneLayer.of(place, index, layer))
+            sums = LayerSums(self._needs, OneLayer.of(place, index, layer), self._counted)
             rule = decide if layer.mlp == "moe" else None
             for block in self._blocks:
                 outcome_TD = self._step(block, attention, layer, sums, None, in_place=rule is None)
@@ -139,8 +141,12 @@ class StreamedPass:
 
     def _keep(self, boundary: int, block: Block, hidden_TD: Tensor, observe: Observe | None) -> None:
         self._states.store(block, hidden_TD)
+        start, counted_TD = block.start, hidden_TD
+        if self._of_model and self._counted is not None:
+            start = self._counted.before(block.start)
+            counted_TD = hidden_TD[self._counted.rows(block.start, block.stop)]
         for one in self._of_model:
-            one.boundary(boundary, block.start, hidden_TD)
+            one.boundary(boundary, start, counted_TD)
         if observe is not None:
             observe(boundary, hidden_TD)
 

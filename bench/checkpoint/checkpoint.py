@@ -55,6 +55,7 @@ class Checkpoint:
         inventory: what it contains, with the dtypes that the files hold.
         left_out: tensors of its files that are no part of the model as it is run here, such as those of multi-token
             prediction; no result has them.
+        trust_remote_code: whether Python code in the folder may be run, as some tokenizers need.
     """
 
     path: Path
@@ -65,10 +66,16 @@ class Checkpoint:
     inventory: Inventory
     _spans: Mapping[TensorEntry, Span] = field(repr=False)
     left_out: tuple[str, ...] = ()
+    trust_remote_code: bool = False
 
     @classmethod
-    def open(cls, source: str | Path, revision: str | None = None) -> Self:
+    def open(cls, source: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> Self:
         """Open a local folder or a hub model; reads the config and the files' headers, and compares them.
+
+        Args:
+            source: folder, hub id or name of a pocket model.
+            revision: hub branch, tag or commit.
+            trust_remote_code: whether its tokenizer may run Python code that lies in the folder.
 
         Raises:
             CheckpointError: missing, truncated, inconsistent, quantised or not obtainable; it names the culprit.
@@ -83,7 +90,7 @@ class Checkpoint:
         check_tied(inventory, family, headers, path)
         name = path.resolve().name if commit is None else str(source)
         left_out = _left_out(family, config, headers)
-        return cls(path, name, commit, config, family, inventory, spans, left_out)
+        return cls(path, name, commit, config, family, inventory, spans, left_out, trust_remote_code)
 
     @cached_property
     def _files(self) -> Files:
@@ -160,7 +167,9 @@ class Checkpoint:
         return self._files.chunks(self.span(entry), rows)
 
     def copy_to(self, entry: TensorEntry, descriptor: int, rows: Sequence[int] | None = None) -> None:
-        """Append the bytes of a tensor (or of its ``rows``) to an open file; inside the kernel where it can.
+        """Append the bytes of a tensor (or of its ``rows``) to an open file, and look at its values.
+
+        Where it can, the copy is made inside the kernel.
 
         Args:
             entry: tensor of the inventory.
@@ -169,8 +178,19 @@ class Checkpoint:
 
         Raises:
             OSError: the disk refuses.
+            CheckpointError: values are not finite.
         """
         self._files.copy(self.span(entry), rows, descriptor)
+        if entry.dtype in _FLOATS:
+            import torch
+
+            from bench.checkpoint.tensor_files import TORCH_DTYPES
+
+            wrong = total = 0
+            for chunk in self.bytes_of(entry, rows):
+                values = torch.frombuffer(chunk, dtype=TORCH_DTYPES[entry.dtype])
+                wrong, total = wrong + _wrong(values), total + values.numel()
+            _refuse(wrong, total, entry, self.path)
 
     def close(self) -> None:
         """Close the files; reading opens them again."""
@@ -279,16 +299,24 @@ def _left_out(family: Family, config: Mapping[str, Any], headers: Mapping[str, S
 
 def _finite(values: torch.Tensor, entry: TensorEntry, path: Path) -> torch.Tensor:
     """Return ``values`` that were read as ``entry``, unless one is NaN or infinite: everything made of them would be, too."""
+    if values.is_floating_point():
+        _refuse(_wrong(values), values.numel(), entry, path)
+    return values
+
+
+def _wrong(values: torch.Tensor) -> int:
+    """Return how many of ``values`` are NaN or infinite."""
     import torch
 
     # The sum is one pass without a copy; one that is not finite may still be an overflow, so that is looked at closely.
-    if values.is_floating_point() and not torch.isfinite(values.detach().sum()):
-        wrong = int((~torch.isfinite(values)).sum())
-        if wrong:
-            raise CheckpointError(
-                f"{path}: {wrong} of {values.numel()} values of {entry.name} are NaN or infinite; fetch it again"
-            )
-    return values
+    if torch.isfinite(values.detach().sum()):
+        return 0
+    return int((~torch.isfinite(values)).sum())
+
+
+def _refuse(wrong: int, total: int, entry: TensorEntry, path: Path) -> None:
+    if wrong:
+        raise CheckpointError(f"{path}: {wrong} of {total} values of {entry.name} are NaN or infinite; fetch it again")
 
 
 def _find(entry: TensorEntry, experts: int, family: Family, headers: Mapping[str, Span], used: set[str]) -> Span | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, StoreOption
+from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, StoreOption, TrustOption
 from bench.commands.plan_file import read_plan
 from bench.commands.printing import bar, console
 from bench.commands.setting_options import Given, Part, with_settings
@@ -12,14 +12,21 @@ from bench.settings.stage_settings import CalibrationConfig
 
 
 @with_settings(Part(CalibrationConfig, CORPUS_OPTIONS, panel="Calibration"))
-def apply(given: Given, model: Model, plan_file: Path, out: Path, store: StoreOption = DEFAULT_STORE) -> None:
+def apply(
+    given: Given,
+    model: Model,
+    plan_file: Path,
+    out: Path,
+    store: StoreOption = DEFAULT_STORE,
+    trust_remote_code: TrustOption = False,
+) -> None:
     """Write a checkpoint; what its values depend on is measured first."""
     from bench.applying.apply import apply as write
     from bench.library.measuring import calibrate
     from bench.library.opening import open_checkpoint
     from bench.models.device import resolved_device
 
-    checkpoint, decided = open_checkpoint(model), read_plan(plan_file)
+    checkpoint, decided = open_checkpoint(model, trust_remote_code=trust_remote_code), read_plan(plan_file)
     device = resolved_device(given.get("device", CalibrationConfig().device))
     moments = None
     if decided.moments:

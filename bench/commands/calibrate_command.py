@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, StoreOption
+from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, StoreOption, TrustOption
 from bench.commands.printing import bar, console
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.settings.stage_settings import CalibrationConfig
@@ -18,12 +18,15 @@ def calibrate(
     model: Model,
     needs: Annotated[str, typer.Option(help="statistics, separated by commas; 'all' for the whole catalogue")] = "all",
     store: StoreOption = DEFAULT_STORE,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Measure what ``needs`` names into the cache of the store, and print what that was."""
     from bench.library import measuring
+    from bench.library.opening import open_checkpoint
 
     corpus = given.pop("corpus", CalibrationConfig().corpus)
     names = None if needs == "all" else needs.split(",")
     with bar("calibrate") as progress:
-        stats = measuring.calibrate(model, corpus, names, store=store, progress=progress, **given)
+        opened = open_checkpoint(model, trust_remote_code=trust_remote_code)
+        stats = measuring.calibrate(opened, corpus, names, store=store, progress=progress, **given)
     console().print(f"{', '.join(sorted(stats.values))}: measured on {stats.tokens:,} tokens of {corpus}")

@@ -1,4 +1,4 @@
-"""The demo: pruning and dropping methods on the three embedded models, from checkpoint to leaderboard."""
+"""The demo: pruning and dropping methods on three embedded models, one of each architecture, from checkpoint to leaderboard."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from bench.settings.run_settings import RunConfig
 from bench.settings.stage_settings import CalibrationConfig, EvaluationConfig
 from bench.settings.timing_settings import TimingConfig
 
+MODELS = ("pocket-mixtral", "pocket-qwen2moe", "pocket-deepseek")
 EXPERT_METHODS = ("random", "frequency", "reap", "expert_drop:scope=global")
 EXPERT_KEEPS = (0.75, 0.5)
 DROP_METHODS = ("layer_drop", "block_drop")
@@ -16,8 +17,8 @@ DROP_KEEPS = (0.83, 0.67)  # five and four of the six MoE layers
 
 
 def demo_configs(store: Path) -> list[RunConfig]:
-    """Return one run per pocket model: all tasks of the pocket language, timing under vLLM."""
-    from bench.pocket import POCKET_MODELS, TASKS, write_tasks
+    """Return one run per model: all tasks of the pocket language, timing under vLLM."""
+    from bench.pocket import TASKS, write_tasks
 
     methods = (
         *expand([parse_method(text) for text in EXPERT_METHODS], EXPERT_KEEPS),
@@ -32,7 +33,7 @@ def demo_configs(store: Path) -> list[RunConfig]:
             timing=TimingConfig(extra=5, batch=8, prompt=64, generate=32, threads=1),
             group="demo",
         )
-        for model in POCKET_MODELS
+        for model in MODELS
     ]
 
 

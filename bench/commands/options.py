@@ -7,9 +7,12 @@ from typing import Annotated
 
 import typer
 
+from bench.settings.stage_settings import TRUST
+
 Model = Annotated[str, typer.Argument(help="folder of a checkpoint, hub id, or the name of a pocket model")]
 StoreOption = Annotated[Path, typer.Option(help="folder of records and cached artefacts")]
 TrackOption = Annotated[str | None, typer.Option(help="W&B: offline, online or disabled")]
+TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)]
 DEFAULT_STORE = Path("runs")
-CORPUS_OPTIONS = ("corpus", "sequences", "length", "seed", "bos", "device")
+CORPUS_OPTIONS = ("corpus", "sequences", "length", "seed", "bos", "answers_only", "device")
 """Fields of ``CalibrationConfig`` that every verb offers which measures statistics."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, StoreOption
+from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, StoreOption, TrustOption
 from bench.commands.printing import bar, console, print_cost
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.settings.method_settings import parse_method
@@ -22,14 +22,17 @@ def plan(
     out: Annotated[Path, typer.Option(help="file to write the plan to")] = Path("plan.json"),
     knobs: Annotated[list[str], typer.Option("--set", help="knob=value of the method; may be repeated")] = [],  # noqa: B006  # typer reads it
     store: StoreOption = DEFAULT_STORE,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Write the plan of a method with its provenance, and print its cost."""
     from bench.library.compressing import decide
+    from bench.library.opening import open_checkpoint
     from bench.store.store import write_json
 
     configured = parse_method(f"{method}:{','.join(knobs)}").configured()
     with bar("calibrate") as progress:
-        decision = decide(model, configured, calibration=given, store=store, progress=progress)
+        opened = open_checkpoint(model, trust_remote_code=trust_remote_code)
+        decision = decide(opened, configured, calibration=given, store=store, progress=progress)
     made = decision.plan
     write_json(out, {**made.document(), "provenance": {**decision.provenance, "model": decision.checkpoint.name}})
     console().print(f"{out}: plan {made.digest[:12]}, stages {', '.join(sorted(made.stages)) or 'none'}")

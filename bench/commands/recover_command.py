@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.commands.options import DEFAULT_STORE, Model, StoreOption
+from bench.commands.options import DEFAULT_STORE, Model, StoreOption, TrustOption
 from bench.commands.printing import console
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.settings.recovery import RecoverySettings
@@ -33,13 +33,22 @@ def recover(
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; options given here win")] = None,
     teacher: Annotated[str | None, typer.Option(help="the uncompressed model, for the two distillations")] = None,
     store: StoreOption = DEFAULT_STORE,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Read the settings, and train."""
-    recover_from_command_line(model, given, config=config, teacher=teacher, store=store)
+    recover_from_command_line(
+        model, given, config=config, teacher=teacher, store=store, trust_remote_code=trust_remote_code
+    )
 
 
 def recover_from_command_line(
-    path: str, given: Mapping[str, Any], *, config: Path | None, teacher: str | None, store: Path
+    path: str,
+    given: Mapping[str, Any],
+    *,
+    config: Path | None,
+    teacher: str | None,
+    store: Path,
+    trust_remote_code: bool = False,
 ) -> Recovered:
     """Recover a checkpoint and print what it took.
 
@@ -49,6 +58,7 @@ def recover_from_command_line(
         config: YAML file of settings.
         teacher: the uncompressed checkpoint; None where the kind reads none.
         store: store that the result goes to.
+        trust_remote_code: whether the tokenizer may run Python code that lies in ``path``.
     """
     from bench.recovery.recover import recover as train
 
@@ -56,7 +66,14 @@ def recover_from_command_line(
     document |= {name: value for name, value in given.items() if value is not None}
     settings = validated(document, RecoverySettings, str(config or "options"))
     with loss_bar(settings.kind) as progress:
-        done = train(path, settings, teacher=teacher, store_folder=store, progress=progress)
+        done = train(
+            path,
+            settings,
+            teacher=teacher,
+            store_folder=store,
+            progress=progress,
+            trust_remote_code=trust_remote_code,
+        )
     console().print(f"wrote {done.path}", soft_wrap=True)
     console().print(
         f"{settings.kind}: {done.steps} steps on {done.tokens:,} tokens of {done.corpus}, {done.trained_parameters:,} weights "

@@ -14,7 +14,7 @@ from bench.settings.run_settings import RunConfig
 from bench.settings.stage_settings import CalibrationConfig, EvaluationConfig
 from bench.settings.strict import read_settings, validated
 
-_CALIBRATION = ("corpus", "sequences", "length", "seed", "bos", "propagation", "device")
+_CALIBRATION = ("corpus", "sequences", "length", "seed", "bos", "answers_only", "propagation", "device")
 _EVALUATION = ("tasks", "include_path", "limit", "num_fewshot", "max_length", "batch_size", "dtype")
 
 KEPT = "finished statistics, checkpoints, scores and timings are kept in the store; the same command goes on from there"
@@ -22,7 +22,7 @@ KEPT = "finished statistics, checkpoints, scores and timings are kept in the sto
 
 
 @with_settings(
-    Part(RunConfig, ("model", "revision", "group", "target")),
+    Part(RunConfig, ("model", "revision", "trust_remote_code", "group", "target")),
     Part(EvaluationConfig, ("device",), "evaluation"),  # of both; described by the wider of the two texts
     Part(CalibrationConfig, _CALIBRATION, "calibration", panel="Calibration"),
     Part(EvaluationConfig, _EVALUATION, "evaluation", panel="Evaluation"),

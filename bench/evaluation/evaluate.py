@@ -6,8 +6,10 @@ lm-eval's own response cache is not used: its key does not hold the model.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +25,7 @@ from bench.evaluation.quiet import quiet_lm_eval
 from bench.evaluation.scores import group_scores, task_scores
 from bench.evaluation.tasks import LoadedTask, check_tasks, load_tasks
 from bench.records.record import Score
-from bench.store.store import digest_of, write_json
+from bench.store.store import checksum, digest_of, write_json
 from bench.store.versions import versions
 from methods.framework.errors import EvaluationError
 
@@ -101,7 +103,7 @@ def evaluate(
             found = _run(model, tokenizer, tokens, leaf, digest, batch_size, max_length, seed, progress)
             if file:
                 value = {"scores": [one.model_dump() for one in found[0]], "items": [asdict(one) for one in found[1]]}
-                write_json(file, {"key": key, "value": value})
+                write_json(file, {"key": key, "value": value, "sha256": checksum(value)})
         scores[name] = found[0]
         items += found[1]
     flat = [score for part in scores.values() for score in part]
@@ -166,6 +168,8 @@ def _recall(file: Path, key: Mapping[str, Any]) -> tuple[list[Score], list[Items
         if document["key"] != key:
             return None
         value = document["value"]
+        if document["sha256"] != checksum(value):
+            return None
         return [Score(**one) for one in value["scores"]], [items_from(one) for one in value["items"]]
     except (OSError, ValueError, KeyError, TypeError, ValidationError):
         return None
@@ -175,7 +179,15 @@ def _tokenizer_digest(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     special = sorted((key, str(value)) for key, value in tokenizer.special_tokens_map.items())
-    return hashlib.sha256(f"{text}{special}".encode()).hexdigest()
+    return hashlib.sha256(f"{text}{special}{_own_code(type(tokenizer))}".encode()).hexdigest()
+
+
+def _own_code(kind: type) -> str:
+    """Return the text of the files that define a class and its ancestors outside of libraries, as models bring them along."""
+    modules = [
+        sys.modules[one.__module__] for one in kind.__mro__ if one.__module__.startswith("transformers_modules.")
+    ]
+    return "".join(inspect.getsource(module) for module in modules)
 
 
 @contextmanager

@@ -16,6 +16,23 @@ _LOG = logging.getLogger("moebench.evaluation")
 Pair = tuple[Any, list[int], list[int]]  # the request, context tokens, continuation tokens
 
 
+_NONSENSE = (
+    "its outputs are not finite, so no score of it means anything. Its weights hold NaN or infinities, or overflow in this "
+    "dtype; fetch the checkpoint again, or evaluate in float32"
+)
+
+
+def _refuse_nonsense(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Return the scores of the next token, of which some may be barred (minus infinity).
+
+    Raises:
+        EvaluationError: one is NaN or plus infinity; the token that is chosen would mean nothing.
+    """
+    if torch.isnan(scores).any() or torch.isposinf(scores).any():
+        raise EvaluationError(f"the model writes a text: {_NONSENSE}")
+    return scores
+
+
 class LiveModel(HFLM):  # type: ignore[misc]  # lm_eval is untyped
     """HFLM around a live model.
 
@@ -71,6 +88,12 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         answers: list[str] = super().generate_until(requests, disable_tqdm=True)
         self._done(len(requests))
         return answers
+
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **settings: Any) -> torch.Tensor:
+        answer: torch.Tensor = super()._model_generate(
+            context, max_length, stop, logits_processor=[_refuse_nonsense], **settings
+        )
+        return answer
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Pair], disable_tqdm: bool = True, override_bs: int | None = None
@@ -131,10 +154,6 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         pairs = zip(torch.stack(sums).tolist(), torch.stack(greedy).tolist(), strict=True)
         for row, (total, same) in zip(owners, pairs, strict=True):
             if not math.isfinite(total):
-                raise EvaluationError(
-                    f"the model's log-likelihood of a text is {total}: its outputs are not finite, so no score of it means "
-                    "anything. Its weights hold NaN or infinities, or overflow in this dtype; fetch the checkpoint again, or "
-                    "evaluate in float32"
-                )
+                raise EvaluationError(f"the model's log-likelihood of a text is {total}: {_NONSENSE}")
             answers[row].append((total, bool(same)))
         return answers

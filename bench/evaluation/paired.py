@@ -8,9 +8,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import binomtest, norm, t
+from scipy.stats import binomtest
 
 from bench.evaluation.items import Items, corpus_score
+from bench.evaluation.resampled import Z, adjusted_wald, expanded_bootstrap, hull, influences, skewness_corrected
 from bench.records.record import Paired, Score
 from methods.framework.errors import EvaluationError
 
@@ -24,13 +25,12 @@ def compare(base: Items, other: Items, *, seed: int = 0, resamples: int = 10_000
     the two differ, b and c, the count b is binomial(b + c, 1/2) if there is no difference; 1 where none differ. The interval
     leaves out 0 exactly where p < 0.05.
 
-    The interval of all other items is the expanded 95 % percentile bootstrap of score(other) - score(base): items are drawn with
-    replacement, the same draw for both models, and both scores are computed anew, perplexities from the drawn documents.
-    The levels are those that make up for the spread of n draws being that of n - 1 and for Student's t:
-    Phi(sqrt(n / (n - 1)) t(0.025, n - 1)) and one minus it. Means of values between 0 and 1 also get the adjusted Wald
-    interval, with half an item of difference +1, half of -1 and one of 0 added as for 0/1 items, and the hull of the
-    two is taken: few items of which hardly any changed say little, and a bootstrap of them says too much. Their p-value is
-    twice the smaller share of bootstrap differences on either side of zero, (count + 1) / (resamples + 1), at most 1.
+    The interval of all other items is the hull of two: the expanded 95 % percentile bootstrap of score(other) - score(base),
+    items drawn with replacement, the same draw for both models, and both scores computed anew, perplexities from the drawn
+    documents; and Student's interval of the difference with its skewness taken out, since no draw shows the rare document that
+    was not there. Means of values between 0 and 1 also get the adjusted Wald interval, with half an item of difference +1,
+    half of -1 and one of 0 added as for 0/1 items: few items of which hardly any changed say little, and a bootstrap of them
+    says too much. Their p-value is the largest of the p-values of these, so the hull too leaves out 0 exactly where p < 0.05.
 
     Args:
         base: items of the base.
@@ -40,8 +40,6 @@ def compare(base: Items, other: Items, *, seed: int = 0, resamples: int = 10_000
 
     Raises:
         EvaluationError: the two do not hold the same items of the same metric.
-
-    *Source*: expanded percentiles: Hesterberg, The American Statistician 69 (2015) 371, section 5.3.
     """
     _check_same(base, other)
     first, second = np.asarray(base.values), np.asarray(other.values)
@@ -55,33 +53,28 @@ def compare(base: Items, other: Items, *, seed: int = 0, resamples: int = 10_000
             difference=difference,
             low=low,
             high=high,
-            stderr=(wald[1] - wald[0]) / (2 * _Z),
+            stderr=(wald[1] - wald[0]) / (2 * Z),
             p=mcnemar(won, lost),
             test="mcnemar",
             interval="score",
         )
     differences = _bootstrap(base, first, second, weights, seed, resamples)
-    # An infinite perplexity gives inf - inf; such draws say nothing and the interval is what the others say.
-    finite = differences[~np.isnan(differences)]
-    if len(finite):
-        level = _expanded_level(len(first))
-        # Without interpolation, which between two infinities gives no number.
-        low = float(np.quantile(finite, level, method="lower"))
-        high = float(np.quantile(finite, 1 - level, method="higher"))
-    else:
-        low = high = difference
+    with np.errstate(invalid="ignore"):  # infinite perplexities of both have no difference of influences
+        moves = influences(base.statistic, second, weights) - influences(base.statistic, first, weights)
+    spans = [expanded_bootstrap(differences, len(first))]
+    if (corrected := skewness_corrected(difference, moves)) is not None:
+        spans.append(corrected)
     if base.statistic == "mean" and min(first.min(), second.min()) >= 0 and max(first.max(), second.max()) <= 1:
-        ends = _adjusted_wald(second - first, weights)
-        low, high = min(low, ends[0]), max(high, ends[1])
-    side = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
+        spans.append(adjusted_wald(second - first, weights))
+    found = hull(spans)
     return Paired(
         difference=difference,
-        low=low,
-        high=high,
+        low=found.low,
+        high=found.high,
         stderr=_spread(differences, len(first)),
-        p=min(1.0, 2.0 * (side + 1) / (resamples + 1)),
+        p=found.p,
         test="bootstrap",
-        interval="bootstrap",
+        interval="joined",
     )
 
 
@@ -122,12 +115,9 @@ def binary_interval(won: int, lost: int, items: int) -> tuple[float, float]:
     return float(min(low for low, _ in ends)), float(max(high for _, high in ends))
 
 
-_Z = float(norm.ppf(0.975))
-
-
 def _wald(won: float, lost: float, items: float) -> tuple[float, float]:
     middle = (won - lost) / items
-    half = _Z * math.sqrt(((won + lost) / items - middle**2) / items)
+    half = Z * math.sqrt(((won + lost) / items - middle**2) / items)
     return middle - half, middle + half
 
 
@@ -149,14 +139,14 @@ def _score_interval(won: int, lost: int, items: int) -> tuple[float, float]:
     middle = (won - lost) / items
 
     def end(far: float, wanted: float) -> float:
-        if abs(statistic(far)) <= _Z:
+        if abs(statistic(far)) <= Z:
             return far
         return float(brentq(lambda difference: max(-1e6, min(1e6, statistic(difference))) - wanted, far, middle))
 
     edge = 1.0 - 1e-12
     return (
-        -1.0 if middle == -1.0 else end(-edge, _Z),
-        1.0 if middle == 1.0 else end(edge, -_Z),
+        -1.0 if middle == -1.0 else end(-edge, Z),
+        1.0 if middle == 1.0 else end(edge, -Z),
     )
 
 
@@ -165,25 +155,6 @@ def _spread(differences: NDArray[np.float64], items: int) -> float | None:
     if items < 2 or not np.isfinite(differences).all():
         return None
     return float(differences.std() * math.sqrt(items / (items - 1)))
-
-
-def _expanded_level(items: int) -> float:
-    """Return the lower level of the expanded percentile bootstrap of so many items."""
-    if items < 2:
-        return 0.0
-    return float(norm.cdf(math.sqrt(items / (items - 1)) * t.ppf(0.025, items - 1)))
-
-
-def _adjusted_wald(differences: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the 95 % normal interval of a weighted mean after half an item of +1, half of -1 and one of 0 are added."""
-    share = weights / weights.sum() * len(weights)
-    total = len(weights) + 2.0
-    middle = float((share * differences).sum()) / total
-    square = (float((share * differences**2).sum()) + 1.0) / total - middle**2
-    # Unequal weights leave fewer items in effect.
-    effective = total / float((share**2).mean())
-    half = _Z * math.sqrt(max(square, 0.0) / effective)
-    return middle - half, middle + half
 
 
 def pair_scores(

@@ -212,9 +212,9 @@ def _relabelled_inside(plan: LayerPlan, label: NDArray[np.int64]) -> dict[str, A
     if rank is not None:
         base = rank.base
         if base is not None:
-            pairs = sorted((int(label[m]), w) for m, w in zip(base.members, base.weights, strict=True))
-            members, weights = zip(*pairs, strict=True)
-            base = base.model_copy(update={"members": members, "weights": weights})
+            called = [int(label[member]) for member in base.members]
+            weights = tuple(base.weights[place] for place in np.argsort(called)) if base.weights else ()
+            base = base.model_copy(update={"members": tuple(sorted(called)), "weights": weights})
         rank = rank.model_copy(update={"ranks": tuple(rank.ranks[i] for i in order), "base": base})
     return {
         "channels": None if channels is None else tuple(channels[i] for i in order),
@@ -229,7 +229,7 @@ def _close(one: LayerPlan, other: LayerPlan) -> bool:
     """Return whether two plans agree, weights of merges and bases up to rounding (sums over experts run in another order)."""
     bases = [plan.rank.base for plan in (one, other) if plan.rank is not None and plan.rank.base is not None]
     if len(bases) == 2:
-        if bases[0].members != bases[1].members or not np.allclose(
+        if (bases[0].members, bases[0].kernel) != (bases[1].members, bases[1].kernel) or not np.allclose(
             bases[0].weights, bases[1].weights, rtol=1e-9, atol=1e-12
         ):
             return False

@@ -35,8 +35,8 @@ def calibrate(
         needs: names of statistics; None for the whole catalogue.
         store: folder whose cache is read and written.
         progress: called after each decoder layer, with layers done and in all.
-        settings: further fields of ``CalibrationConfig``: ``sequences``, ``length``, ``seed``, ``bos``, ``device``,
-            ``sampled_tokens``.
+        settings: further fields of ``CalibrationConfig``: ``sequences``, ``length``, ``seed``, ``bos``, ``answers_only``,
+            ``device``, ``sampled_tokens``.
 
     Raises:
         ConfigError: an unknown setting or statistic (with the closest match), or a corpus that cannot be read.
@@ -46,7 +46,7 @@ def calibrate(
     name = corpus.name if isinstance(corpus, Corpus) else corpus
     config = validated({**settings, "corpus": name}, CalibrationConfig, "calibrate")
     if not isinstance(corpus, Corpus):
-        corpus = parse(corpus, opened, config.sequences, config.length, config.seed, config.bos)
+        corpus = parse(corpus, opened, config.sequences, config.length, config.seed, config.bos, config.answers_only)
     return measure(
         opened,
         corpus,

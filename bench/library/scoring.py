@@ -39,4 +39,5 @@ def evaluate(
     opened, where = open_checkpoint(checkpoint), Store(Path(store))
     names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
     config = validated({**settings, "tasks": names}, EvaluationConfig, "evaluate").expanded(where.root)
-    return evaluate_checkpoint(opened.path, opened.content, config, where, progress).scores
+    trusted = opened.trust_remote_code
+    return evaluate_checkpoint(opened.path, opened.content, config, where, progress, trusted).scores

@@ -89,14 +89,14 @@ def _check_generation_settings(folder: Path) -> None:
         an_object(read_json(file, CheckpointError, remedy, infinite=True), str(file), CheckpointError, remedy)
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a checkpoint.
+def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a checkpoint, which may run Python code of its own where ``trust_remote_code`` says so.
 
     Raises:
-        CheckpointError: it has none that transformers can load as it is.
+        CheckpointError: it has none that transformers can load as it is, or none without code of its own.
     """
     folder, _ = local_folder(path)
-    return cast(PreTrainedTokenizerBase, open_tokenizer(folder))
+    return cast(PreTrainedTokenizerBase, open_tokenizer(folder, trust_remote_code))
 
 
 def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:

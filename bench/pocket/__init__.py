@@ -11,7 +11,7 @@ from bench.pocket.task_files import TASKS, write_tasks
 
 __all__ = ["DOMAINS", "POCKET_MODELS", "TASKS", "corpus", "pocket_path", "write_tasks"]
 
-POCKET_MODELS: tuple[str, ...] = ("pocket-mixtral", "pocket-qwen2moe", "pocket-deepseek")
+POCKET_MODELS: tuple[str, ...] = ("pocket-mixtral", "pocket-qwen2moe", "pocket-deepseek", "pocket-upcycled")
 
 
 def pocket_path(name: str) -> Path:

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import DeepseekV2Config, MixtralConfig, PretrainedConfig, Qwen2MoeConfig
 
+from bench.pocket import POCKET_MODELS
+
 SHARED: dict[str, Any] = {
     "hidden_size": 128,
     "max_position_embeddings": 512,
@@ -37,7 +39,7 @@ def pocket_config(name: str, *, vocab_size: int, bos: int, eos: int, pad: int) -
         "eos_token_id": eos,
         "pad_token_id": pad,
     }
-    if name == "pocket-mixtral":
+    if name in ("pocket-mixtral", "pocket-upcycled"):
         return MixtralConfig(
             **SHARED,
             **tokens,
@@ -94,6 +96,4 @@ def pocket_config(name: str, *, vocab_size: int, bos: int, eos: int, pad: int) -
             v_head_dim=32,
             aux_loss_alpha=0.01,
         )
-    raise ValueError(
-        f"no pocket model is called {name!r}; the names are pocket-mixtral, pocket-qwen2moe, pocket-deepseek"
-    )
+    raise ValueError(f"no pocket model is called {name!r}; the names are {', '.join(POCKET_MODELS)}")

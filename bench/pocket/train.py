@@ -1,4 +1,4 @@
-"""Train one pocket model: ``python -m bench.pocket.train pocket-mixtral [--out DIR] [--seed 0]``."""
+"""Train a model whose experts each begin at random: ``python -m bench.pocket.train pocket-mixtral [--out DIR] [--seed 0]``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from bench.pocket import POCKET_MODELS, pocket_path
+from bench.pocket import pocket_path
 from bench.pocket.architectures import pocket_config
 from bench.pocket.balance import balance_loss, recorded
 from bench.pocket.language import DOMAIN_WEIGHTS, marked_windows
@@ -230,7 +230,7 @@ def train(name: str, out: Path, *, seed: int = 0, steps: int | None = None, item
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=POCKET_MODELS)
+    parser.add_argument("name", choices=tuple(RECIPES))
     parser.add_argument("--out", type=Path, help="folder of the checkpoint; by default the one inside the package")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)

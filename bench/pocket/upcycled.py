@@ -1,4 +1,4 @@
-"""Train a model whose experts share an ancestor: ``python -m bench.pocket.upcycled --out DIR [--seed 0] [--noise 0.02]``.
+"""Train a model whose experts share an ancestor: ``python -m bench.pocket.upcycled [--out DIR] [--seed 0] [--noise 0.02]``.
 
 A dense network learns first. It is copied into every expert, each copy with a little noise of its own, and the whole learns on
 with a router. The architecture and the number of steps are those of pocket-mixtral, whose experts each begin at random.
@@ -14,12 +14,16 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from bench.pocket import pocket_path
 from bench.pocket.architectures import pocket_config
 from bench.pocket.language.lexicon import BOUNDARY, PAD, vocabulary
 from bench.pocket.train import RECIPES, learn
 from bench.pocket.written import store
 
-ANCESTOR = "pocket-mixtral"
+NAME = "pocket-upcycled"
+LIKE = "pocket-mixtral"
+"""The model whose recipe is shared out."""
+
 DENSE_SHARE = 2 / 3
 """Share of the steps in which there is one network."""
 
@@ -27,7 +31,7 @@ DENSE_SHARE = 2 / 3
 def model_of(experts: int, seed: int) -> PreTrainedModel:
     """Return a model with random weights and ``experts`` experts a layer; one expert, always chosen, is a dense network."""
     ids = vocabulary()
-    config = pocket_config(ANCESTOR, vocab_size=len(ids), bos=ids[BOUNDARY], eos=ids[BOUNDARY], pad=ids[PAD])
+    config = pocket_config(NAME, vocab_size=len(ids), bos=ids[BOUNDARY], eos=ids[BOUNDARY], pad=ids[PAD])
     config.num_local_experts = experts
     config.num_experts_per_tok = min(config.num_experts_per_tok, experts)
     with torch.random.fork_rng(devices=[]):
@@ -69,14 +73,14 @@ def upcycled(dense: PreTrainedModel, experts: int, noise: float, seed: int) -> P
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--out", type=Path, default=pocket_path(NAME), help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--noise", type=float, default=0.02)
-    parser.add_argument("--steps", type=int, default=RECIPES[ANCESTOR].steps, help="of both parts together")
+    parser.add_argument("--steps", type=int, default=RECIPES[LIKE].steps, help="of both parts together")
     parser.add_argument("--items", type=int, default=200, help="questions a domain, on which the result is scored")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    first = replace(RECIPES[ANCESTOR], steps=round(DENSE_SHARE * arguments.steps))
+    first = replace(RECIPES[LIKE], steps=round(DENSE_SHARE * arguments.steps))
     second = replace(first, steps=arguments.steps - first.steps, short_share=0.0, binding_share=0.0)
     model = model_of(1, arguments.seed)
     *_, before = learn(model, first, arguments.seed)
@@ -84,7 +88,7 @@ def main() -> None:
     # Other text than the first part has read.
     *_, after = learn(model, second, arguments.seed + 1)
     facts = {
-        "model": "pocket-upcycled",
+        "model": NAME,
         "seed": arguments.seed,
         "noise": arguments.noise,
         "recipe": asdict(second),

@@ -1,6 +1,7 @@
 """Answers that were given before: in memory, and as files where a folder is named.
 
-A file's name is the digest of the question, with the model, the tokens and the code that answers; so it is never stale.
+A file's name is the digest of the question, with the model, the tokens and the code that answers; so it is never stale. It
+holds a checksum of its own arrays, so that one that was damaged since is computed again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bench.store.atomic import OTHER_CACHE, write_atomically
-from bench.store.store import digest_of
+from bench.store.store import checksum, digest_of
 from methods.framework.errors import StatsError
 from methods.framework.stats import Array
 
@@ -56,9 +57,11 @@ class Answers:
             return None
         try:
             document = json.loads(self._path(digest).read_text())
+            if document["sha256"] != checksum(document["arrays"]):
+                return None
             return {
                 name: np.array(array["values"], dtype=np.float64).reshape(array["shape"])
-                for name, array in document.items()
+                for name, array in document["arrays"].items()
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
@@ -66,9 +69,10 @@ class Answers:
     def _write(self, digest: str, answer: Answer) -> None:
         if self._folder is None or _size(answer) > FILE_BYTES:
             return
-        document = {
+        arrays = {
             name: {"shape": list(array.shape), "values": array.ravel().tolist()} for name, array in answer.items()
         }
+        document = {"sha256": checksum(arrays), "arrays": arrays}
         write_atomically(self._path(digest), json.dumps(document), StatsError, OTHER_CACHE)
 
     def _path(self, digest: str) -> Path:

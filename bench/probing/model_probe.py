@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bench.calibration.code_digest import PROBING, code_digest
-from bench.calibration.inputs import check_inputs, resolved_dtype, settings_of
+from bench.calibration.inputs import WHOLE_TEXT, check_inputs, resolved_dtype, settings_of
 from bench.probing.answers import Answer, Answers
 from bench.probing.decoder_layers import Layers
 from bench.probing.masked_model import MaskedModel
@@ -80,8 +80,11 @@ class ModelProbe:
         Raises:
             ConfigError: no window fits into ``tokens``.
             StatsError: the corpus does not fit the model.
+            RefusedError: only some tokens of the corpus count.
         """
         check_inputs(checkpoint.inventory, corpus, ())
+        if corpus.marks is not None:
+            raise RefusedError(f"a method that runs the model {WHOLE_TEXT}")
         self._checkpoint, self._inventory = checkpoint, checkpoint.inventory
         self.corpus = chosen(corpus, tokens)
         """The part of the corpus that is run."""

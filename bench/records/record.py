@@ -32,6 +32,9 @@ class ModelInfo(_Part):
     family: str = Field(description="key of the family file")
     revision: str | None = Field(default=None, description="hub commit, where it came from the hub")
     content: str = Field(description="digest of the checkpoint's files")
+    trust_remote_code: bool = Field(
+        default=False, description="whether its tokenizer was allowed to run code of its own"
+    )
 
 
 class CorpusInfo(_Part):
@@ -39,7 +42,10 @@ class CorpusInfo(_Part):
 
     name: str = Field(description="file, dataset or generator with its arguments")
     digest: str = Field(description="digest of the token ids")
-    tokens: int = Field(description="tokens measured")
+    tokens: int = Field(description="tokens that pass the model")
+    counted: int | None = Field(
+        default=None, description="of them, tokens of answers, which statistics count alone; None: statistics count all"
+    )
     sequences: int = Field(description="sequences measured")
     propagation: Literal["one_shot", "sequential"] = Field(description="hidden states: original, or after compression")
     opening: tuple[int, ...] = Field(default=(), description="token ids put at the start of every window")
@@ -72,6 +78,20 @@ class RatioInfo(_Part):
     )
 
 
+class SimilarityInfo(_Part):
+    """How alike the routed experts of one layer are, by one statistic that compares every two of them."""
+
+    statistic: str = Field(description="output_cka, output_cosine or weight_cka, see the catalogue of statistics")
+    layer: int = Field(description="decoder layer of the source")
+    experts: int = Field(description="routed experts of the layer")
+    mean: float = Field(description="mean over all pairs of two experts")
+    pairs: str | None = Field(
+        default=None,
+        description="hundredths of each pair, by spaces: experts 0 and 1, 0 and 2, ..., 1 and 2, ...; None where the layer has "
+        "more experts than a figure shows",
+    )
+
+
 class Paired(_Part):
     """Comparison with the base on the same items."""
 
@@ -84,9 +104,10 @@ class Paired(_Part):
     )
     p: float = Field(description="p-value of no difference: exact McNemar for 0/1 items, else paired bootstrap")
     test: Literal["mcnemar", "bootstrap"] = Field(description="which test gave p")
-    interval: Literal["score", "bootstrap", "percentile"] = Field(
+    interval: Literal["score", "joined", "bootstrap", "percentile"] = Field(
         default="percentile",
-        description="how the interval was made: for 0/1 items by score and adjusted Wald, for others by an expanded bootstrap; "
+        description="how the interval was made: for 0/1 items by score and adjusted Wald, for others (joined) by an expanded "
+        "bootstrap and a t interval without its skewness; bootstrap: the former alone, of earlier versions; "
         "percentile: by the plain bootstrap of earlier versions, too short for rare changes",
     )
 
@@ -273,6 +294,15 @@ class Record(_Part):
         description="experts that were made from their weights alone, since no calibration token reached them; None where no "
         "moments were asked for",
     )
+    similarity: tuple[SimilarityInfo, ...] = Field(
+        default=(),
+        description="of the source's experts, layer by layer, by each such statistic that the method reads; else empty",
+    )
+    groups: dict[int, tuple[int, ...]] = Field(
+        default={},
+        description="of each layer with merged experts: how many of the source's experts each expert stands for, descending",
+    )
+    replaced: int = Field(default=0, description="experts of the source that a constant vector stands for")
     target: TargetInfo | None = Field(default=None, description="None where none was asked for")
     recovery: RecoveryInfo | None = Field(default=None, description="training after compression; None: there was none")
     realisation: str | None = Field(default=None, description="how the compressed form was run for quality")

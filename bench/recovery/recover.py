@@ -72,6 +72,7 @@ def recover(
     store_folder: Path,
     save_every: int = 100,
     progress: Progress | None = None,
+    trust_remote_code: bool = False,
 ) -> Recovered:
     """Train the checkpoint in ``path`` and return where the result is and what it took.
 
@@ -86,13 +87,14 @@ def recover(
         store_folder: store that the result goes to.
         save_every: steps between two states on disk.
         progress: told the steps done and to do, and the loss.
+        trust_remote_code: whether the tokenizer may run Python code that lies in ``path``.
 
     Raises:
         RefusedError: there is no teacher, or one that does not fit, or nothing to train.
         ConfigError: the text is missing or too short, or the training runs away.
         CheckpointError: a checkpoint cannot be read, or the result not be written.
     """
-    checkpoint = Checkpoint.open(path)
+    checkpoint = Checkpoint.open(path, trust_remote_code=trust_remote_code)
     source = _teacher(checkpoint, settings, teacher)
     corpus = training_text(settings, checkpoint)
     document = read_plan_document(checkpoint)

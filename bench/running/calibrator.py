@@ -68,7 +68,13 @@ class Calibrator:
         if self._corpus is None:
             config = self._config
             self._corpus = parse(
-                config.corpus, self._checkpoint, config.sequences, config.length, config.seed, config.bos
+                config.corpus,
+                self._checkpoint,
+                config.sequences,
+                config.length,
+                config.seed,
+                config.bos,
+                config.answers_only,
             )
         return self._corpus
 
@@ -76,15 +82,18 @@ class Calibrator:
         """Refuse what is known not to work before anything is measured.
 
         Raises:
-            RefusedError: sequential propagation for a method that does not decide layer by layer.
+            RefusedError: sequential propagation for a method that does not decide layer by layer, or a method that runs the
+                model where only some tokens count.
             MoebenchError: ``needs`` cannot be measured on this model and corpus.
         """
-        from bench.calibration.inputs import check_inputs
+        from bench.calibration.inputs import WHOLE_TEXT, check_inputs
 
         corpus = self.corpus_for(method)
         check_inputs(self._checkpoint.inventory, corpus, needs)
         if corpus is not None:
             self._check_propagation(method)
+        if corpus is not None and corpus.marks is not None and method.probing:
+            raise RefusedError(f"{method.name} {WHOLE_TEXT}")
 
     def _check_propagation(self, method: Measured) -> None:
         if self._config.propagation == "one_shot":

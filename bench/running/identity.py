@@ -32,8 +32,8 @@ from methods.framework.stats import CATALOGUE
 SCHEMA = 2
 
 
-_SAID = {"name", "opening", "sources"}
-"""Fields of a corpus that say how it came to be; the digest of its tokens says what it is."""
+_SAID = {"name", "opening", "sources", "counted"}
+"""Fields of a corpus that say how it came to be; the digest of its tokens, and of which of them count, says what it is."""
 
 
 def shared_key(config: RunConfig, content: str, tasks: Mapping[str, str], root: Path = ROOT) -> dict[str, Any]:
@@ -57,6 +57,8 @@ def shared_key(config: RunConfig, content: str, tasks: Mapping[str, str], root: 
         "versions": versions(),
         "code": code_digest(EVALUATING, root),
     }
+    if config.trust_remote_code:
+        key["trust_remote_code"] = True  # the code itself is part of the content
     if config.timing.enabled:
         timed = engine_named(config.timing.engine) if config.timing.engine else engine_here()
         key["timed by"] = timing_conditions(timed.distributions)

@@ -105,7 +105,8 @@ class Recipe:
                 path = write_checkpoint(
                     checkpoint, plan, store, {"recipe": self.title}, Stats(moments), calibrator.device
                 )
-                here = calibrator.on(Checkpoint.open(path), step.method.measured)
+                made = Checkpoint.open(path, trust_remote_code=checkpoint.trust_remote_code)
+                here = calibrator.on(made, step.method.measured)
             stats = here.stats_for(step.method) if anew else source.restricted(plan)
             if anew and (twice := sorted(set(moments) & step.method.moments)):
                 raise RefusedError(

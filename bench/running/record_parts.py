@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from bench.records.record import CostInfo, RatioInfo, RecoveryInfo
+import numpy as np
+
+from bench.records.record import CostInfo, RatioInfo, RecoveryInfo, SimilarityInfo
 from bench.settings.recovery import RecoverySettings
 from methods.framework.cost import Cost, cost, cost_of, ratios, zeros
 from methods.framework.inventory import Inventory
 from methods.framework.plan import Plan
+from methods.framework.stats import Array, Stats
 
 if TYPE_CHECKING:
     from bench.recovery.recover import Recovered
@@ -25,6 +28,47 @@ def ratio_info(plan: Plan, inventory: Inventory) -> RatioInfo:
     after = cost(plan, inventory)
     share = zeros(plan, inventory) / after.routed_parameters if after.routed_parameters else 0.0
     return RatioInfo(**asdict(ratios(cost_of(inventory), after)), zeros=share)
+
+
+SIMILARITIES = ("output_cka", "output_cosine", "weight_cka")
+"""Statistics that compare every two experts of a layer, on a scale that ends at 1."""
+
+SHOWN_EXPERTS = 64
+"""Experts of a layer up to which a record keeps every pair, not the mean alone."""
+
+
+def similarity_info(stats: Stats, inventory: Inventory, measured: frozenset[str]) -> tuple[SimilarityInfo, ...]:
+    """Return how alike the experts of each layer are as parts of a record.
+
+    Args:
+        stats: measured on the source.
+        inventory: the source.
+        measured: names of the statistics that belong to the row; ``stats`` may hold those of other rows, too.
+    """
+    return tuple(
+        _similarity(name, layer, np.asarray(stats.layer(name, layer), dtype=np.float64))
+        for name in SIMILARITIES
+        if name in measured
+        for layer in inventory.moe_layers
+        if inventory.layers[layer].experts > 1
+    )
+
+
+def _similarity(name: str, layer: int, value_EE: Array) -> SimilarityInfo:
+    experts = len(value_EE)
+    pairs = (value_EE + value_EE.T)[np.triu_indices(experts, 1)] / 2.0
+    text = " ".join(str(round(100 * float(pair))) for pair in pairs) if experts <= SHOWN_EXPERTS else None
+    return SimilarityInfo(statistic=name, layer=layer, experts=experts, mean=round(float(pairs.mean()), 6), pairs=text)
+
+
+def group_sizes(plan: Plan) -> dict[int, tuple[int, ...]]:
+    """Return, for each layer with merged experts, how many of the source's experts each expert stands for, descending."""
+    sizes = {}
+    for layer, what in enumerate(plan.layers):
+        if what.merges:
+            alone = len(what.experts or ()) - len(what.merges)
+            sizes[layer] = tuple(sorted([*(len(merge.members) for merge in what.merges), *[1] * alone], reverse=True))
+    return sizes
 
 
 def realisation(plan: Plan | None) -> str:

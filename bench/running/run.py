@@ -33,7 +33,7 @@ from bench.running.calibrator import Calibrator
 from bench.running.identity import own_key, shared_key
 from bench.running.planned import Compression, Planned
 from bench.running.recipe import Recipe
-from bench.running.record_parts import cost_info, ratio_info, realisation, recovery_info
+from bench.running.record_parts import cost_info, group_sizes, ratio_info, realisation, recovery_info, similarity_info
 from bench.running.stages import (
     evaluate_checkpoint,
     recover_checkpoint,
@@ -91,7 +91,7 @@ class Run:
         trained_on = [one.device for one in recoveries if one is not None]
         for name in (config.calibration.device, config.evaluation.device, *trained_on):
             resolved_device(name)  # also where every record is there already: who asks for one expects it to be used
-        self.checkpoint = Checkpoint.open(config.model, config.revision)
+        self.checkpoint = Checkpoint.open(config.model, config.revision, config.trust_remote_code)
         methods += [Planned.read(path, self.checkpoint.inventory) for path in config.plans]
         recoveries += [config.recovery] * len(config.plans)
         self.base = Subject(None)
@@ -158,6 +158,7 @@ class Run:
                 name=corpus.name,
                 digest=corpus.digest,
                 tokens=corpus.tokens,
+                counted=None if corpus.marks is None else corpus.counted,
                 sequences=len(corpus.windows),
                 propagation=self.config.calibration.propagation,
                 opening=corpus.opening,
@@ -216,6 +217,8 @@ class Run:
             else:
                 probe = self.calibrator.probe_for(subject.method)
                 subject.plan = subject.method.plan(self.checkpoint.inventory, stats, probe)
+                if self.config.calibration.propagation == "one_shot":
+                    subject.similarity = similarity_info(stats, self.checkpoint.inventory, subject.method.measured)
         self._check_target(subject, subject.plan)
         provenance = subject.provenance
         write_json(
@@ -259,6 +262,7 @@ class Run:
                 self.checkpoint.path,
                 self.store,
                 lambda done, total, loss: self.report(subject, f"recover {done}/{total} loss {loss:.3f}"),
+                self.checkpoint.trust_remote_code,
             )
             subject.path = subject.recovered.path
             subject.content = Checkpoint.open(subject.path).content
@@ -278,6 +282,7 @@ class Run:
                 self.config.evaluation,
                 self.store,
                 lambda task, done, total: self.report(subject, f"evaluate {task} {done}/{total}"),
+                self.checkpoint.trust_remote_code,
             )
 
     def _time(self, todo: Sequence[Subject]) -> None:
@@ -326,6 +331,7 @@ class Run:
                 family=checkpoint.inventory.family,
                 revision=checkpoint.revision,
                 content=checkpoint.content,
+                trust_remote_code=checkpoint.trust_remote_code,
             ),
             corpus=subject.corpus,
             method=method.name if method else None,
@@ -337,6 +343,9 @@ class Run:
             cost=cost_info(after) if after else None,
             ratios=ratio_info(plan, checkpoint.inventory) if plan else None,
             cold_experts=subject.cold,
+            similarity=subject.similarity,
+            groups=group_sizes(plan) if plan else {},
+            replaced=sum(len(layer.constants) for layer in plan.layers) if plan else 0,
             target=subject.target,
             recovery=recovery_info(subject.recovery, subject.recovered),
             realisation=realisation(plan) if subject.evaluation else None,

@@ -83,6 +83,7 @@ def recover_checkpoint(
     teacher: Path,
     store: Store,
     progress: Callable[[int, int, float], None] | None = None,
+    trust_remote_code: bool = False,
 ) -> Recovered:
     """Train the checkpoint in ``path``, or find what the same training gave before.
 
@@ -92,15 +93,28 @@ def recover_checkpoint(
         teacher: folder of the uncompressed model; read where the training learns from it.
         store: keeps what was trained.
         progress: told the steps done and to do, and the loss.
+        trust_remote_code: whether the tokenizer may run Python code that lies in ``path``.
     """
     from bench.recovery.recover import recover
 
     needed = teacher if settings.needs_teacher else None
-    return recover(path, settings, teacher=needed, store_folder=store.root, progress=progress)
+    return recover(
+        path,
+        settings,
+        teacher=needed,
+        store_folder=store.root,
+        progress=progress,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def evaluate_checkpoint(
-    path: Path, content: str, config: EvaluationConfig, store: Store, progress: Any = None
+    path: Path,
+    content: str,
+    config: EvaluationConfig,
+    store: Store,
+    progress: Any = None,
+    trust_remote_code: bool = False,
 ) -> Evaluation:
     """Score the checkpoint in ``path`` on the configured tasks.
 
@@ -110,6 +124,7 @@ def evaluate_checkpoint(
         config: tasks and how they are scored.
         store: keeps finished tasks.
         progress: called with task, requests done and requests in all.
+        trust_remote_code: whether the tokenizer may run Python code that lies in ``path``.
     """
     import torch
 
@@ -118,7 +133,7 @@ def evaluate_checkpoint(
     model = load_model(path, dtype=getattr(torch, config.dtype)).to(resolved_device(config.device))
     return evaluate(
         model,
-        load_tokenizer(path),
+        load_tokenizer(path, trust_remote_code),
         config.tasks,
         include_path=config.include_path,
         limit=config.limit,

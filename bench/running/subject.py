@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.evaluation.evaluate import Evaluation
-from bench.records.record import CorpusInfo, Record, Status, TargetInfo, Timing
+from bench.records.record import CorpusInfo, Record, SimilarityInfo, Status, TargetInfo, Timing
 from bench.running.planned import Compression, Planned
 from bench.running.stages import Clock
 from bench.settings.recovery import RecoverySettings
@@ -29,6 +29,7 @@ class Subject:
     recovery: RecoverySettings | None = None
     recovered: Recovered | None = None
     cold: int | None = None
+    similarity: tuple[SimilarityInfo, ...] = ()
     target: TargetInfo | None = None
     id: str = ""
     attempt: int = 1

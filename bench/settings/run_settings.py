@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
 from bench.settings.method_settings import MethodConfig, RecipeConfig
 from bench.settings.recovery import RecoverySettings
-from bench.settings.stage_settings import CalibrationConfig, EvaluationConfig
-from bench.settings.strict import Strict
+from bench.settings.stage_settings import TRUST, CalibrationConfig, EvaluationConfig
+from bench.settings.strict import Extended
 from bench.settings.timing_settings import TimingConfig
 
 
-class RunConfig(Strict):
+class RunConfig(Extended):
     """Everything that determines the results of ``moebench run``."""
+
+    later: ClassVar[tuple[str, ...]] = ("trust_remote_code",)
 
     model: str = Field(description="folder, hub id or pocket model")
     revision: str | None = Field(default=None, description="hub revision")
+    trust_remote_code: bool = Field(default=False, description=TRUST)
     methods: tuple[MethodConfig, ...] = ()
     recipes: tuple[RecipeConfig, ...] = ()
     plans: tuple[Path, ...] = Field(

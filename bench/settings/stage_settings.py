@@ -12,6 +12,8 @@ from bench.settings.strict import Extended, Strict
 
 Bos = Literal["as evaluated", "always", "never"]
 """When a window of text begins with the tokenizer's beginning of a sequence."""
+TRUST = "let the tokenizer run Python code that lies beside the weights"
+"""What ``trust_remote_code`` does, in every place where it is a setting."""
 POCKET = "pocket"
 """Name of a task list: all tasks of the pocket language."""
 
@@ -19,7 +21,7 @@ POCKET = "pocket"
 class CalibrationConfig(Extended):
     """What statistics are measured on."""
 
-    later: ClassVar[tuple[str, ...]] = ("device", "bos")
+    later: ClassVar[tuple[str, ...]] = ("device", "bos", "answers_only")
 
     corpus: CorpusLine = Field(
         default="pocket",
@@ -31,6 +33,9 @@ class CalibrationConfig(Extended):
     bos: Bos = Field(
         default="as evaluated",
         description="beginning-of-sequence token at the start of each window; as evaluation adds it",
+    )
+    answers_only: bool = Field(
+        default=False, description="count tokens of answers alone, as the chat template marks them; conversations only"
     )
     propagation: Literal["one_shot", "sequential"] = Field(default="one_shot", description="hidden states measured on")
     sampled_tokens: int = Field(

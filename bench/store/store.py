@@ -25,6 +25,11 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def checksum(value: Any) -> str:
+    """Return the SHA-256 (hexadecimal) of ``value`` as JSON, NaN and infinities included, to notice damage to a file."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` to ``path`` in one atomic step, keys sorted.
 
@@ -58,7 +63,7 @@ class Store:
         if not isinstance(document, dict) or document.get("key") != json.loads(json.dumps(key)):
             return None
         value = document.get("value")
-        return value if isinstance(value, dict) else None
+        return value if isinstance(value, dict) and document.get("sha256") == checksum(value) else None
 
     def remember(self, kind: str, key: Mapping[str, Any], value: Mapping[str, Any]) -> None:
         """Cache ``value`` for these inputs; the inputs are stored beside it and compared on recall.
@@ -68,7 +73,7 @@ class Store:
             key: everything that the value depends on, as JSON values.
             value: JSON values.
         """
-        write_json(self._cache_file(kind, key), {"key": key, "value": value})
+        write_json(self._cache_file(kind, key), {"key": key, "value": value, "sha256": checksum(value)})
 
     def _cache_file(self, kind: str, key: Mapping[str, Any]) -> Path:
         return self.cache / kind / f"{digest_of(key)[:32]}.json"

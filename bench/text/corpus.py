@@ -14,6 +14,7 @@ import numpy as np
 
 from bench.settings.mixture import shares_of, windows_of
 from bench.settings.stage_settings import Bos
+from bench.text.cutting import Marked, opened, packed
 from bench.text.encoder import MASKS, Encoder
 from methods.framework.errors import ConfigError, UnknownNameError
 from methods.framework.outside import parse_json, read_text
@@ -44,6 +45,7 @@ class Corpus:
         tokens: number of ids in all windows.
         opening: ids that were put at the start of every window, as evaluation puts them there.
         sources: of a mixture, each source with the number of its windows.
+        marks: for each window, which of its tokens statistics count; None: all. They are part of the digest.
     """
 
     name: str
@@ -52,13 +54,29 @@ class Corpus:
     tokens: int
     opening: tuple[int, ...] = ()
     sources: tuple[tuple[str, int], ...] = ()
+    marks: tuple[tuple[bool, ...], ...] | None = None
+
+    @property
+    def counted(self) -> int:
+        """Number of ids that statistics count."""
+        return self.tokens if self.marks is None else sum(map(sum, self.marks))
 
     @classmethod
-    def of(cls, windows: Iterable[Sequence[int]], name: str = "token ids") -> Corpus:
+    def of(
+        cls,
+        windows: Iterable[Sequence[int]],
+        name: str = "token ids",
+        marks: Iterable[Sequence[bool]] | None = None,
+    ) -> Corpus:
         """Return the corpus of these windows; rows of a tensor or array will do.
 
+        Args:
+            windows: token ids of each sequence.
+            name: how it was asked for.
+            marks: for each window, which of its tokens statistics count; None: all.
+
         Raises:
-            ConfigError: no window, an empty one, or an id that is not a non-negative whole number.
+            ConfigError: no window, an empty one, an id that is not a non-negative whole number, or marks that do not fit.
         """
         kept: list[tuple[int, ...]] = []
         hasher = hashlib.sha256()
@@ -76,11 +94,27 @@ class Corpus:
             kept.append(tuple(row.tolist()))
         if not kept:
             raise ConfigError(f"corpus {name} holds no tokens")
-        return cls(name, tuple(kept), hasher.hexdigest(), sum(map(len, kept)))
+        corpus = cls(name, tuple(kept), hasher.hexdigest(), sum(map(len, kept)))
+        return corpus if marks is None else corpus._counting(tuple(tuple(map(bool, row)) for row in marks))
+
+    def _counting(self, marks: tuple[tuple[bool, ...], ...]) -> Corpus:
+        """Return this text with ``marks``."""
+        if [len(row) for row in marks] != [len(window) for window in self.windows]:
+            raise ConfigError(f"corpus {self.name}: marks of the tokens that count do not fit its windows one by one")
+        if not any(map(any, marks)):
+            raise ConfigError(f"corpus {self.name}: no token of its windows counts; add windows, or count every token")
+        digest = hashlib.sha256(f"{self.digest} of which count ".encode() + b"".join(map(bytes, marks))).hexdigest()
+        return replace(self, digest=digest, marks=marks)
 
 
 def parse(
-    spec: str, checkpoint: Checkpoint, sequences: int, length: int, seed: int = 0, bos: Bos = "as evaluated"
+    spec: str,
+    checkpoint: Checkpoint,
+    sequences: int,
+    length: int,
+    seed: int = 0,
+    bos: Bos = "as evaluated",
+    answers_only: bool = False,
 ) -> Corpus:
     """Return the corpus that ``spec`` names.
 
@@ -94,6 +128,7 @@ def parse(
             gets it in front and keeps all of its own.
         seed: chooses the windows where a source has more than are wanted.
         bos: whether windows begin with the tokenizer's beginning of a sequence.
+        answers_only: whether only tokens of answers count, as the chat template marks them; all sources are conversations.
 
     Raises:
         ConfigError: a source is missing, unreadable, too short, or does not fit the model.
@@ -105,10 +140,12 @@ def parse(
         raise ConfigError(
             f"windows of {length} tokens hold nothing beside the {len(opening)} that each begins with; raise --length"
         )
-    windows: list[Sequence[int]] = []
+    windows: list[Marked] = []
     for source, share in sources:
-        windows += _Source(source.strip(), checkpoint, encoder, opening, seed).windows(share, length)
-    corpus = replace(Corpus.of(windows, spec), opening=opening, sources=tuple(sources) if mixed else ())
+        windows += _Source(source.strip(), checkpoint, encoder, opening, seed, answers_only).windows(share, length)
+    marks = [window.marks for window in windows] if answers_only else None
+    corpus = Corpus.of((window.ids for window in windows), spec, marks)
+    corpus = replace(corpus, opening=opening, sources=tuple(sources) if mixed else ())
     _check_fit(corpus, checkpoint)
     return corpus
 
@@ -169,11 +206,16 @@ class _Source:
     encoder: Encoder
     opening: tuple[int, ...]
     seed: int
+    answers_only: bool
 
-    def windows(self, sequences: int, length: int) -> Sequence[Sequence[int]]:
+    def windows(self, sequences: int, length: int) -> Sequence[Marked]:
         kind, _, rest = self.source.partition(":")
+        if self.answers_only and kind not in ("datasets", "chat"):
+            raise self._unmarked(f"corpus {self.source!r}")
         if kind == "pocket":
-            return self._packed(_pocket(rest, self.checkpoint, sequences, length, self.seed), sequences, length)
+            return self._packed(
+                map(Marked, _pocket(rest, self.checkpoint, sequences, length, self.seed)), sequences, length
+            )
         if kind == "datasets":
             return self._packed(self._encoded(_dataset(rest, self.seed)), sequences, length)
         if kind == "chat":
@@ -182,46 +224,31 @@ class _Source:
         if not path.is_file():
             raise ConfigError(f"corpus {self.source!r}: there is no such file; allowed: {FORMS}")
         if path.suffix in _ID_FILES:
-            return [self._opened(row) for row in _raw_ids(path)]
-        return self._packed(map(self.encoder.text, _pieces(path, self.seed)), sequences, length)
+            return [Marked(opened(row, self.opening)) for row in _raw_ids(path)]
+        return self._packed(map(Marked, map(self.encoder.text, _pieces(path, self.seed))), sequences, length)
 
-    def _encoded(self, documents: Iterable[Any]) -> Iterator[list[int]]:
+    def _packed(self, pieces: Iterable[Marked], sequences: int, length: int) -> list[Marked]:
+        return packed(pieces, self.opening, sequences, length, self.source)
+
+    def _unmarked(self, what: str) -> ConfigError:
+        return ConfigError(
+            f"answers_only: {what} is no conversation, so nothing says which of its tokens are answers; name a corpus of "
+            "conversations (chat:FILE, or a field of messages), or count every token (answers_only: false)"
+        )
+
+    def _encoded(self, documents: Iterable[Any]) -> Iterator[Marked]:
         """Yield the ids of texts, each with the end of a document, and of conversations, whose template ends them."""
         encode = self.encoder.text
         for number, document in enumerate(documents):
+            where = f"document {number} of corpus {self.source!r}"
             if isinstance(document, str):
-                yield [*encode(document), *self.encoder.end]
+                if self.answers_only:
+                    raise self._unmarked(where)
+                yield Marked([*encode(document), *self.encoder.end])
+            elif self.answers_only:
+                yield Marked(*self.encoder.answers(document, where))
             else:
-                yield self.encoder.chat(document, f"document {number} of corpus {self.source!r}")
-
-    def _opened(self, row: Sequence[int]) -> Sequence[int]:
-        """Return a window of ids with its beginning, which it may have already."""
-        first = len(self.opening)
-        if not first or (isinstance(row, Sequence | np.ndarray) and tuple(row[:first]) == self.opening):
-            return row
-        return [*self.opening, *row]
-
-    def _packed(self, streams: Iterable[Sequence[int]], sequences: int, length: int) -> list[Sequence[int]]:
-        """Cut a stream of ids into windows, each with its beginning, and stop when there are enough."""
-        windows: list[Sequence[int]] = []
-        rest: list[int] = []
-        for ids in streams:
-            rest.extend(ids)
-            place = 0
-            while len(windows) < sequences:
-                has = tuple(rest[place : place + len(self.opening)]) == self.opening
-                stop = place + length - (0 if has else len(self.opening))
-                if stop > len(rest):
-                    break
-                windows.append(rest[place:stop] if has else [*self.opening, *rest[place:stop]])
-                place = stop
-            if len(windows) == sequences:
-                return windows
-            del rest[:place]
-        raise ConfigError(
-            f"corpus {self.source!r} is too short: it gives {len(windows)} windows of {length} tokens and {len(rest)} tokens "
-            f"more, {sequences} windows were asked for; lower --sequences or --length, or add text"
-        )
+                yield Marked(self.encoder.chat(document, where))
 
 
 def _pieces(path: Path, seed: int) -> Iterator[str]:
@@ -249,7 +276,7 @@ def _conversations(path: Path, seed: int) -> Iterator[Any]:
         if not isinstance(row, dict) or set(row) & MASKS or "messages" not in row:
             raise ConfigError(
                 f"a line of {path} is {line[:60]!r}; allowed: an object with messages and without "
-                f"{', '.join(sorted(MASKS))}, since statistics count every token"
+                f"{', '.join(sorted(MASKS))}, since masks of data sets are not read; see answers_only"
             )
         yield row["messages"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from bench.checkpoint.checkpoint import Checkpoint
 
 _PROBE = "the"
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+"""What a chat template puts before an answer."""
 MASKS = frozenset({"mask", "loss_mask", "weight", "weights", "train"})
 """Keys by which data sets say which turns or tokens a training counts."""
 
@@ -34,7 +37,7 @@ class Encoder:
                 "give a file of token ids"
             )
         try:
-            return open_tokenizer(path)
+            return open_tokenizer(path, self._checkpoint.trust_remote_code)
         except CheckpointError as error:
             raise ConfigError(f"{error}; files of token ids are read without it where bos is never") from error
 
@@ -59,6 +62,57 @@ class Encoder:
         Raises:
             ConfigError: no template, no conversation, one that the template refuses, or one with a mask.
         """
+        self._check_conversation(messages, where)
+        try:
+            return self.text(self._tokenizer.apply_chat_template(messages, tokenize=False))
+        except Exception as error:  # templates raise what they like, besides jinja's own errors
+            raise self._refused(where, error) from error
+
+    def answers(self, messages: Any, where: str) -> tuple[list[int], list[bool]]:
+        """Return the ids of ``chat``, and for each whether it is part of an answer, as the template marks them.
+
+        A token that lies in an answer with one character or more is part of it.
+
+        Args:
+            messages: turns, each with a role and a text.
+            where: what they are part of, for messages.
+
+        Raises:
+            ConfigError: as ``chat``; a template that marks no answers, or a tokenizer that does not tell where its tokens lie.
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        self._check_conversation(messages, where)
+        tokenizer, name = self._tokenizer, self._checkpoint.name
+        remedy = "add them to chat_template.jinja, or count every token (answers_only: false)"
+        if not _GENERATION.search(tokenizer.get_chat_template()):
+            raise ConfigError(
+                f"answers_only: the chat template of {name} does not say where answers are: it has no {{% generation %}} and "
+                f"{{% endgeneration %}} around them; {remedy}"
+            )
+        try:
+            texts, spans = render_jinja_template(
+                conversations=[messages],
+                chat_template=tokenizer.get_chat_template(),
+                return_assistant_tokens_mask=True,
+                **tokenizer.special_tokens_map,
+            )
+        except Exception as error:  # as above
+            raise self._refused(where, error) from error
+        if not tokenizer.is_fast:
+            raise ConfigError(
+                f"answers_only: the tokenizer of {name} is plain Python and does not tell which characters a token stands for; "
+                "save it as tokenizer.json, or count every token (answers_only: false)"
+            )
+        # Transformers' own mask runs to the end of the text where an answer ends in a character of no token.
+        found = tokenizer(texts[0], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        inside = [any(a < stop and first < b for a, b in spans[0]) for first, stop in found["offset_mapping"]]
+        return list(found["input_ids"]), inside
+
+    def _refused(self, where: str, error: Exception) -> ConfigError:
+        return ConfigError(f"{where}: the chat template of {self._checkpoint.name} refuses it: {error}")
+
+    def _check_conversation(self, messages: Any, where: str) -> None:
         if not isinstance(messages, list) or not messages or not all(map(_is_turn, messages)):
             raise ConfigError(
                 f"{where} is not a conversation but {str(messages)[:60]!r}; allowed: a list of objects with a role and a text "
@@ -66,18 +120,14 @@ class Encoder:
             )
         if masks := sorted({key for turn in messages for key in turn if key in MASKS}):
             raise ConfigError(
-                f"{where} has {', '.join(masks)}: statistics count every token, masks are not built; remove the key to "
-                "count all turns"
+                f"{where} has {', '.join(masks)}: a mask of the data set is not read; remove the key, and count all turns or, "
+                "with answers_only, what the chat template marks as answers"
             )
         if not self._tokenizer.chat_template:
             raise ConfigError(
                 f"{where} needs a chat template, and the tokenizer of {self._checkpoint.name} has none; add "
                 "chat_template.jinja of the model, or calibrate on plain text"
             )
-        try:
-            return self.text(self._tokenizer.apply_chat_template(messages, tokenize=False))
-        except Exception as error:  # templates raise what they like, besides jinja's own errors
-            raise ConfigError(f"{where}: the chat template of {self._checkpoint.name} refuses it: {error}") from error
 
     def opening(self, bos: Bos) -> tuple[int, ...]:
         """Return the ids with which every window begins.

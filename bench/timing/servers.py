@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from bench.checkpoint.tokenizer_files import own_code
 from bench.serving.engine import Engine
 from bench.serving.processes.client import Zygote, last_error, serving_environment
 from bench.settings.timing_settings import OnlineProtocol
@@ -40,6 +41,9 @@ _CACHE = re.compile(r"^vllm:cache_config_info\{(.*)\}", re.M)
 
 def without_tokenizer(path: Path) -> str | None:
     """Return why a server of the checkpoint at ``path`` cannot be measured, or None; only looks for a tokenizer."""
+    if (code := own_code(path)) is not None:
+        made = f"the tokenizer in {path} is made by Python code of its own ({code})"
+        return f"{made}, which no timing runs; time it without --online"
     if any((path / name).exists() for name in _TOKENIZERS):
         return None
     return (

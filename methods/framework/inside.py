@@ -14,13 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[int, Field(ge=1)]
 Rank = Annotated[int, Field(ge=0)]
 
+ENTRY_FISHER = "entry_fisher"
+"""Statistic of the mean squared gradient in every entry of the experts' matrices."""
+
 
 class SharedBase(BaseModel):
     """A matrix that all experts of a layer share, beside which each stores only its factored difference.
 
     Args:
         members: experts that it is an average of, as the stages before leave them; source indices, ascending.
-        weights: their factors, which add up to 1.
+        kernel: ``mean`` takes one factor for each member, ``fisher`` one for each entry of each member: the mean squared
+            gradient in it, divided by the sum over the members (alike where that is 0).
+        weights: factors of ``mean``, which add up to 1; none for ``fisher``.
         columns: share of the columns of the average (inputs of the matrix) that are stored; the others are zero. Those with
             the largest norm times norm of their input stay.
     """
@@ -28,16 +33,29 @@ class SharedBase(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     members: tuple[Annotated[int, Field(ge=0)], ...]
-    weights: tuple[Annotated[float, Field(ge=0.0, allow_inf_nan=False)], ...]
+    kernel: Literal["mean", "fisher"] = "mean"
+    weights: tuple[Annotated[float, Field(ge=0.0, allow_inf_nan=False)], ...] = ()
     columns: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
         if not self.members or list(self.members) != sorted(set(self.members)):
             raise ValueError(f"members of a base must be ascending and distinct, found {list(self.members)}")
-        if len(self.weights) != len(self.members) or abs(sum(self.weights) - 1.0) > 1e-9:
+        if self.kernel == "fisher":
+            if self.weights:
+                raise ValueError(
+                    f"a base by 'fisher' takes its factors from the statistics and states none: {self.weights}"
+                )
+        elif len(self.weights) != len(self.members) or abs(sum(self.weights) - 1.0) > 1e-9:
             raise ValueError(f"a base of {len(self.members)} members needs as many weights with sum 1: {self.weights}")
         return self
+
+    @property
+    def moments(self) -> frozenset[str]:
+        """Statistics that it reads while weights are written, beyond those of the factors' kernel."""
+        if self.kernel == "mean":
+            return frozenset()
+        return frozenset({ENTRY_FISHER, "routed_tokens"} if self.columns < 1.0 else {ENTRY_FISHER})
 
     def stored_columns(self, inputs: int) -> int:
         """Return how many of ``inputs`` columns are stored."""
@@ -69,10 +87,10 @@ class LowRank(BaseModel):
     @property
     def moments(self) -> frozenset[str]:
         """Statistics that the kernel reads while weights are written."""
-        grams = {"input_gram", "channel_gram", "routed_tokens"}
+        own = self.base.moments if self.base else frozenset()
         if self.kernel == "whitened":
-            return frozenset(grams)
-        return frozenset({"input_square", "channel_square"} if self.base and self.base.columns < 1.0 else ())
+            return own | {"input_gram", "channel_gram", "routed_tokens"}
+        return own | ({"input_square", "channel_square"} if self.base and self.base.columns < 1.0 else frozenset())
 
 
 class Bases(BaseModel):

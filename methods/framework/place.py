@@ -64,6 +64,14 @@ class FileArray(Protocol):
         """Add rows, a numpy array; values that are not finite are refused."""
         ...
 
+    def write(self, row: int, values: Any) -> None:
+        """Keep ``values``, an array of float32, as a row that is not yet added."""
+        ...
+
+    def read(self, row: int, out: Any) -> None:
+        """Read what is kept as a row, zeros if nothing is, into ``out``, an array of float32."""
+        ...
+
     def finished(self) -> Any:
         """Return the whole array as a read-only memory map."""
         ...

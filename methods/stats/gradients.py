@@ -1,16 +1,23 @@
 """What the loss tells of channels and matrices when it is differentiated.
 
 For a channel c with input a_c of down, d . w_c is the gradient of the loss in a_c. So w_c^T (sum of d d^T) w_c is a sum of
-squares over tokens, and no D x D matrix is formed. Shape letters: N tokens of one expert, E routed experts, F expert width, M the
-three matrices; see ``methods.framework.stat_spec``.
+squares over tokens, and no D x D matrix is formed. Shape letters: T tokens of a window, N those of one expert, E routed experts,
+F expert width, D hidden size, M the three matrices; see ``methods.framework.stat_spec``.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from methods.framework.accumulator import Accumulator, Seen
 from methods.framework.deferred import torch
 from methods.framework.place import ExpertGradient, LayerPlace
 from methods.framework.stat_spec import Array, StatSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ChannelCurvature(Accumulator):
@@ -72,3 +79,48 @@ class FisherMass(Accumulator):
 
     def finished(self, seen: Seen) -> dict[str, Array]:
         return {"fisher_mass": self._sum_EM.cpu().numpy()}
+
+
+class EntryFisher(Accumulator):
+    """Squared gradients, entry by entry: float32 sums in a file."""
+
+    specs = (
+        StatSpec(
+            "entry_fisher",
+            ("E", "F", "M", "D"),
+            "moe",
+            "gradient",
+            "mean over windows of the squared gradient, in every entry of gate, up and the transpose of down, of the window's "
+            "mean next-token cross-entropy; float32, a memory map",
+            "nat^2 / weight^2",
+            on_disk=True,
+        ),
+    )
+
+    def __init__(self, needs: frozenset[str], place: LayerPlace) -> None:
+        super().__init__(needs, place)
+        self._shape = (place.layer.experts, place.width, 3, place.hidden)
+        self._sums = place.file("entry_fisher", self._shape)
+        self._windows = 0
+
+    def begin(self, window_T: Tensor, windows: int) -> None:
+        self._windows += windows
+
+    def gradient(self, part: ExpertGradient) -> None:
+        sum_FMD = self._sum(part.expert)
+        gate_FD, up_FD, down_DF = part.in_matrices()
+        for matrix, slope_FD in enumerate((gate_FD, up_FD, down_DF.T)):
+            square_FD = (slope_FD / part.targets).square()
+            sum_FMD[: len(square_FD), matrix] += square_FD.float().cpu().numpy()
+        self._sums.write(part.expert, sum_FMD)
+
+    def _sum(self, expert: int) -> Any:
+        """Return what its file holds of an expert; one is in memory, whatever the number of layers."""
+        sum_FMD = np.empty(self._shape[1:], dtype=np.float32)
+        self._sums.read(expert, sum_FMD)
+        return sum_FMD
+
+    def finished(self, seen: Seen) -> dict[str, Array]:
+        for expert in range(self._shape[0]):
+            self._sums.append(self._sum(expert)[None] / max(self._windows, 1))
+        return {"entry_fisher": self._sums.finished()}

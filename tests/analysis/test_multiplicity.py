@@ -69,7 +69,7 @@ def test_the_page_says_which_interval_and_which_p(tmp_path: Path) -> None:
     page = made.page.read_text()
     for interval, test in (
         ("score, Wald and exact", "mcnemar"),
-        ("expanded bootstrap", "bootstrap"),
+        ("expanded bootstrap and t without skewness", "bootstrap"),
         ("bootstrap of an earlier version", "mcnemar"),
     ):
         assert f"<td>{interval}</td><td>{test}</td>" in page

@@ -161,6 +161,8 @@ def test_report_has_the_table_where_there_are_pairs_only(tmp_path: Path) -> None
     line = next(line for line in text.split("## Before")[1].splitlines() if "Alpha" in line)
     assert "| 90.0 ± 0.9 | 95.0 ± 0.9 |" in line and "+5.0 [" in line and "(unpaired)" in line and "65,536" in line
     assert made.tables[0].read_text().count("\n") == 2
+    section = text.split("## Before and after training")[1].split("\n## ")[0]
+    assert "1 trained runs are compared with what they were trained from" in section and "up to 0.1 of them" in section
 
 
 def test_lines_stand_under_their_heads() -> None:

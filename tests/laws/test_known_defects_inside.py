@@ -57,7 +57,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
 
 def wanted() -> set[str]:
     """Return what the methods that change experts inside read and write."""
-    found: set[str] = set()
+    found = {"fisher_mass"}  # what d2_moe reads with another knob
     for name in registry.names():
         if registry.method_class(name).stages & {"channels", "rank", "bits"}:
             found |= registry.method(name).measured
@@ -169,7 +169,7 @@ def test_the_order_of_neurons_does_not_matter(name: str, opened: Opened, tmp_pat
 def test_fisher_mass_is_not_multiplied_by_frequency(opened: Opened) -> None:
     """The code weighs experts by mass times frequency, the paper by mass."""
     checkpoint, stats = opened("qwen3_moe")
-    plan = decided("d2_moe", (checkpoint, stats), keep=0.5)
+    plan = decided("d2_moe", (checkpoint, stats), keep=0.5, weights="expert")
     for index in checkpoint.inventory.moe_layers:
         mass_E = stats.layer("fisher_mass", index).sum(axis=1)
         counts_E = stats.layer("routed_tokens", index)
@@ -179,6 +179,29 @@ def test_fisher_mass_is_not_multiplied_by_frequency(opened: Opened) -> None:
         weighed_E = mass_E * counts_E
         assert not np.allclose(rank.base.weights, weighed_E / weighed_E.sum(), rtol=1e-2)
     assert fisher_weights(np.zeros((4, 3))) == (0.25,) * 4
+
+
+def test_the_base_is_weighed_by_entry_and_not_by_frequency(opened: Opened, tmp_path: Path) -> None:
+    checkpoint, stats = opened("qwen3_moe")
+    plan = decided("d2_moe", (checkpoint, stats), keep=0.5)
+    out = Checkpoint.open(apply(checkpoint, plan, tmp_path / "out", moments=stats))
+    for index in checkpoint.inventory.moe_layers:
+        gates = {
+            e.expert: checkpoint.read(e).double() for e in checkpoint.inventory.layers[index].with_role("expert.gate")
+        }
+        weight_EFD = torch.stack([gates[expert] for expert in range(len(gates))])
+        square_EFD = torch.tensor(stats.layer("entry_fisher", index)[:, :, 0], dtype=torch.float64)
+        counts_E11 = torch.from_numpy(stats.layer("routed_tokens", index))[:, None, None]
+        (entry,) = out.inventory.layers[index].with_role("expert.shared_gate")
+        found_FD = out.read(entry).double()
+
+        def base(mass_EFD: torch.Tensor, weight_EFD: torch.Tensor = weight_EFD) -> torch.Tensor:
+            return (mass_EFD * weight_EFD).sum(dim=0) / mass_EFD.sum(dim=0)
+
+        torch.testing.assert_close(found_FD, base(square_EFD), rtol=1e-4, atol=1e-6)
+        by_expert_E11 = square_EFD.sum(dim=(1, 2), keepdim=True)
+        for other_FD in (base(square_EFD * counts_E11), base(by_expert_E11), weight_EFD.mean(dim=0)):
+            assert (found_FD - other_FD).abs().max() > 1e-3
 
 
 # Quantisation of MoE models

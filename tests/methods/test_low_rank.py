@@ -12,6 +12,7 @@ from bench.laws.cases import case, synthetic_stats
 from methods.d2_moe import D2MoE, fisher_weights
 from methods.framework.cost import cost, cost_of
 from methods.framework.errors import RefusedError, StatsError
+from methods.framework.inside import SharedBase
 from methods.framework.inventory import EXPERT_ROLES, Inventory
 from methods.framework.method import Method
 from methods.framework.plan import Plan
@@ -184,8 +185,28 @@ def test_relabelled_experts_have_relabelled_ranks(method: Method, need: str) -> 
         assert (ranks_of(after, layer) == ranks_of(before, layer)[order]).all()
 
 
+def test_base_by_entry_is_stated_by_its_kernel_and_reads_nothing_to_decide() -> None:
+    method = D2MoE(columns=0.5)
+    plan = decided(method, Stats({}))
+    for layer in range(5):
+        rank = plan.layers[layer].rank
+        assert rank is not None and rank.base is not None
+        base = rank.base
+        assert (base.kernel, base.weights, base.members, base.columns) == ("fisher", (), tuple(range(16)), 0.5)
+    assert method.needs == frozenset() and plan.moments == method.moments
+    assert method.moments == {"entry_fisher", "input_gram", "channel_gram", "routed_tokens"}
+    by_expert = D2MoE(columns=0.5, weights="expert")
+    assert by_expert.needs == {"fisher_mass"} and by_expert.moments == method.moments - {"entry_fisher"}
+    assert by_expert.moments == decided(by_expert).moments
+    assert (ranks_of(decided(by_expert), 0) == ranks_of(plan, 0)).all()
+    with pytest.raises(ValueError, match="states none"):
+        SharedBase(members=(0, 1), kernel="fisher", weights=(0.5, 0.5))
+    with pytest.raises(ValueError, match="needs as many weights"):
+        SharedBase(members=(0, 1))
+
+
 def test_base_is_the_average_by_fisher_mass() -> None:
-    plan = decided(D2MoE(columns=0.5))
+    plan = decided(D2MoE(columns=0.5, weights="expert"))
     for layer in range(5):
         mass = OLMOE.stats.layer("fisher_mass", layer).sum(axis=1)
         rank = plan.layers[layer].rank
@@ -193,7 +214,7 @@ def test_base_is_the_average_by_fisher_mass() -> None:
         assert rank.kernel == "whitened" and rank.base.members == tuple(range(16)) and rank.base.columns == 0.5
         np.testing.assert_allclose(rank.base.weights, mass / mass.sum())
     order = np.random.default_rng(0).permutation(16).tolist()
-    after = decided(D2MoE(columns=0.5), relabelled("fisher_mass", order)).layers[3].rank
+    after = decided(D2MoE(columns=0.5, weights="expert"), relabelled("fisher_mass", order)).layers[3].rank
     before = plan.layers[3].rank
     assert after is not None and after.base is not None and before is not None and before.base is not None
     assert after.base.weights == tuple(before.base.weights[expert] for expert in order)
@@ -227,7 +248,7 @@ def test_d2_moe_at_keep_one_is_the_identity_also_in_a_single_layer() -> None:
     plan = decided(D2MoE(keep=(1.0, 0.5)))
     assert plan.layers[0].rank is None and plan.layers[1].rank is not None
     with pytest.raises(StatsError, match="fisher_mass"):
-        D2MoE().plan(OLMOE.inventory, OLMOE.stats.only(()))
+        D2MoE(weights="expert").plan(OLMOE.inventory, OLMOE.stats.only(()))
 
 
 def test_share_of_shared_bases_is_the_published_one_and_the_mixing_weights() -> None:

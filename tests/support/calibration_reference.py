@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -47,17 +48,32 @@ class _Taps:
         self.seen["logits"], self.seen["weights"], self.seen["indices"] = output
 
 
-def reference(model: Any, windows: Sequence[Sequence[int]], sigmoid: bool) -> dict[str, Any]:
-    """Return statistics as {name: {layer: array}}, and ``hidden_cosine`` as one array."""
+Marks = Sequence[Sequence[bool]]
+"""For each window, which of its tokens count."""
+
+
+def reference(
+    model: Any, windows: Sequence[Sequence[int]], sigmoid: bool, marks: Marks | None = None
+) -> dict[str, Any]:
+    """Return statistics as {name: {layer: array}}, and ``hidden_cosine`` as one array.
+
+    Args:
+        model: of transformers.
+        windows: token ids, each run alone.
+        sigmoid: whether router scores are sigmoids.
+        marks: which tokens count; None: all.
+    """
     layers = model.model.layers
     taps = [_Taps(layer) for layer in layers]
     sums: dict[str, dict[int, Any]] = defaultdict(dict)
     gram = np.zeros((len(layers) + 1, len(layers) + 1))
     tokens = 0
-    for window in windows:
+    for number, window in enumerate(windows):
         with torch.no_grad():
             model.model(torch.tensor([list(window)]), use_cache=False)
         for t in range(len(window)):
+            if marks is not None and not marks[number][t]:
+                continue
             tokens += 1
             states = [tap.seen["input"][t] for tap in taps] + [taps[-1].seen["output"][t]]
             gram += np.array([[_cosine(a, b) for b in states] for a in states])
@@ -115,19 +131,22 @@ def expert_reference(
 class ExpertReference:
     """All outputs of all experts on ``windows``, in the order of the pass, and every decision."""
 
-    def __init__(self, model: Any, windows: Sequence[Sequence[int]], router: Router, top_k: int) -> None:
+    def __init__(
+        self, model: Any, windows: Sequence[Sequence[int]], router: Router, top_k: int, marks: Marks | None = None
+    ) -> None:
         taps = {i: _Taps(layer) for i, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "gate")}
         inputs: dict[int, list[Any]] = defaultdict(list)
         logits: dict[int, list[Any]] = defaultdict(list)
         streams: dict[int, list[Any]] = defaultdict(list)
-        self.window_of = [number for number, window in enumerate(windows) for _ in window]
-        for window in windows:
+        marks = marks or [[True] * len(window) for window in windows]
+        self.window_of = [number for number, row in enumerate(marks) for mark in row if mark]
+        for window, row in zip(windows, marks, strict=True):
             with torch.no_grad():
                 model.model(torch.tensor([list(window)]), use_cache=False)
             for index, tap in taps.items():
-                inputs[index] += [row.double().numpy() for row in tap.seen["mlp_input"]]
-                logits[index] += [row.double().tolist() for row in tap.seen["logits"]]
-                streams[index] += [row.double().numpy() for row in tap.seen["residual"]]
+                inputs[index] += [x.double().numpy() for x in compress(tap.seen["mlp_input"], row)]
+                logits[index] += [x.double().tolist() for x in compress(tap.seen["logits"], row)]
+                streams[index] += [x.double().numpy() for x in compress(tap.seen["residual"], row)]
         self.streams = streams
         self.mlps = {index: model.model.layers[index].mlp for index in taps}
         self.layers = {

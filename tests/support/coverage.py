@@ -55,7 +55,7 @@ def of_items(items: int) -> tuple[float, float]:
 
 
 def of_perplexity(documents: int, kind: str, runs: int) -> float:
-    """Return the coverage of the expanded bootstrap of a difference of perplexities, simulated.
+    """Return the coverage of the joined interval of a difference of perplexities, simulated.
 
     Documents have a log-likelihood around -3 nats each; the compressed model loses 0.1 on average.
 
@@ -158,7 +158,7 @@ def table(scale: float = 1.0) -> Iterator[Line]:
         kinds = ", ".join(
             f"{kind} {of_perplexity(documents, kind, runs):.3f}" for kind in ("normal", "skewed", "correlated")
         )
-        yield "perplexity, expanded bootstrap", f"{documents} documents", kinds
+        yield "perplexity, bootstrap and skewness", f"{documents} documents", kinds
     for items in (20, 100):
         shares = ", ".join(f"{rate:.1%} change {of_average(items, 4, rate, runs):.3f}" for rate in (0.005, 0.02, 0.1))
         yield "average over 4 tasks", f"n = {items} each", shares

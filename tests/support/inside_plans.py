@@ -27,6 +27,9 @@ FORMS: dict[str, LayerPlan] = {
     "channels and factors": LayerPlan(channels=CHANNELS, rank=LowRank(ranks=((1, 0, 1),) * 8)),
     "base": LayerPlan(rank=LowRank(ranks=((5, 6, 7),) * 8, base=base())),
     "columns of a base": LayerPlan(rank=LowRank(ranks=((5, 6, 7),) * 8, base=base(0.4))),
+    "base by entry": LayerPlan(
+        rank=LowRank(ranks=((5, 6, 7),) * 8, base=SharedBase(members=EVERYONE, kernel="fisher"))
+    ),
     "bases": LayerPlan(bases=Bases(count=3, rank=9, steps=20)),
     "4 bits": LayerPlan(bits=Quantisation(bits=4, group=8)),
     "8 bits": LayerPlan(bits=Quantisation(bits=8, group=16, kernel="gptq")),
@@ -53,9 +56,9 @@ def fitting(form: str, selection: dict[str, Any]) -> LayerPlan:
         inside["channels"] = tuple(plan.channels[expert] for expert in kept)
     if plan.rank is not None:
         own = plan.rank.base
-        own = (
-            None if own is None else SharedBase(members=kept, weights=(1 / len(kept),) * len(kept), columns=own.columns)
-        )
+        if own is not None:
+            weights = () if own.kernel == "fisher" else (1 / len(kept),) * len(kept)
+            own = SharedBase(members=kept, kernel=own.kernel, weights=weights, columns=own.columns)
         ranks = tuple(plan.rank.ranks[expert] for expert in kept)
         inside["rank"] = plan.rank.model_copy(update={"ranks": ranks, "base": own})
     return LayerPlan(**selection, **inside)

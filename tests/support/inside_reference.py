@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import chain, compress
 from typing import Any
 
 import numpy as np
@@ -44,9 +45,21 @@ def inside_reference(
     windows: Sequence[Sequence[int]],
     places: dict[int, Sequence[int]] | None = None,
     gradients: bool = True,
+    marks: Sequence[Sequence[bool]] | None = None,
 ) -> dict[str, dict[int, Any]]:
-    """Return {name: {layer: value}} in float64; ``places`` are the experts that the router rows of mapped layers lead to."""
+    """Return {name: {layer: value}} in float64.
+
+    Args:
+        model: of transformers.
+        windows: token ids, each run alone.
+        places: the experts that the router rows of mapped layers lead to.
+        gradients: whether statistics of gradients are wanted, too.
+        marks: for each window, which of its tokens count; None: all.
+    """
     found, blocks = _seen(model, windows, places)
+    if marks is not None:
+        for block in blocks.values():
+            block.tokens = list(compress(block.tokens, chain.from_iterable(marks)))
     result: dict[str, dict[int, Any]] = defaultdict(dict)
     for index, block in blocks.items():
         for name, value in {**_of_weights(block), **_of_tokens(block)}.items():
@@ -119,10 +132,14 @@ def _whitened(matrix: Any, rows: list[Any]) -> Any:
 def _of_gradients(
     model: Any, mlps: dict[int, Any], blocks: dict[int, _Block], windows: Sequence[Sequence[int]]
 ) -> dict[str, dict[int, Any]]:
-    """Return both statistics from autograd on all weights, with every expert's output a tensor of its own."""
+    """Return the statistics from autograd on all weights, with every expert's output a tensor of its own."""
     seen: dict[int, list[tuple[int, Any, Any]]] = defaultdict(list)  # (expert, channels, outputs) of the last window
     curvature: dict[int, Any] = {}
     fisher = {i: np.zeros((block.count, 3)) for i, block in blocks.items()}
+    entries = {
+        i: np.zeros((block.count, block.experts.down_proj.shape[2], 3, block.experts.down_proj.shape[1]))
+        for i, block in blocks.items()
+    }
     squares = {i: np.zeros((block.count, block.experts.down_proj.shape[2])) for i, block in blocks.items()}
     hidden = {i: block.experts.down_proj.shape[1] for i, block in blocks.items()}
     grams = {i: np.zeros((block.count, hidden[i], hidden[i])) for i, block in blocks.items()}
@@ -165,6 +182,8 @@ def _of_gradients(
             for expert in range(block.count):
                 for place, slope in enumerate([*slopes[0][expert].chunk(2), slopes[1][expert]]):
                     fisher[index][expert, place] += float(slope.square().sum()) / max(len(window) - 1, 1) ** 2
+                    square = (slope.numpy() / max(len(window) - 1, 1)) ** 2 / len(windows)
+                    entries[index][expert, :, place] += square.T if place == 2 else square
     for index, block in blocks.items():
         counts = [
             max(1, sum(e in gates for _, gates in block.tokens[: sum(map(len, windows))])) for e in range(block.count)
@@ -178,4 +197,4 @@ def _of_gradients(
                 for e, n in enumerate(counts)
             ]
         )
-    return {"channel_curvature": curvature, "fisher_mass": fisher}
+    return {"channel_curvature": curvature, "fisher_mass": fisher, "entry_fisher": entries}

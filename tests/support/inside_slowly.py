@@ -29,7 +29,17 @@ def drawn_moments(inventory: Inventory, seed: int = 0) -> Stats:
         found = _moments(rng)
         for name, own in values.items():
             own.append(found[name] if layer.mlp == "moe" else None)
+    squares = np.random.default_rng([seed, 1])
+    values["entry_fisher"] = [_squares(squares) if layer.mlp == "moe" else None for layer in inventory.layers]
     return Stats({name: tuple(own) for name, own in values.items()}, tokens=100)
+
+
+def _squares(rng: np.random.Generator) -> Array:
+    """Return squared gradients of many sizes; one expert has none, and some entries have none in any expert."""
+    drawn = np.exp(rng.normal(scale=8.0, size=(EXPERTS, WIDTH, 3, HIDDEN)) - 20.0)
+    drawn[UNSEEN] = 0.0
+    drawn[:, rng.random((WIDTH, 3, HIDDEN)) < 0.1] = 0.0
+    return drawn.astype(np.float32)
 
 
 def _moments(rng: np.random.Generator) -> dict[str, Array]:
@@ -76,6 +86,25 @@ def channels_of(plan: LayerPlan, expert: int) -> list[int]:
     """Return the channels of an expert that stay."""
     kept = list(range(EXPERTS) if plan.experts is None else plan.experts)
     return list(range(WIDTH) if plan.channels is None else plan.channels[kept.index(expert)])
+
+
+def entry_base_slowly(
+    checkpoint: Checkpoint, plan: LayerPlan, layer: int, moments: Stats, members: tuple[int, ...]
+) -> list[Array]:
+    """Return the mean of the experts ``members``, entry by entry with its own weights: loops, one entry after the other."""
+    squares = moments.layer("entry_fisher", layer).astype(np.float64)
+    made = {expert: expert_slowly(checkpoint, plan, layer, expert) for expert in members}
+    base = [np.zeros_like(matrix) for matrix in made[members[0]][0]]
+    for index, matrix in enumerate(base):
+        for row, column in np.ndindex(matrix.shape):
+            channel, other = (column, row) if index == 2 else (row, column)
+            total = weighed = 0.0
+            for matrices, orders in made.values():
+                mass = sum(squares[e, order[channel], index, other] for e, order in orders.items())
+                total, weighed = total + mass, weighed + mass * matrices[index][row, column]
+            plain = sum(matrices[index][row, column] for matrices, _ in made.values()) / len(made)
+            matrix[row, column] = weighed / total if total > 0 else plain
+    return base
 
 
 def moment_slowly(

@@ -42,7 +42,7 @@ def score(task: str, value: float, **changes: Any) -> Score:
 
 def paired(difference: float, half: float, p: float, test: str = "mcnemar") -> Paired:
     """Return a paired comparison with a symmetric interval of half-width ``half``."""
-    interval = "score" if test == "mcnemar" else "bootstrap"
+    interval = "score" if test == "mcnemar" else "joined"
     ends = {"low": difference - half, "high": difference + half}
     return Paired.model_validate({"difference": difference, **ends, "p": p, "test": test, "interval": interval})
 

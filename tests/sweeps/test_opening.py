@@ -35,3 +35,10 @@ def test_a_method_of_weights_alone_reads_no_text(home: Path, tmp_path: Path) -> 
     config = sweep(home, method="weight_norm", space=own, calibration=absent, objectives=objectives(home, "size"))
     opened = open_resident(config, tmp_path)
     assert opened.identity["calibration"] is None and opened.calibration.numel() == 0
+
+
+def test_an_objective_on_the_calibration_text_counts_every_token(home: Path, tmp_path: Path) -> None:
+    config = sweep(home, objectives=objectives(home, "kl"))
+    own = config.calibration.model_copy(update={"answers_only": True})
+    with pytest.raises(ConfigError, match=r"kl reads whole windows .*answers_only: false"):
+        open_resident(config.model_copy(update={"calibration": own}), tmp_path)

@@ -79,12 +79,12 @@ class ExpertPass:
             return Assignment.of(self._indices_TK, self._weights_TK, self._targets)
         return Assignment.of(self._indices_TK[tokens_N], self._weights_TK[tokens_N], self._targets)
 
-    def inputs(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield (expert, inputs of its tokens, their weights) without running it, expert by expert."""
+    def inputs(self) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """Yield (expert, some of its tokens, its inputs on them, their weights) without running it, expert by expert."""
         assignment = self.assignment(None)
         for expert in range(len(self._experts)):
             for tokens_N, gates_N in assignment.pieces(expert, self._rows):
-                yield expert, self._input_TD.index_select(0, tokens_N), gates_N
+                yield expert, tokens_N, self._input_TD.index_select(0, tokens_N), gates_N
 
     def routed(self, tokens_N: Tensor | None) -> Iterator[Outputs]:
         """Run the experts on those of ``tokens_N`` (None: all tokens) that choose them."""

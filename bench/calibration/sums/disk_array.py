@@ -250,7 +250,7 @@ def disk_bytes(inventory: Inventory, needs: Collection[str], sampled: int) -> in
     kinds = {CATALOGUE.kind(name) for name in needs}
     for index in inventory.moe_layers:
         layer = inventory.layers[index]
-        sizes = {"S": sampled, "E": layer.experts, "D": inventory.hidden, "F": expert_width(layer)}
+        sizes = {"S": sampled, "E": layer.experts, "D": inventory.hidden, "F": expert_width(layer), "M": 3}
         specs = [CATALOGUE[name] for name in needs if CATALOGUE[name].on_disk]
         total += sum(4 * math.prod(sizes[letter] for letter in spec.dims) for spec in specs)
         passing = max(passing, sum(kind.passing_bytes(sizes) for kind in kinds if issubclass(kind, Accumulator)))

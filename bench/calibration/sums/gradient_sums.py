@@ -117,6 +117,9 @@ class GradientSums:
         gates_TX.scatter_add_(1, places_TK, weights_TK.to(exact))
         hit_TX = torch.zeros_like(gates_TX, dtype=torch.bool).scatter_(1, places_TK, True)
         self._tokens += len(input_TD)
+        window_T = torch.zeros(len(input_TD), dtype=torch.int64, device=self._place.device)
+        for one in self._accumulators:
+            one.begin(window_T, 1)
         for expert in range(len(self._hits_E)):
             tokens_N = hit_TX[:, expert].nonzero().squeeze(1)
             if not len(tokens_N):
@@ -127,6 +130,8 @@ class GradientSums:
             part = ExpertSlopes(expert, max(targets, 1), x_ND, slope_ND, self._network(expert, exact), module.act_fn)
             for one in self._accumulators:
                 one.gradient(part)
+        for one in self._accumulators:
+            one.end()
 
     def _network(self, expert: int, dtype: torch.dtype) -> MlpWeights:
         """Return the matrices of an expert in ``dtype``."""

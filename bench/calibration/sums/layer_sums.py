@@ -6,7 +6,7 @@ width.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from bench.calibration.layers.expert_pass import Outputs
 from bench.calibration.layers.hidden import Block
 from bench.calibration.layers.layer_experts import LayerExperts
 from bench.calibration.layers.layer_router import Decision
+from bench.calibration.sums.counted import Counted, CountedRows
 from bench.calibration.sums.places import OneLayer
 from methods.framework.accumulator import Accumulator, Seen, Shown
 from methods.framework.catalogue import CATALOGUE
@@ -26,8 +27,14 @@ from methods.framework.stat_spec import Array, Cost
 class LayerSums:
     """Sums of one layer for the statistics asked for; blocks are added between ``begin`` and ``end``."""
 
-    def __init__(self, needs: Collection[str], place: OneLayer) -> None:
-        """Begin with zeros, for those of ``needs`` that are defined in the layer and need tokens."""
+    def __init__(self, needs: Collection[str], place: OneLayer, counted: Counted | None = None) -> None:
+        """Begin with zeros.
+
+        Args:
+            needs: names of statistics; those that are defined in the layer and need tokens are measured.
+            place: the layer, and where its sums are kept.
+            counted: tokens that are shown to the sums; None: all. The others pass the layer, and nothing of them is added.
+        """
         self._accumulators = accumulators(needs, place, {"routed", "sampled"})
         self._place, self.tokens = place, 0
         self._hits_E = [0] * place.layer.experts
@@ -36,14 +43,23 @@ class LayerSums:
         """What the pass has to keep or compute beyond the forward pass."""
         self.sampled_N = torch.empty(0, dtype=torch.int64, device=place.device)
         """The sampled tokens of the block."""
+        self._counted, self._decided = counted, 0
+        self._some: CountedRows | None = None
 
     def begin(self, block: Block) -> None:
         """Take the tokens of ``block``, which holds whole windows, from now on."""
         lengths = [batch.length for batch in block.batches for _ in range(batch.count)]
-        self.tokens += block.stop - block.start
+        start, stop = block.start, block.stop
         window_T = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(self._place.device)
-        _, sampled_N = self._place.sampled.within(block.start, block.stop)
+        if self._counted is not None:
+            self._some, self._decided = CountedRows(self._counted, start, stop), 0
+            start, stop = self._counted.before(start), self._counted.before(stop)
+            (window_T,) = self._some.of_block(window_T)
+        self.tokens += stop - start
+        _, sampled_N = self._place.sampled.within(start, stop)
         self.sampled_N = sampled_N.to(self._place.device)
+        if self._some is not None:
+            self.sampled_N = self._some.rows_C[self.sampled_N]
         for one in self._accumulators:
             one.begin(window_T, len(lengths))
 
@@ -54,22 +70,33 @@ class LayerSums:
 
     def entered(self, residual_TD: Tensor) -> None:
         """Show the residual stream that enters the sub-layer, before its norm."""
+        if self._some is not None:
+            (residual_TD,) = self._some.of_block(residual_TD)
         for one in self._accumulators:
             one.entered(residual_TD)
 
     def decided(self, decision: Decision) -> None:
-        """Add what the router says of some tokens."""
-        for one in self._accumulators:
-            one.decided(decision.logits_NR, decision.routing.scores_TE, decision.indices_NK)
+        """Add what the router says of the next tokens of the block."""
+        shown: tuple[Tensor, ...] = (decision.logits_NR, decision.routing.scores_TE, decision.indices_NK)
+        if self._some is not None:
+            start, self._decided = self._decided, self._decided + len(decision.logits_NR)
+            shown = self._some.of_piece(start, *shown)
+        for one in self._accumulators if len(shown[0]) else ():
+            one.decided(*shown)
 
-    def inputs(self, expert: int, x_ND: Tensor, gates_N: Tensor) -> None:
+    def inputs(self, expert: int, tokens_N: Tensor, x_ND: Tensor, gates_N: Tensor) -> None:
         """Add the inputs of one expert before it runs.
 
         Args:
             expert: its number.
-            x_ND: inputs of its gate and up on some of its tokens.
+            tokens_N: some of its tokens, as rows of the block.
+            x_ND: inputs of its gate and up on them.
             gates_N: weights of its outputs on them.
         """
+        if self._some is not None:
+            _, x_ND, gates_N = self._some.of_some(tokens_N, x_ND, gates_N)
+            if not len(x_ND):
+                return
         self._pairs["inputs"] += len(x_ND)
         for one in self._accumulators:
             if "inputs" in one.shown:
@@ -78,6 +105,11 @@ class LayerSums:
     def expert(self, outputs: Outputs) -> None:
         """Add the outputs, not yet weighted, of one expert on some of its tokens."""
         expert, tokens_N, places_N, gates_N, output_ND, channels_NF = outputs
+        if self._some is not None:
+            channels_NF = None if channels_NF is None else self._some.of_some(tokens_N, channels_NF)[1]
+            tokens_N, places_N, gates_N, output_ND = self._some.of_some(tokens_N, places_N, gates_N, output_ND)
+            if not len(tokens_N):
+                return
         self._hits_E[expert] += len(tokens_N)
         if channels_NF is not None:
             self._pairs["channels"] += len(channels_NF)
@@ -88,6 +120,8 @@ class LayerSums:
 
     def removed(self, tokens_N: Tensor, squares_NE: Tensor) -> None:
         """Add the squared changes of some tokens' routed output when each expert alone is removed."""
+        if self._some is not None:
+            tokens_N, squares_NE = self._some.of_some(tokens_N, squares_NE)
         for one in self._accumulators:
             one.removed(tokens_N, squares_NE)
 
@@ -110,8 +144,9 @@ class LayerSums:
             indices_TK: experts that are chosen, as in ``Decision``.
             weights_TK: their weights.
         """
-        for one in self._accumulators:
-            one.routed(input_TD, output_TD, indices_TK, weights_TK)
+        shown: tuple[Tensor, ...] = (input_TD, output_TD, indices_TK, weights_TK)
+        for one, some in self._with_counted(shown):
+            one.routed(*some)
 
     def sublayer(self, residual_TD: Tensor, input_TD: Tensor, output_TD: Tensor) -> None:
         """Add what the feed-forward sub-layer makes of all tokens of the block.
@@ -121,13 +156,20 @@ class LayerSums:
             input_TD: its input, after its norm.
             output_TD: its output, shared experts included.
         """
-        for one in self._accumulators:
-            one.sublayer(residual_TD, input_TD, output_TD)
+        for one, some in self._with_counted((residual_TD, input_TD, output_TD)):
+            one.sublayer(*some)
 
     def through(self, input_TD: Tensor, output_TD: Tensor) -> None:
         """Add the decoder layer."""
-        for one in self._accumulators:
-            one.through(input_TD, output_TD)
+        for one, some in self._with_counted((input_TD, output_TD)):
+            one.through(*some)
+
+    def _with_counted(self, shown: tuple[Tensor, ...]) -> Iterator[tuple[Accumulator, tuple[Tensor, ...]]]:
+        """Yield each accumulator with the rows of ``shown`` that count, none where there are no such rows."""
+        if self._accumulators and self._some is not None:
+            shown = self._some.of_block(*shown)
+        for one in self._accumulators if len(shown[0]) else ():
+            yield one, shown
 
     def finished(self, experts: LayerExperts) -> dict[str, Array]:
         """Return the statistics of the layer; ``experts`` are read again for what combines sums with weights.

@@ -65,15 +65,18 @@ class ModelPlace:
     arrays: DiskArrays
 
     @classmethod
-    def without_tokens(cls, inventory: Inventory, device: torch.device, scratch: Path | None) -> ModelPlace:
-        """Return the place of statistics of which no tokens are sampled and none is kept in a file.
+    def without_tokens(
+        cls, inventory: Inventory, device: torch.device, scratch: Path | None, arrays: DiskArrays | None = None
+    ) -> ModelPlace:
+        """Return the place of statistics of which no tokens are sampled.
 
         Args:
             inventory: the model.
             device: of the sums.
             scratch: folder for temporary files; None takes the system's.
+            arrays: files of statistics that are too big for memory; None keeps them in files that have no name.
         """
-        arrays = DiskArrays(scratch, named=False)
+        arrays = arrays or DiskArrays(scratch, named=False)
         return cls(inventory.hidden, len(inventory.layers), device, scratch, Samples.of(0, 0, 0, 0), arrays)
 
     @property

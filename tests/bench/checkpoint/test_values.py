@@ -50,6 +50,16 @@ def test_weights_that_are_not_finite_are_refused_when_they_are_read(value: float
     with pytest.raises(CheckpointError, match="NaN or infinite"):
         checkpoint.read_into(entry, torch.empty(entry.shape, dtype=torch.bfloat16))
     assert torch.isfinite(checkpoint.read(entry, rows=(1, 2))).all(), "rows without it are read"
+    with (tmp_path / "copied").open("wb") as file:
+        checkpoint.copy_to(entry, file.fileno(), rows=(1, 2))
+        with pytest.raises(
+            CheckpointError, match=rf"1 of {spoiled.numel()} values of {entry.name} are NaN or infinite"
+        ):
+            checkpoint.copy_to(entry, file.fileno())
+    nothing = Plan.identity(checkpoint.inventory)
+    with pytest.raises(CheckpointError, match=f"values of {entry.name} are NaN or infinite"):
+        apply(checkpoint, nothing, tmp_path / "out")
+    assert not (tmp_path / "out").exists(), "nothing that looks finished"
 
 
 def test_large_values_whose_sum_overflows_are_read(tmp_path: Path) -> None:

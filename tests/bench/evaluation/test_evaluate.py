@@ -328,3 +328,21 @@ def test_a_model_whose_outputs_are_not_finite_gets_no_score(tasks: Path) -> None
         next(model.lm_head.parameters())[0, 0] = float("nan")
     with pytest.raises(EvaluationError, match="not finite"):
         evaluate(model, _tokenizer(), ["local_short"], include_path=tasks, model_digest="nan")
+    with pytest.raises(EvaluationError, match=r"writes a text: .*not finite"):
+        evaluate(model, _tokenizer(), ["local_write"], include_path=tasks, model_digest="nan")
+
+
+def test_scores_whose_file_was_damaged_are_computed_again(tasks: Path, tmp_path: Path) -> None:
+    model = tiny_model("mixtral")
+
+    def score() -> Evaluation:
+        return evaluate(model, _tokenizer(), ["local_short"], include_path=tasks, model_digest="m", cache=tmp_path)
+
+    first = score()
+    assert score().cached == ("local_short",)
+    (file,) = tmp_path.glob("*.json")
+    document = json.loads(file.read_text())
+    document["value"]["scores"][0]["value"] += 0.25
+    file.write_text(json.dumps(document))
+    again = score()
+    assert again.cached == () and again.scores == first.scores

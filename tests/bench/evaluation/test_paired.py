@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import binom, multinomial
+from scipy.stats import binom, multinomial, norm, t
 
 from bench.evaluation.items import Items, Statistic
-from bench.evaluation.paired import _score_interval, binary_interval, compare, mcnemar, pair_scores
+from bench.evaluation.paired import _bootstrap, _score_interval, binary_interval, compare, mcnemar, pair_scores
+from bench.evaluation.resampled import expanded_bootstrap
 from bench.records.record import Score
 from methods.framework.errors import EvaluationError
 
@@ -19,6 +20,10 @@ from methods.framework.errors import EvaluationError
 def _items(values: list[float], statistic: Statistic = "mean", weights: list[float] | None = None) -> Items:
     ids = tuple(f"{index}:x" for index in range(len(values)))
     return Items("t", "acc", "none", statistic, ids, tuple(values), tuple(weights or [1.0] * len(values)))
+
+
+def _arrays(base: Items, other: Items) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.asarray(base.values), np.asarray(other.values), np.asarray(base.weights)
 
 
 def _discordant(won: int, lost: int, same: int) -> tuple[Items, Items]:
@@ -91,7 +96,7 @@ def test_bounded_items_that_hardly_change_have_an_interval() -> None:
     """Partial credit on 20 items, one of which changed: a bootstrap alone would say [0, 0.075] or less."""
     base, other = _items([0.5, 0.25] * 10), _items([1.0, 0.25] + [0.5, 0.25] * 9)
     paired = compare(base, other)
-    assert paired.interval == "bootstrap" and paired.low < -0.05 and paired.high > 0.09
+    assert paired.interval == "joined" and paired.low < -0.05 and paired.high > 0.09
     same = compare(base, base)
     assert same.low < 0 < same.high and same.p == 1.0
 
@@ -116,13 +121,15 @@ def test_equal_models_have_no_difference() -> None:
 def test_bootstrap_of_a_mean_agrees_with_all_resamples() -> None:
     base, other = _items([1.125, 1.5, 1.375, 1.875]), _items([1.375, 1.375, 1.75, 2.0])
     paired = compare(base, other, resamples=40_000)
+    drawn = expanded_bootstrap(_bootstrap(base, *_arrays(base, other), 0, 40_000), 4)
     gaps = [b - a for a, b in zip(base.values, other.values, strict=True)]
     means = sorted(sum(draw) / 4 for draw in itertools.product(gaps, repeat=4))
     assert paired.test == "bootstrap" and paired.difference == pytest.approx(sum(gaps) / 4)
     # Four items: the level Phi(sqrt(4 / 3) * -3.182) = 0.0001 is less than the share of the smallest mean, 1 / 256.
-    assert (paired.low, paired.high) == pytest.approx((means[0], means[-1]))
+    assert (drawn.low, drawn.high) == pytest.approx((means[0], means[-1]))
     below = sum(mean <= 0 for mean in means) / len(means)
-    assert paired.p == pytest.approx(2 * below, abs=0.005)
+    assert drawn.p == pytest.approx(2 * t.cdf(norm.ppf(below) / math.sqrt(4 / 3), 3), abs=0.005)
+    assert paired.low <= drawn.low and paired.high >= drawn.high and paired.p >= drawn.p
 
 
 @pytest.mark.parametrize("statistic", ["perplexity", "bits"])
@@ -134,6 +141,7 @@ def test_perplexity_resamples_documents_and_recomputes_the_corpus_metric(statist
     base = _items(first.tolist(), statistic, weights.tolist())
     other = _items(second.tolist(), statistic, weights.tolist())
     paired = compare(base, other, seed=9, resamples=400)
+    drawn = expanded_bootstrap(_bootstrap(base, *_arrays(base, other), 9, 400), 12)
 
     def score(values: np.ndarray, chosen: list[int]) -> float:
         rate = -sum(values[i] for i in chosen) / sum(weights[i] for i in chosen)
@@ -142,13 +150,14 @@ def test_perplexity_resamples_documents_and_recomputes_the_corpus_metric(statist
     picks = np.random.default_rng(9).integers(12, size=(400, 12)).tolist()
     differences = sorted(score(second, pick) - score(first, pick) for pick in picks)
     assert paired.difference == pytest.approx(score(second, range(12)) - score(first, range(12)))
-    # Twelve documents: levels Phi(sqrt(12 / 11) * -2.201) and one minus it, of 399 steps, rounded outwards.
+    # Twelve documents: level Phi(sqrt(12 / 11) * -2.201), of 401 places between and beyond the draws, rounded outwards.
     level = 0.5 * math.erfc(math.sqrt(12 / 11) * 2.200985 / math.sqrt(2))
-    place = math.floor(level * 399)
-    assert place == 4  # a plain percentile interval would take the tenth
-    assert paired.low == pytest.approx(differences[place]) and paired.high == pytest.approx(differences[399 - place])
+    place = math.floor(level * 401) - 1
+    assert place == 3  # a plain percentile interval would take the tenth
+    assert drawn.low == pytest.approx(differences[place]) and drawn.high == pytest.approx(differences[399 - place])
     side = min(sum(d <= 0 for d in differences), sum(d >= 0 for d in differences))
-    assert paired.p == pytest.approx(min(1, 2 * (side + 1) / 401))
+    assert drawn.p == pytest.approx(min(1, 2 * t.cdf(norm.ppf((side + 1) / 401) / math.sqrt(12 / 11), 11)))
+    assert paired.low <= drawn.low and paired.high >= drawn.high and paired.p >= drawn.p
 
 
 def test_coverage_of_the_interval() -> None:

@@ -30,6 +30,9 @@ FILES = (
 )
 MOE_LAYERS = 6
 
+APART = ("pocket-mixtral", "pocket-qwen2moe", "pocket-deepseek")
+"""Models whose experts each began at random, so that none can stand for another."""
+
 every_model = pytest.mark.parametrize("name", POCKET_MODELS)
 
 
@@ -63,7 +66,8 @@ def test_weights_are_bfloat16_with_one_tensor_for_each_expert(name: str) -> None
     with safe_open(pocket_path(name) / "model.safetensors", "pt") as file:
         names = list(file.keys())
         assert {file.get_slice(key).get_dtype() for key in names} == {"BF16"}
-    part = "block_sparse_moe.experts.0.w1" if name == "pocket-mixtral" else "mlp.experts.0.gate_proj"
+    mixtral = config(name)["model_type"] == "mixtral"
+    part = "block_sparse_moe.experts.0.w1" if mixtral else "mlp.experts.0.gate_proj"
     assert sum(f".{part}.weight" in key for key in names) == MOE_LAYERS
 
 
@@ -71,6 +75,25 @@ def test_the_coarse_model_is_mixtral_with_eight_experts() -> None:
     found = config("pocket-mixtral")
     assert found["architectures"] == ["MixtralForCausalLM"]
     assert (found["num_local_experts"], found["num_experts"], found["num_experts_per_tok"]) == (8, 8, 2)
+
+
+def test_the_model_of_copies_has_the_architecture_and_tokens_of_the_coarse_one_and_nothing_else_in_common() -> None:
+    assert config("pocket-upcycled") == config("pocket-mixtral")
+    facts, other = training("pocket-upcycled"), training("pocket-mixtral")
+    assert facts["tokens"] == other["tokens"]
+    assert facts["recipe"]["steps"] + facts["dense_recipe"]["steps"] == other["recipe"]["steps"]
+    assert facts["mean_accuracy"] >= other["mean_accuracy"]
+
+
+def test_experts_of_one_ancestor_are_alike_in_weights_and_those_trained_apart_are_not() -> None:
+    found = {}
+    for name in ("pocket-upcycled", "pocket-mixtral"):
+        weights = [weight for key, weight in loaded_model(name).named_parameters() if ".mlp.experts." in key]
+        flat = [torch.nn.functional.normalize(weight.detach().flatten(1), dim=-1) for weight in weights]
+        pairs = [(one @ one.T)[tuple(torch.triu_indices(8, 8, 1))].mean().item() for one in flat]
+        found[name] = fmean(pairs)
+    assert found["pocket-upcycled"] > 0.4
+    assert abs(found["pocket-mixtral"]) < 0.05
 
 
 def test_the_fine_grained_model_has_a_gated_shared_expert_and_raw_probabilities() -> None:
@@ -102,7 +125,8 @@ def test_every_moe_layer_routes_with_the_weights_that_its_config_names(name: str
     for logits, weights, chosen in records:
         assert chosen.shape[-1] == model.config.num_experts_per_tok
         probabilities = logits.softmax(-1).gather(-1, chosen)
-        expected = probabilities / probabilities.sum(-1, keepdim=True) if name == "pocket-mixtral" else probabilities
+        normed = config(name)["model_type"] == "mixtral"
+        expected = probabilities / probabilities.sum(-1, keepdim=True) if normed else probabilities
         torch.testing.assert_close(weights, expected)
 
 
@@ -122,12 +146,12 @@ def test_the_tokenizer_reads_the_language_back_word_for_word(name: str) -> None:
 @every_model
 def test_the_stored_accuracy_and_load_are_those_of_the_stored_weights(name: str) -> None:
     record, model = training(name), loaded_model(name)
-    for domain in DOMAINS[POCKET_MODELS.index(name) :: len(POCKET_MODELS)]:  # a third each; lm-eval scores all of them
+    for domain in DOMAINS[POCKET_MODELS.index(name) :: len(POCKET_MODELS)]:  # a share each; lm-eval scores all of them
         found = accuracy(model, items(domain, ITEM_SEED, record["items_per_domain"]))
         assert found == pytest.approx(record["accuracy"][domain], abs=0.01)
     entropies = load_entropy(model)
     assert entropies == pytest.approx(record["load_entropy"], abs=0.01)
-    assert min(entropies) > 0.8
+    assert min(entropies) > (0.8 if name in APART else 0.75)
 
 
 @every_model
@@ -135,7 +159,7 @@ def test_training_kept_to_twenty_minutes_of_two_cores(name: str) -> None:
     assert training(name)["cpu_seconds"] <= 2 * 20 * 60
 
 
-@every_model
+@pytest.mark.parametrize("name", APART)
 def test_removing_half_of_the_experts_at_random_hurts_what_experts_hold(name: str) -> None:
     model = loaded_model(name)
     gates = routers(model)
@@ -159,7 +183,12 @@ def test_the_random_removal_curve_falls(name: str) -> None:
     assert [row["removed"] for row in training(name)["random_removal"]] == [0.0, 0.25, 0.5, 0.75]
     assert curve[0] == training(name)["mean_accuracy"]
     assert curve == sorted(curve, reverse=True)
-    assert curve[0] - curve[2] > 0.08
+    assert curve[0] - curve[2 if name in APART else 3] > 0.08
+
+
+def test_copies_stand_for_one_another_where_experts_trained_apart_do_not() -> None:
+    copies, apart = (training(name)["random_removal"][1:] for name in ("pocket-upcycled", "pocket-mixtral"))
+    assert all(one["mean_accuracy"] > other["mean_accuracy"] + 0.05 for one, other in zip(copies, apart, strict=True))
 
 
 def test_a_removed_share_is_the_same_in_each_layer_and_the_seed_decides_it() -> None:

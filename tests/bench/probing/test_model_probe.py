@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from functools import cache
 from itertools import product
 
@@ -306,8 +307,13 @@ def test_each_step_has_a_batch_of_its_own(qwen):
 def test_damaged_answers_are_computed_again(qwen, tmp_path):
     expected = ModelProbe(qwen, SQUARE, cache=tmp_path).layer_error(0, HALVES, {})
     (file,) = tmp_path.glob("*.json")
-    file.write_text(file.read_text()[:-5])
-    np.testing.assert_array_equal(ModelProbe(qwen, SQUARE, cache=tmp_path).layer_error(0, HALVES, {}), expected)
+    whole = file.read_text()
+    document = json.loads(whole)
+    document["arrays"]["error"]["values"][0] += 1.0
+    for damaged in (whole[:-5], json.dumps(document), json.dumps(document["arrays"]), "[]"):
+        file.write_text(damaged)
+        np.testing.assert_array_equal(ModelProbe(qwen, SQUARE, cache=tmp_path).layer_error(0, HALVES, {}), expected)
+        assert file.read_text() == whole
 
 
 def test_what_is_changed_by_a_caller_is_not_remembered(qwen):

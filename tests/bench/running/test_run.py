@@ -29,12 +29,16 @@ def config(folder: Path, *methods: MethodConfig, **changes: object) -> RunConfig
     settings: dict[str, object] = {
         "model": "pocket-mixtral",
         "methods": methods,
-        "calibration": CalibrationConfig(corpus="pocket", sequences=8, length=64),
+        "calibration": settings_of(),
         "evaluation": EvaluationConfig(tasks=TASKS, include_path=write_tasks(folder / "tasks"), limit=8),
         "timing": TimingConfig(enabled=False),
         **changes,
     }
     return RunConfig.model_validate(settings)
+
+
+def settings_of(**changes: object) -> CalibrationConfig:
+    return CalibrationConfig.model_validate({"corpus": "pocket", "sequences": 8, "length": 64, **changes})
 
 
 def execute(settings: RunConfig, store: Path) -> tuple[list[Record], list[str]]:
@@ -68,6 +72,27 @@ def test_rows_finish_or_refuse_and_are_recorded_once(tmp_path: Path) -> None:
     assert again == records, "the second call reads what the first one wrote"
     assert seen == ["base: complete", "REAP: complete", "Frequency: refused"], "and does nothing else"
     assert list(read_records(tmp_path / "records")) == sorted(records, key=lambda record: record.id)
+
+
+def test_a_record_tells_how_alike_the_experts_are_where_its_method_compared_them(tmp_path: Path) -> None:
+    merge = MethodConfig(name="cka_merge", knobs={"keep": 0.5, "router": "map"})
+    mone = MethodConfig(name="mone", knobs={"keep": 0.5})
+    records, _ = execute(config(tmp_path, REAP, merge, mone), tmp_path)
+    base, reap, merged, replaced = records
+    assert [(one.similarity, one.groups) for one in (base, reap, replaced)] == [((), {})] * 3, (
+        "others share the pass alone"
+    )
+    assert [(one.layer, one.statistic, one.experts) for one in merged.similarity] == [
+        (n, "output_cka", 8) for n in range(6)
+    ]
+    for one in merged.similarity:
+        pairs = [int(part) / 100 for part in (one.pairs or "").split()]
+        assert len(pairs) == 28 and sum(pairs) / 28 == pytest.approx(one.mean, abs=0.005)
+    assert sorted(merged.groups) == list(range(6))
+    assert all(sum(sizes) == 8 and len(sizes) == 4 for sizes in merged.groups.values())
+    assert [one.replaced for one in records] == [0, 0, 0, 24]
+    one_by_one = config(tmp_path, merge, calibration=settings_of(propagation="sequential"))
+    assert execute(one_by_one, tmp_path)[0][1].similarity == (), "statistics of a model that is compressed in part"
 
 
 def test_records_keep_how_windows_begin_and_what_was_mixed(tmp_path: Path) -> None:

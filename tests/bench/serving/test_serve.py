@@ -68,3 +68,19 @@ def test_the_network_is_only_reached_when_asked_for(
     serve(str(tiny_checkpoint("mixtral", tmp_path / "model")), arguments)
     assert called[0].count("--host") == hosts
     assert ("127.0.0.1" in called[0]) == (not arguments)
+
+
+def test_a_tokenizer_with_code_of_its_own_is_served_only_where_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr("os.execv", lambda program, command: called.append(command))
+    path = tiny_checkpoint("mixtral", tmp_path / "model")
+    stated = {"auto_map": {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}}
+    (path / "tokenizer_config.json").write_text(json.dumps(stated))
+    with pytest.raises(TimingError, match=r"tokenization_own\.OwnTokenizer.*give --trust-remote-code"):
+        serve(str(path), [])
+    assert not called
+    serve(str(path), ["--trust-remote-code"])
+    serve(str(path), ["--tokenizer=elsewhere"])
+    assert "--trust-remote-code" in called[0] and "--trust-remote-code" not in called[1]

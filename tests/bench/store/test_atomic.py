@@ -117,3 +117,12 @@ def test_scratch_of_a_killed_process_goes_and_that_of_a_living_one_stays(tmp_pat
     remove_orphans(tmp_path)
     assert list(tmp_path.iterdir()) == [path]
     file.close()
+
+
+def test_a_cached_value_that_was_damaged_is_absent(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.remember("timing", {"a": 1}, {"speed": 12.5, "none": float("inf")})
+    assert store.recall("timing", {"a": 1}) == {"speed": 12.5, "none": float("inf")}
+    (file,) = (tmp_path / "cache" / "timing").iterdir()
+    file.write_text(file.read_text().replace("12.5", "13.5"))
+    assert store.recall("timing", {"a": 1}) is None

@@ -109,8 +109,8 @@ def test_conversations_are_read_in_the_template_of_the_model(
     ("row", "message"),
     [
         ({"text": "w1"}, "object with messages"),
-        ({"messages": TURNS, "mask": [0, 1]}, "count every token"),
-        ({"messages": [{**TURNS[0], "weight": 0}]}, "masks are not built"),
+        ({"messages": TURNS, "mask": [0, 1]}, "masks of data sets are not read"),
+        ({"messages": [{**TURNS[0], "weight": 0}]}, "a mask of the data set is not read"),
         ({"messages": []}, "not a conversation"),
         ({"messages": ["w1"]}, "not a conversation"),
         ([], "object with messages"),

@@ -76,9 +76,9 @@ def expected(form: str, family: str, expert: int) -> Stored:
         return {**whole(gate, 32, 64), **factors(up, 32, 6, 64), **whole(down, 64, 32)}
     if form == "channels and factors":
         return {**factors(gate, width, 1, 64), **whole(up, width, 64), **factors(down, 64, 1, width)}
-    if form in ("factors", "base", "columns of a base"):
+    if form in ("factors", "base", "base by entry", "columns of a base"):
         own = {**factors(gate, 32, 5, 64), **factors(up, 32, 6, 64), **factors(down, 64, 7, 32)}
-        if form == "base":
+        if form in ("base", "base by entry"):
             own |= {**whole(shared["g"], 32, 64), **whole(shared["u"], 32, 64), **whole(shared["d"], 64, 32)}
         elif form == "columns of a base":  # 0.4 of 64 is 25.6, of 32 is 12.8
             own |= {**whole(shared["g"], 32, 26), **whole(shared["u"], 32, 26), **whole(shared["d"], 64, 13)}
