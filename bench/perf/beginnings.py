@@ -34,7 +34,7 @@ def changed(first: Plan, second: Plan) -> tuple[int, int]:
     return sum(len(one - other) for one, other in both), sum(len(one) for one, _ in both)
 
 
-def compared(model: str, method: str, length: int, store: Path) -> tuple[int, int, int]:
+def compared(model: str, method: str, length: int, store: Path, corpus: str = "pocket") -> tuple[int, int, int]:
     """Return the experts that change with the token, those that change with the draw, and those that stay.
 
     Args:
@@ -42,12 +42,13 @@ def compared(model: str, method: str, length: int, store: Path) -> tuple[int, in
         method: name of a method that keeps experts.
         length: tokens in a window, with the token.
         store: folder of the cached statistics.
+        corpus: text, as a run's ``corpus``.
     """
     checkpoint = Checkpoint.open(model)
     chosen = parse_method(f"{method}:keep=0.5").configured()
 
     def plan(bos: Bos, seed: int) -> Plan:
-        settings = CalibrationConfig(sequences=TOKENS // length, length=length, bos=bos, seed=seed)
+        settings = CalibrationConfig(corpus=corpus, sequences=TOKENS // length, length=length, bos=bos, seed=seed)
         calibrator = Calibrator(checkpoint, settings, Store(store), chosen.measured)
         return chosen.plan(checkpoint.inventory, calibrator.stats_for(chosen), calibrator.probe_for(chosen))
 
@@ -61,12 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--store", default="runs", help="folder of the cached statistics")
+    parser.add_argument("--corpus", default="pocket", help="text that the statistics are measured on")
     asked = parser.parse_args(arguments)
     table = Table("model", "method", "window", "stay", "change with the token", "change with the draw")
     for model in asked.models:
         for length in LENGTHS:
             for method in METHODS:
-                token, draw, kept = compared(model, method, length, Path(asked.store))
+                token, draw, kept = compared(model, method, length, Path(asked.store), asked.corpus)
                 table.add_row(
                     model,
                     method,

@@ -58,7 +58,7 @@ def searched(home: Path) -> SweepConfig:
         ("bench/applying/in_memory.py", {"plans in memory"}),
         ("bench/models/load.py", {"statistics", "plans in memory"}),
         ("sweeps/candidate.py", {"trials", "objective nll", "objective bytes_kept"}),
-        ("sweeps/samplers.py", {"trials"}),
+        ("sweeps/samplers/chosen.py", {"trials"}),
         ("sweeps/objectives/nll.py", {"objective nll"}),
         ("sweeps/grid.py", set()),
         ("sweeps/terminal.py", set()),
@@ -76,7 +76,8 @@ def test_an_edit_is_named_by_what_rests_on_it(file: str, named: set[str], tree: 
 
 
 def test_a_search_of_tasks_and_of_probes_rests_on_more(home: Path, searched: SweepConfig) -> None:
-    asking = sweep(home, method="diep", fixed={"rate": 0.01}, objectives=objectives(home, "nll"))
+    share = {"keep": {"knots": 1, "low": 0.1, "high": 1.0}}
+    asking = sweep(home, method="diep", space=share, fixed={"rate": 0.01}, objectives=objectives(home, "nll"))
     assert computed_by(asking)["code"].keys() - computed_by(searched)["code"].keys() == {"method diep", "probe"}
 
 
