@@ -154,13 +154,11 @@ class Pool:
             return
         member = self._members[number]
         if content is None:
-            wait([member.handle], _END)
-            content = {"kind": "crashed", "reason": f"its process ended with exit code {member.handle.poll()}"}
-            del self._members[number]
-            self._failed = True
-        kind, job = content["kind"], member.job
-        if kind == "ready":
+            content = self._lose(number, member)
+        elif content["kind"] == "ready":
             member.reported, self._lost = True, 0
+            content = {"kind": "crashed", "reason": "its process was started again in the middle of it"}
+        kind, job = content["kind"], member.job
         if job is None:
             return
         if kind == "begun":
@@ -178,6 +176,17 @@ class Pool:
             self._progress.ended += [Outcome(**outcome) for outcome in content["outcomes"]]
         else:
             self._progress.ended += without_result(job, "failed", content["reason"])
+
+    def _lose(self, number: int, member: _Member) -> dict[str, Any]:
+        """Return how the job of a worker ended whose connection is gone; an executor may start that worker again."""
+        wait([member.handle], _END)
+        self._failed = True
+        code = member.handle.poll()
+        if code is None:
+            member.reported = False
+            return {"kind": "crashed", "reason": "its connection is gone"}
+        del self._members[number]
+        return {"kind": "crashed", "reason": f"its process ended with exit code {code}"}
 
     def _bury(self) -> None:
         """Forget workers that ended before they reported."""

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 STATES = {"COMPLETE": "complete", "PRUNED": "refused", "FAIL": "failed", "RUNNING": "running", "WAITING": "queued"}
 
 
+LOST = "its worker was lost"
+"""Why a trial failed that says nothing itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrialRow:
     """One trial.
@@ -56,7 +60,7 @@ class TrialRow:
         return cls(
             number=trial.number,
             state=STATES[trial.state.name],
-            reason=trial.user_attrs.get("reason"),
+            reason=trial.user_attrs.get("reason", LOST if trial.state.name == "FAIL" else None),
             parameters=trial.params,
             **trial.user_attrs.get("result", {}),
         )

@@ -28,16 +28,20 @@ def run_sweep(
     Raises:
         ConfigError: an objective on reported tasks, or a study of that name with other settings.
         EvaluationError: trials fail one after another; what is complete is kept.
+        RecordError: the storage does not answer any more.
         RefusedError: trials are refused one after another.
     """
+    from sweeps.storages import answering
+
     check_objectives(config)
     study = open_study(config, config.folder(store))
-    try:
-        if missing_trials(study, config.trials):
-            if resident is None and (config.jobs > 1 or not isinstance(config.executor, Local)):
-                run_workers(config, study, store=store, progress=progress)
-            else:
-                work(config, study, store=store, progress=progress, resident=resident)
-    finally:
-        result = outcome(config, study, store)
+    with answering(config.storage):
+        try:
+            if missing_trials(study, config.trials):
+                if resident is None and (config.jobs > 1 or not isinstance(config.executor, Local)):
+                    run_workers(config, study, store=store, progress=progress)
+                else:
+                    work(config, study, store=store, progress=progress, resident=resident)
+        finally:
+            result = outcome(config, study, store)
     return result

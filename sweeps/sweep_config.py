@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from bench.settings.stage_settings import CalibrationConfig
 from bench.settings.strict import Strict
@@ -22,6 +30,7 @@ from sweeps.executor import Executor, parse_executor
 from sweeps.executors.local import Local
 from sweeps.objective import Objective, kinds
 from sweeps.search_space import Choice, Dimension, Knots, Range, corners, distributions, own_space
+from sweeps.storage_url import check_storage
 
 _LONGEST = 16 << 20
 """Bytes of the longest file of settings."""
@@ -80,8 +89,13 @@ class SweepConfig(Strict):
     include_path: str | None = Field(default=None, description="folder with the YAML of local lm-eval tasks")
     report: tuple[str, ...] = Field(default=(), description="tasks that the winners will be reported on")
     allow_test_objective: bool = Field(default=False, description="accept an objective on tasks that are also reported")
+    storage: Annotated[str, AfterValidator(check_storage)] | None = Field(
+        default=None,
+        description="where trials are kept: postgresql://..., grpc://HOST:PORT, or $NAME of a variable that holds one; "
+        "null: a journal file in the store",
+    )
     stale_after: float = Field(
-        default=86400.0, gt=0, description="seconds until a running trial of another host counts as lost"
+        default=60.0, ge=1, description="seconds without a sign of life until the trial of another host counts as lost"
     )
 
     @model_validator(mode="before")
@@ -149,7 +163,17 @@ class SweepConfig(Strict):
 
     def identity(self) -> dict[str, Any]:
         """Return what must stay the same for trials to be comparable: everything but extent and machine."""
-        free = {"trials", "jobs", "executor", "device", "batch_size", "stale_after", "report", "allow_test_objective"}
+        free = {
+            "trials",
+            "jobs",
+            "executor",
+            "storage",
+            "device",
+            "batch_size",
+            "stale_after",
+            "report",
+            "allow_test_objective",
+        }
         return self.model_dump(mode="json", exclude=free)
 
 
