@@ -35,7 +35,7 @@ def begin(study: Study, space: Mapping[str, BaseDistribution], draw: Callable[[i
     from sweeps.heartbeat import PROCESS, signature
 
     sketch: Any = _Sketch(study._storage, study._study_id)
-    seen = optuna.Study(study.study_name, sketch, sampler=draw(draws(study)))
+    seen = optuna.Study(study.study_name, sketch, sampler=draw(_drawn(sketch.trials)))
     number = seen.ask(dict(space))._trial_id
     if number == _SKETCH:
         sketch.trial.user_attrs[PROCESS] = signature()
@@ -50,9 +50,13 @@ def begin(study: Study, space: Mapping[str, BaseDistribution], draw: Callable[[i
 
 def draws(study: Study) -> int:
     """Return the number of trials drawn so far; one that was lost and queued again counts once."""
+    return _drawn(undisturbed(study.get_trials(deepcopy=False)))
+
+
+def _drawn(trials: Sequence[FrozenTrial]) -> int:
     from optuna.trial import TrialState
 
-    return sum(trial.state != TrialState.WAITING for trial in undisturbed(study.get_trials(deepcopy=False)))
+    return sum(trial.state != TrialState.WAITING for trial in trials)
 
 
 def undisturbed(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -82,7 +86,8 @@ class _Sketch:
     """A storage as a sampler sees it that draws a trial: undisturbed, and the new trial stays in memory."""
 
     def __init__(self, storage: Any, study_id: int) -> None:
-        self._storage, self._study_id = storage, study_id
+        self._storage = storage
+        self.trials = undisturbed(storage.get_all_trials(study_id, deepcopy=False))
         self.trial: FrozenTrial
 
     def __getattr__(self, name: str) -> Any:
@@ -93,7 +98,7 @@ class _Sketch:
 
         assert template_trial is None
         self.trial = FrozenTrial(
-            number=len(self.get_all_trials(study_id, deepcopy=False)),
+            number=len(self.trials),
             trial_id=_SKETCH,
             state=TrialState.RUNNING,
             value=None,
@@ -110,14 +115,14 @@ class _Sketch:
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        trials = undisturbed(self._storage.get_all_trials(study_id, deepcopy=False))
-        found = [trial for trial in trials if states is None or trial.state in states]
+        found = [trial for trial in self.trials if states is None or trial.state in states]
         return copy.deepcopy(found) if deepcopy else found
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         if trial_id == _SKETCH:
             return self.trial
-        return next(t for t in self.get_all_trials(self._study_id, deepcopy=False) if t._trial_id == trial_id)
+        number = next(trial.number for trial in self.trials if trial._trial_id == trial_id)
+        return _numbered(self._storage.get_trial(trial_id), number)
 
     def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
         return self.get_trial(trial_id).system_attrs

@@ -49,15 +49,17 @@ def test_three_workers_and_one_is_killed(home: Path, nursery: Nursery, tmp_path:
     path = write_config(config, tmp_path)
     workers = [Worker(MODULE, arguments(path, tmp_path, n), path.parent / f"worker-{n}.log") for n in range(3)]
     killed = Child(nursery, workers[0], hold=2, stage="measure", elsewhere=True)
-    # The others may not end the study before it is killed.
-    others = [Child(nursery, worker, wait_for=[path.parent / "go"]) for worker in workers[1:]]
+    # The second may not end the study before the first is killed, nor both of them before they see that it is.
+    gates = [path.parent / f"go-{number}" for number in (1, 2)]
+    others = [Child(nursery, worker, wait_for=[gate]) for worker, gate in zip(workers[1:], gates, strict=True)]
     wait_for(lambda: all(child.mark.exists() or child.poll() is not None for child in (killed, *others)))
     assert killed.poll() is None, workers[0].log.read_text()
     killed.kill()
     began = time.monotonic()
-    (path.parent / "go").touch()
+    gates[0].touch()
     wait_for(lambda: any(trial.state.name == "FAIL" for trial in study.get_trials(False)))
     assert time.monotonic() - began < 15
+    gates[1].touch()
     wait_for(lambda: all(child.poll() is not None for child in others))
     assert [child.poll() for child in others] == [0, 0], [worker.log.read_text() for worker in workers]
     trials = study.get_trials(False)

@@ -114,7 +114,7 @@ class Cluster:
             "SlurmUser": "root",
             "SlurmdUser": "root",
             "AuthType": "auth/munge",
-            "AuthInfo": f"socket={place}/munge.socket,cred_expire=3",  # a task is requeued after this time
+            "AuthInfo": f"socket={place}/munge.socket,cred_expire=6",  # a task is requeued after this time
             "CredType": "cred/munge",
             "StateSaveLocation": place / "state",
             "SlurmdSpoolDir": place / "%n",

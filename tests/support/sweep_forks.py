@@ -6,6 +6,7 @@ say so, so that a test can kill it there.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import os
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
-from signal import SIGINT, SIGKILL, Signals
+from signal import SIGINT, SIGKILL, SIGUSR1, Signals
 from typing import Any
 
 from pydantic import PrivateAttr
@@ -145,6 +146,7 @@ def _run(request: dict[str, Any]) -> None:
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    faulthandler.register(SIGUSR1)
     called, begun = getattr(holder, name), 0
 
     def marked(*arguments: Any, **named: Any) -> Any:

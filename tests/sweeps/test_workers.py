@@ -85,6 +85,20 @@ def test_the_other_worker_ends_the_study(home: Path, nursery: Nursery, tmp_path:
     assert set(states) <= {"COMPLETE", "FAIL"}, "nothing is left in hand or in the queue"
 
 
+def test_two_processes_that_know_nothing_of_each_other(home: Path, nursery: Nursery, tmp_path: Path) -> None:
+    config = sweep(home, trials=7)
+    study = open_study(config, config.folder(tmp_path))
+    command = arguments(write_config(config, tmp_path), tmp_path, 0)
+    logs = [config.folder(tmp_path) / f"process-{number}.log" for number in range(2)]
+    marks = [log.with_suffix(".mark") for log in logs]
+    children = [Child(nursery, Worker(MODULE, command, log), wait_for=marks) for log in logs]
+    wait_for(lambda: all(child.poll() is not None for child in children))
+    assert [child.poll() for child in children] == [0, 0], [log.read_text() for log in logs]
+    trials = study.get_trials(False)
+    assert {trial.state.name for trial in trials} == {"COMPLETE"} and 7 <= len(trials) <= 8
+    assert len({trial.user_attrs["process"]["pid"] for trial in trials}) == 2
+
+
 def test_several_workers_share_one_study(home: Path, nursery: Nursery, tmp_path: Path) -> None:
     told: list[int] = []
     config = sweep(home, jobs=2, trials=8, executor=Forking.of(nursery))
