@@ -54,7 +54,7 @@ def test_a_worker_that_is_started_again_is_taken_back(tmp_path: Path, monkeypatc
     result = run_grid(config, executor=executor)
     ended = {outcome.method: (outcome.status, outcome.reason) for outcome in result.outcomes}
     assert (ended["base"], ended["random"]) == (("complete", ""), ("complete", ""))
-    assert ended["frequency"][0] == "failed"
+    assert ended["frequency"] == ("failed", "its process ended with exit code 3"), "not that it was started again"
     first, again, *_ = executor.started
     assert (again.arguments, again.log) == (first.arguments, first.log), "the same worker"
 
