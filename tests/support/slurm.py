@@ -155,10 +155,18 @@ class Cluster:
                 )
             )
 
+    def _holds_jobs(self) -> bool:
+        try:
+            return bool(self.ask("squeue", "--noheader", "--states=running,completing"))
+        except subprocess.CalledProcessError:
+            return False
+
     def _stop(self) -> None:
         if len(self._started) > 1:  # jobs do not end with their daemons
             subprocess.run(["scancel", "--user=root"], env={**os.environ, **self.variables}, capture_output=True)
-            time.sleep(1)
+            end = time.monotonic() + 15  # a step whose daemon is gone would stay for ever
+            while self._holds_jobs() and time.monotonic() < end:
+                time.sleep(0.2)
         for process in reversed(self._started):
             process.terminate()
         for process in self._started:
