@@ -104,3 +104,8 @@ def wait(handles: Sequence[Handle], patience: float) -> None:
     end = time.monotonic() + patience
     while any(handle.poll() is None for handle in handles) and time.monotonic() < end:
         time.sleep(0.05)
+
+
+def interrupt(number: int, frame: object) -> None:
+    """Answer a request to end as Ctrl-C is answered: the trial in hand is given back."""
+    raise KeyboardInterrupt

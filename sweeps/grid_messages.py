@@ -93,7 +93,8 @@ class Switchboard:
         self._heard.put(Message(worker, {"kind": "ready"}))
         while (content := _read(line.rfile)) is not None:
             self._heard.put(Message(worker, content))
-        self._heard.put(Message(worker, None))
+        if self._lines[worker] is line.wfile:  # otherwise the worker was started again, and has reported since
+            self._heard.put(Message(worker, None))
 
 
 class Line:

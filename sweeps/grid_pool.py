@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,9 @@ Told: TypeAlias = Callable[[Progress], None]
 MODULE = "sweeps.grid_worker"
 STARTS = 3
 """Workers that may end one after another before they report: the set-up is at fault then, not a run."""
+
+INTERRUPTIONS = 3
+"""Times that a job is begun again because its worker was moved, as when a node is lost; that is no run's fault."""
 
 _POLL = 0.5
 _END = 20.0
@@ -67,6 +70,7 @@ class Pool:
         self._config, self._executor, self._progress, self._told = config, executor, progress, told
         self._waiting: deque[Job] = deque()
         self._members: dict[int, _Member] = {}
+        self._interrupted: Counter[int] = Counter()
         self._started = self._lost = 0
         self._failed = False
         self._board = Switchboard(executor.host)
@@ -154,13 +158,11 @@ class Pool:
             return
         member = self._members[number]
         if content is None:
-            wait([member.handle], _END)
-            content = {"kind": "crashed", "reason": f"its process ended with exit code {member.handle.poll()}"}
-            del self._members[number]
-            self._failed = True
-        kind, job = content["kind"], member.job
-        if kind == "ready":
+            content = self._lose(number, member)
+        elif content["kind"] == "ready":
             member.reported, self._lost = True, 0
+            content = {"kind": "interrupted", "reason": "its process was started again in the middle of it"}
+        kind, job = content["kind"], member.job
         if job is None:
             return
         if kind == "begun":
@@ -169,7 +171,13 @@ class Pool:
             return
         member.job = None
         self._progress.now.pop(member.slot, None)
-        if kind == "crashed" and job.runs > 1:
+        if kind == "interrupted" and self._interrupted[id(job)] < INTERRUPTIONS:
+            self._interrupted[id(job)] += 1
+            self._progress.begun -= member.begun
+            self._waiting.append(job)
+            return
+        self._interrupted.pop(id(job), None)
+        if kind in ("crashed", "interrupted") and job.runs > 1:
             self._progress.begun -= member.begun
             self._waiting.extend(job.split())
             return
@@ -178,6 +186,17 @@ class Pool:
             self._progress.ended += [Outcome(**outcome) for outcome in content["outcomes"]]
         else:
             self._progress.ended += without_result(job, "failed", content["reason"])
+
+    def _lose(self, number: int, member: _Member) -> dict[str, Any]:
+        """Return how the job of a worker ended whose connection is gone; an executor may start that worker again."""
+        wait([member.handle], _END)
+        self._failed = True
+        code = member.handle.poll()
+        if code is None:
+            member.reported = False
+            return {"kind": "interrupted", "reason": "its connection is gone"}
+        del self._members[number]
+        return {"kind": "crashed", "reason": f"its process ended with exit code {code}"}
 
     def _bury(self) -> None:
         """Forget workers that ended before they reported."""

@@ -1,23 +1,12 @@
-"""The study on disk: one Optuna journal file, mended after a crash, with the trials of dead workers given back.
-
-A journal is several times cheaper than a database and works on shared file systems, but has no heartbeat: a trial whose
-worker was killed stays in state RUNNING. Each trial therefore names its process, which is looked up before the next
-trial.
-"""
+"""The study and its trials, as all workers see them; trials of workers that are gone are given back."""
 
 from __future__ import annotations
 
-import os
-import socket
 import warnings
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from methods.framework.errors import ConfigError, RecordError
-from methods.framework.outside import an_object, parse_json
 from sweeps.sweep_config import SweepConfig
 
 if TYPE_CHECKING:
@@ -28,61 +17,64 @@ JOURNAL = "study.journal"
 RETRIES = 2
 """Times that the parameters of a lost trial are tried again; a plan that exhausts memory would otherwise never end."""
 
-_REMEDY = "restore it from a copy, or remove the study's folder and begin again"
-
-_UNSIGNED_SECONDS = 60.0
-"""A running trial that names no process is taken for lost after this time: its worker died between two writes."""
+CANCELLED = "cancelled"
+"""Reason of a trial that its worker gave back itself; that is no failure, however often it happens."""
 
 
 def open_study(config: SweepConfig, folder: Path) -> Study:
-    """Open or create the study of ``config`` in ``folder``.
+    """Open or create the study of ``config``; its files lie in ``folder``.
 
     Raises:
         ConfigError: the study was begun with other settings; names them.
-        RecordError: the disk refuses.
+        RecordError: the disk refuses, or the storage does not answer.
     """
     import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+    from sweeps.storages import answering, open_storage
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = folder / JOURNAL
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = JournalFileSymlinkLock(str(path), grace_period=10)
-        _mend(path, lock)
-        storage = JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
-        study = optuna.create_study(
-            study_name=config.name, storage=storage, directions=list(config.directions), load_if_exists=True
-        )
+        storage = open_storage(config.storage, path, config.stale_after, _queue_again)
+        with answering(config.storage):
+            study = optuna.create_study(
+                study_name=config.name, storage=storage, directions=list(config.directions), load_if_exists=True
+            )
     except OSError as error:
         raise RecordError(f"cannot open {path}: {error.strerror}; free space or choose another --store") from error
-    except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
+        if config.storage is not None:
+            # Such as tables of another version of Optuna.
+            raise RecordError(f"the study's storage cannot be used: {error}".splitlines()[0]) from error
         # Each line is JSON, but Optuna, which replays them, does not find in one what it wrote.
         raise _not_a_journal(path, error) from error
-    with warnings.catch_warnings():
+    with answering(config.storage), warnings.catch_warnings():
         # Optuna calls the names of objectives experimental; they are only shown, by its dashboard.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names(list(config.labels))
-    bind(study, "identity", config.identity(), path)
-    try:
-        _check_trials(study, config)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise _not_a_journal(path, error) from error
+        bind(study, "identity", config.identity(), path)
+        try:
+            _check_trials(study, config)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise _not_a_journal(path, error) from error
     return study
 
 
 def _not_a_journal(path: Path, error: Exception) -> RecordError:
-    return RecordError(f"{path} is not the journal of a study ({type(error).__name__}: {str(error)[:100]}); {_REMEDY}")
+    from sweeps.storages import REMEDY
+
+    return RecordError(f"{path} is not the journal of a study ({type(error).__name__}: {str(error)[:100]}); {REMEDY}")
 
 
 def _check_trials(study: Study, config: SweepConfig) -> None:
     """Read everything that is read of trials later, which Optuna keeps without a look at it."""
+    from sweeps.asking import earlier_attempts
+    from sweeps.heartbeat import PROCESS, is_gone
     from sweeps.outcome import TrialRow
 
     for trial in study.get_trials(deepcopy=False):
-        _is_lost(trial, config.stale_after)
-        int(trial.user_attrs.get("retry", 0))
+        is_gone(trial.user_attrs.get(PROCESS, {}))
+        [int(number) for number in earlier_attempts(trial)]
         TrialRow.of(trial).check(config.labels)
 
 
@@ -106,9 +98,10 @@ def bind(study: Study, name: str, value: Any, path: Path, what: str = "settings"
         study.set_user_attr(name, value)
     elif known != value:
         changes = "; ".join(_changes(known, value)) if known else f"it does not say which {what}"
+        where = path.parent if path.exists() else "it from its storage (optuna delete-study)"
         raise ConfigError(
             f"study {study.study_name!r} was begun with other {what} ({changes}), and its trials would be mixed "
-            f"with new ones. Give the sweep another name, take the {what} back, or remove {path.parent}"
+            f"with new ones. Give the sweep another name, take the {what} back, or remove {where}"
         )
 
 
@@ -128,43 +121,51 @@ def bind_code(study: Study, config: SweepConfig, folder: Path) -> None:
     bind(study, "computed by", computed_by(config), folder / JOURNAL, "libraries or code")
 
 
-def sign(trial_number: int, study: Study) -> None:
-    """Write into a running trial which process works on it."""
-    process = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-    study._storage.set_trial_user_attr(_identifier(study, trial_number), "process", process)
+def reap(study: Study) -> None:
+    """Fail every running trial whose worker is gone, and put its parameters back in the queue."""
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)
 
 
-def reap(study: Study, stale_after: float) -> list[int]:
-    """Fail every running trial whose worker is gone, put its parameters back in the queue, and return their numbers.
-
-    A worker on this host is gone when its process is; of another host, when the trial runs longer than ``stale_after``
-    seconds.
-    """
+def give_back(study: Study, trial: FrozenTrial) -> None:
+    """Fail a trial of this process that is cancelled, and queue its parameters again."""
+    import optuna
     from optuna.trial import TrialState
 
-    lost = [trial for trial in study.get_trials(False, (TrialState.RUNNING,)) if _is_lost(trial, stale_after)]
-    for trial in lost:
-        give_back(study, trial, "the worker was killed")
-    return [trial.number for trial in lost]
+    try:
+        study._storage.set_trial_user_attr(trial._trial_id, "reason", CANCELLED)
+        study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    except optuna.exceptions.UpdateFinishedTrialError:
+        return  # it was told, or taken for lost
+    _queue_again(study, study._storage.get_trial(trial._trial_id))
 
 
-def give_back(study: Study, trial: FrozenTrial, reason: str) -> None:
-    """Fail ``trial`` for a reason outside of it, and queue its parameters again, at most ``RETRIES`` times.
+def _queue_again(study: Study, trial: FrozenTrial) -> None:
+    """Queue the parameters of a trial that failed for a reason outside of it; of a lost one, at most ``RETRIES`` times."""
+    import copy
 
-    Args:
-        study: the study.
-        trial: a running one.
-        reason: for its row.
-    """
-    from optuna.trial import TrialState
+    import optuna
 
-    again = int(trial.user_attrs.get("retry", 0)) + 1
-    queued = again <= RETRIES and bool(trial.params)
-    study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
-    study._storage.set_trial_user_attr(trial._trial_id, "queued_again", queued)
-    study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-    if queued:
-        study.enqueue_trial(trial.params, user_attrs={"retry": again, "retry_of": trial.number})
+    from sweeps.asking import earlier_attempts
+    from sweeps.heartbeat import BEAT, PROCESS
+
+    again = copy.deepcopy(trial)
+    again.user_attrs = {
+        name: value for name, value in trial.user_attrs.items() if name not in (PROCESS, BEAT, "reason", "result")
+    }
+    if "fixed_params" in trial.system_attrs:
+        # It was queued with these. What else it has may be the half of a draw.
+        again.params, again.distributions = {}, {}
+    attempts = {*earlier_attempts(trial), trial.number}
+    cancelled = sum(
+        other.number in attempts and other.user_attrs.get("reason") == CANCELLED for other in study.get_trials(False)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES + cancelled)(study, again)
 
 
 def missing_trials(study: Study, wanted: int) -> int:
@@ -179,55 +180,6 @@ def running(study: Study) -> int:
     from optuna.trial import TrialState
 
     return len(study.get_trials(False, (TrialState.RUNNING,)))
-
-
-def draws(study: Study) -> int:
-    """Return the number of trials drawn so far; one that was lost and queued again counts once."""
-    from optuna.trial import TrialState
-
-    trials = study.get_trials(deepcopy=False)
-    return sum(t.state != TrialState.WAITING and not t.user_attrs.get("queued_again") for t in trials)
-
-
-def _identifier(study: Study, number: int) -> int:
-    return study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
-
-
-def _is_lost(trial: FrozenTrial, stale_after: float) -> bool:
-    age = (datetime.now() - trial.datetime_start).total_seconds() if trial.datetime_start else 0.0
-    process = trial.user_attrs.get("process")
-    if process is None:
-        return age > _UNSIGNED_SECONDS
-    if process["host"] != socket.gethostname():
-        return age > stale_after
-    try:
-        running = psutil.Process(process["pid"])
-        # The same number may belong to a younger process by now; a killed child that nobody waited for is a zombie.
-        return bool(running.create_time() != process["started"] or running.status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _mend(path: Path, lock: Any) -> None:
-    """Cut off a last line that a killed process left unfinished; a line appended to it would spoil the whole file.
-
-    Raises:
-        RecordError: another line is damaged.
-    """
-    if not path.exists():
-        return
-    lock.acquire()
-    try:
-        with path.open("rb+") as file:
-            content = file.read()
-            complete = content.rfind(b"\n") + 1
-            for number, line in enumerate(content[:complete].splitlines(), start=1):
-                what = f"line {number} of {path}"
-                an_object(parse_json(line, what, RecordError, _REMEDY, infinite=True), what, RecordError, _REMEDY)
-            if complete < len(content):
-                file.truncate(complete)
-    finally:
-        lock.release()
 
 
 def _changes(old: Any, new: Any, where: str = "") -> list[str]:

@@ -28,6 +28,10 @@ CHOICE = "choice.json"
 STATES = {"COMPLETE": "complete", "PRUNED": "refused", "FAIL": "failed", "RUNNING": "running", "WAITING": "queued"}
 
 
+LOST = "its worker was lost"
+"""Why a trial failed that says nothing itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrialRow:
     """One trial.
@@ -62,7 +66,7 @@ class TrialRow:
         return cls(
             number=trial.number,
             state=STATES[trial.state.name],
-            reason=trial.user_attrs.get("reason"),
+            reason=trial.user_attrs.get("reason", LOST if trial.state.name == "FAIL" else None),
             parameters=trial.params,
             **trial.user_attrs.get("result", {}),
         )

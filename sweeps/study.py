@@ -35,20 +35,24 @@ def run_sweep(
     Raises:
         ConfigError: an objective on reported tasks, or a study of that name with other settings, libraries or code.
         EvaluationError: trials fail one after another; what is complete is kept.
+        RecordError: the storage does not answer any more.
         RefusedError: trials are refused one after another.
     """
+    from sweeps.storages import answering
+
     check_objectives(config)
     study = open_study(config, config.folder(store))
     write_config(config, store)
-    try:
-        folder = config.folder(store)
-        unchosen = config.final.choose is not None and not (folder / CHOICE).exists()
-        if missing_trials(study, config.trials) or unchosen:
-            bind_code(study, config, config.folder(store))
-            if resident is None and (config.jobs > 1 or not isinstance(config.executor, Local)):
-                run_workers(config, study, store=store, progress=progress)
-            else:
-                work(config, study, store=store, progress=progress, advance=advance, resident=resident)
-    finally:
-        result = outcome(config, study, store)
+    folder = config.folder(store)
+    with answering(config.storage):
+        try:
+            unchosen = config.final.choose is not None and not (folder / CHOICE).exists()
+            if missing_trials(study, config.trials) or unchosen:
+                bind_code(study, config, folder)
+                if resident is None and (config.jobs > 1 or not isinstance(config.executor, Local)):
+                    run_workers(config, study, store=store, progress=progress)
+                else:
+                    work(config, study, store=store, progress=progress, advance=advance, resident=resident)
+        finally:
+            result = outcome(config, study, store)
     return result

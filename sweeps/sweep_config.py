@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from bench.settings.stage_settings import TRUST, CalibrationConfig
 from bench.settings.strict import Extended, Strict
@@ -26,6 +34,7 @@ from sweeps.promotion import Promotion, filled
 from sweeps.space.dimension import Dimension, Knots, Layers, Range, own_space
 from sweeps.space.step import SearchStep, check_knobs, with_own
 from sweeps.starts import Starts
+from sweeps.storage_url import check_storage
 
 _LONGEST = 16 << 20
 """Bytes of the longest file of settings."""
@@ -100,8 +109,13 @@ class SweepConfig(Extended):
     report: tuple[str, ...] = Field(default=(), description="tasks that the winners will be reported on")
     allow_test_objective: bool = Field(default=False, description="accept an objective on tasks that are also reported")
     promote: Promotion | None = Field(default=None, description="ordinary runs of the front, when the search is over")
+    storage: Annotated[str, AfterValidator(check_storage)] | None = Field(
+        default=None,
+        description="where trials are kept: postgresql://..., grpc://HOST:PORT, or $NAME of a variable that holds one; "
+        "null: a journal file in the store",
+    )
     stale_after: float = Field(
-        default=86400.0, gt=0, description="seconds until a running trial of another host counts as lost"
+        default=60.0, ge=1, description="seconds without a sign of life until the trial of another host counts as lost"
     )
 
     @model_validator(mode="before")
@@ -206,7 +220,7 @@ class SweepConfig(Extended):
 
     def identity(self) -> dict[str, Any]:
         """Return what must stay the same for trials to be comparable: everything but extent and machine."""
-        machine = {"jobs", "executor", "device", "batch_size", "stale_after"}
+        machine = {"jobs", "executor", "device", "batch_size", "stale_after", "storage"}
         after = {"report", "allow_test_objective", "promote"}
         return self.model_dump(mode="json", exclude={"trials", *machine, *after})
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.store.store import Store, write_json
 from methods.framework.errors import ConfigError, EvaluationError, MoebenchError, PlanError, RefusedError
+from sweeps.asking import begin
 from sweeps.budget import Limits
 from sweeps.final import choose
 from sweeps.flat import flattened
-from sweeps.journal import JOURNAL, bind, bind_code, draws, give_back, missing_trials, reap, running, sign
+from sweeps.journal import JOURNAL, bind, bind_code, give_back, missing_trials, reap, running
 from sweeps.knob_planner import KnobPlanner
 from sweeps.meter import Meter
 from sweeps.outcome import TrialRow
@@ -70,11 +72,11 @@ def work(
     bind(study, "inputs", dict(resident.identity), config.folder(store) / JOURNAL)
     planner, meter = planner_for(config, resident), meter_for(config, resident, store)
     if isinstance(planner, LayerPlanner) and missing_trials(study, config.trials):
-        begin(config, study, planner, meter, store=store, worker=worker, advance=advance)
+        prepare(config, study, planner, meter, store=store, worker=worker, advance=advance)
     bench = _Bench(config, study, planner, meter, Store(store))
     in_a_row = {"failed": 0, "refused": 0}
     while missing := missing_trials(study, config.trials):
-        reap(study, config.stale_after)
+        reap(study)
         if running(study) >= missing:
             time.sleep(0.2)  # other workers have the last trials in hand; one of them may yet be refused or lost
             continue
@@ -96,7 +98,7 @@ def work(
     choose(config, rows, resident, store)
 
 
-def begin(
+def prepare(
     config: SweepConfig,
     study: Study,
     planner: LayerPlanner,
@@ -156,11 +158,19 @@ class _Bench:
 
     def trial(self, worker: int) -> TrialRow:
         """Ask for one trial, do it, tell the result, and return it."""
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        from sweeps.heartbeat import Pulse
+
+        trial = begin(self.study, self.distributions, lambda drawn: sampler(self.config.sampler, drawn, worker))
+        # UpdateFinishedTrialError: this process was silent for so long that others took the trial for lost.
+        with Pulse(self.study._storage, trial._trial_id), suppress(UpdateFinishedTrialError):
+            self._do(trial)
+        return TrialRow.of(self._frozen(trial))
+
+    def _do(self, trial: Trial) -> None:
         from optuna.trial import TrialState
 
-        self.study.sampler = sampler(self.config.sampler, draws(self.study), worker)
-        trial = self.study.ask(self.distributions)
-        sign(trial.number, self.study)
         try:
             values = self._measured(trial)
             self.study.tell(trial, values)
@@ -168,13 +178,12 @@ class _Bench:
             trial.set_user_attr("reason", str(error))
             self.study.tell(trial, state=TrialState.PRUNED)
         except (KeyboardInterrupt, SystemExit):
-            give_back(self.study, self._frozen(trial), "cancelled")
+            give_back(self.study, self._frozen(trial))
             raise
         except (MoebenchError, RuntimeError, ArithmeticError, ValueError) as error:
             # One plan's trouble (out of memory, a loss that is not a number) is recorded and does not end the study.
             trial.set_user_attr("reason", f"{type(error).__name__}: {error}".splitlines()[0])
             self.study.tell(trial, state=TrialState.FAIL)
-        return TrialRow.of(self._frozen(trial))
 
     def _measured(self, trial: Trial) -> list[float]:
         planner, limits = self.planner, self.planner.limits

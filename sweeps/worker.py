@@ -9,16 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from methods.framework.errors import MoebenchError
+from sweeps.executor import interrupt
 from sweeps.journal import open_study
 from sweeps.outcome import outcome
+from sweeps.storages import answering
 from sweeps.sweep_config import load_sweep
 from sweeps.task_guard import check_objectives
 from sweeps.trials import work
-
-
-def _interrupt(number: int, frame: object) -> None:
-    """Answer a request to end as Ctrl-C is answered: the trial in hand is given back."""
-    raise KeyboardInterrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,10 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_sweep(options.config)
         check_objectives(config)
         study = open_study(config, config.folder(options.store))
-        try:
-            work(config, study, store=options.store, worker=options.worker)
-        finally:
-            outcome(config, study, options.store)
+        with answering(config.storage):
+            try:
+                work(config, study, store=options.store, worker=options.worker)
+            finally:
+                outcome(config, study, options.store)
     except MoebenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -45,5 +43,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     sys.exit(main())

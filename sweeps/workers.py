@@ -1,4 +1,4 @@
-"""Several workers on one study; they share nothing but the journal."""
+"""Several workers on one study; they share nothing but its storage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bench.store.store import write_json
 from methods.framework.errors import EvaluationError
-from sweeps.executor import Worker, stop
+from sweeps.executor import Worker, stop, wait
 from sweeps.journal import missing_trials
 from sweeps.outcome import TrialRow
 from sweeps.sweep_config import SweepConfig
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 MODULE = "sweeps.worker"
 _POLL = 0.5
+_END = 20.0
+"""Seconds that workers get to end of themselves, once the study has its trials."""
 
 
 def write_config(config: SweepConfig, store: Path) -> Path:
@@ -65,14 +67,19 @@ def run_workers(config: SweepConfig, study: Study, *, store: Path, progress: Pro
         while True:
             alive = any(handle.poll() is None for handle in handles)
             _report(study, told, progress)
+            if not missing_trials(study, config.trials):
+                wait(handles, _END)
+                break
             if not alive:
                 break
             time.sleep(_POLL)
+        _report(study, told, progress)
     finally:
         stop(handles)
     if missing := missing_trials(study, config.trials):
         failed = [worker for worker, handle in zip(workers, handles, strict=True) if handle.poll()]
-        lines = [line for worker in failed[:1] for line in worker.log.read_text().splitlines() if line.strip()]
+        told_last = [worker.log.read_text() for worker in failed[:1] if worker.log.exists()]
+        lines = [line for text in told_last for line in text.splitlines() if line.strip()]
         raise EvaluationError(
             f"{len(failed)} of {config.jobs} workers failed and {missing} trials are missing; worker "
             f"{[worker.number for worker in failed[:1]]}: {lines[-1] if lines else 'no message'}. Logs: "

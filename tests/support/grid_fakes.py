@@ -6,8 +6,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,30 @@ class Fakes(Local):
         self._log.extend(workers)
         module = "tests.support.grid_fakes"
         return super().submit([replace(one, module=module, arguments=(self._habit, *one.arguments)) for one in workers])
+
+
+class Restarting(Fakes):
+    """An executor that starts a worker once more when it dies, as Slurm does when a node is lost."""
+
+    def submit(self, workers: Sequence[Worker]) -> list[Handle]:
+        start = super().submit
+        return [_Restarted(handle, partial(start, [one])) for one in workers for handle in start([one])]
+
+
+class _Restarted:
+    def __init__(self, handle: Handle, again: Callable[[], list[Handle]]) -> None:
+        self._handle, self._again = handle, [again]
+
+    def poll(self) -> int | None:
+        if self._handle.poll() is not None and self._handle.poll() != 0 and self._again:
+            (self._handle,) = self._again.pop()()
+        return self._handle.poll()
+
+    def interrupt(self) -> None:
+        self._handle.interrupt()
+
+    def kill(self) -> None:
+        self._handle.kill()
 
 
 def _answer(habit: str, job: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ say so, so that a test can kill it there.
 
 from __future__ import annotations
 
+import faulthandler
+import importlib
 import json
 import os
 import runpy
@@ -13,8 +15,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import reduce
 from pathlib import Path
-from signal import SIGINT, SIGKILL, Signals
+from signal import SIGINT, SIGKILL, SIGUSR1, Signals
 from typing import Any
 
 from pydantic import PrivateAttr
@@ -22,6 +25,14 @@ from pydantic import PrivateAttr
 from sweeps.executor import Handle, Worker
 from sweeps.executors.local import Local
 from tests.support.places import ROOT
+
+STAGES = {
+    "ask": ("optuna", "Trial._suggest"),
+    "plan": ("sweeps.knob_planner", "KnobPlanner.drawn"),
+    "measure": ("sweeps.meter", "Meter._scores"),
+    "tell": ("optuna", "Study.tell"),
+}
+"""What is called in each stage of a trial; in "ask", once for each parameter."""
 
 PATIENCE = 120.0
 """Seconds after which something that should happen at once has not happened."""
@@ -61,14 +72,24 @@ class Nursery:
 class Child:
     """A fork; a ``Handle``."""
 
-    def __init__(self, nursery: Nursery, worker: Worker, wait_for: Sequence[Path] = (), hold: int = 0) -> None:
+    def __init__(
+        self,
+        nursery: Nursery,
+        worker: Worker,
+        wait_for: Sequence[Path] = (),
+        hold: int = 0,
+        stage: str = "plan",
+        elsewhere: bool = False,
+    ) -> None:
         """Start it.
 
         Args:
             nursery: who forks.
             worker: what it runs.
             wait_for: files that it waits for in its first trial.
-            hold: number of its trial, from 1, in which it says so and stands still.
+            hold: number of the call, from 1, in which it says so and stands still.
+            stage: that the calls are counted of, one of ``STAGES``.
+            elsewhere: whether it is to look like a process of another machine.
         """
         self.mark = worker.log.with_suffix(".mark")
         self.mark.unlink(missing_ok=True)
@@ -80,6 +101,8 @@ class Child:
             mark=str(self.mark),
             wait_for=[str(path) for path in wait_for],
             hold=hold,
+            stage=stage,
+            elsewhere=elsewhere,
         )
 
     def poll(self) -> int | None:
@@ -116,14 +139,17 @@ class Forking(Local):
 
 def _run(request: dict[str, Any]) -> None:
     """Be the child."""
-    from sweeps.knob_planner import KnobPlanner
+    import sweeps.heartbeat
 
+    module, path = STAGES[request["stage"]]
+    holder, name = reduce(getattr, path.split(".")[:-1], importlib.import_module(module)), path.split(".")[-1]
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    drawn, begun = KnobPlanner.drawn, 0
+    faulthandler.register(SIGUSR1)
+    called, begun = getattr(holder, name), 0
 
-    def marked(*arguments: Any, **settings: Any) -> Any:
+    def marked(*arguments: Any, **named: Any) -> Any:
         nonlocal begun
         begun += 1
         if begun == (request["hold"] or 1):
@@ -132,9 +158,11 @@ def _run(request: dict[str, Any]) -> None:
             wait_for(lambda: all(Path(path).exists() for path in request["wait_for"]))
         if begun == request["hold"]:
             time.sleep(PATIENCE)
-        return drawn(*arguments, **settings)
+        return called(*arguments, **named)
 
-    KnobPlanner.drawn = marked  # type: ignore[method-assign]  # the point of it
+    setattr(holder, name, marked)
+    if request["elsewhere"]:
+        sweeps.heartbeat.process_space = lambda: "elsewhere"  # type: ignore[assignment]  # the point of it
     sys.argv = ["worker", *request["start"]]
     code = 1
     try:
@@ -151,6 +179,7 @@ def _main() -> None:
     import bench.applying.in_memory  # noqa: F401  # what children would import
     import sweeps.losses
     import sweeps.opening
+    import sweeps.storages
     import sweeps.trials  # noqa: F401  # imported before the forks, which share it
     from bench.models.tiny import tiny_model
 

@@ -15,7 +15,7 @@ from sweeps.grid import run_grid
 from sweeps.grid_messages import Line, Switchboard
 from sweeps.grid_progress import Progress
 from sweeps.grid_terminal import summary
-from tests.support.grid_fakes import Fakes
+from tests.support.grid_fakes import Fakes, Restarting
 from tests.support.tiny_grids import grid
 
 
@@ -45,6 +45,33 @@ def test_a_dying_process_costs_only_the_method_it_was_at(tmp_path: Path, workers
     assert not (result.logs / "address.json").exists()
     assert {worker.number for worker in executor.started} == set(range(workers))
     assert len({worker.log for worker in executor.started}) == len(executor.started) >= 2
+
+
+def test_a_worker_that_is_started_again_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.grid_pool._END", 0.5)
+    config = grid(tmp_path, keeps=[0.5], calibration={"corpora": ["pocket"], "seeds": [0]})
+    executor = Restarting.of("dies_of_frequency")
+    result = run_grid(config, executor=executor)
+    ended = {outcome.method: (outcome.status, outcome.reason) for outcome in result.outcomes}
+    assert (ended["base"], ended["random"]) == (("complete", ""), ("complete", ""))
+    assert ended["frequency"] == ("failed", "its process ended with exit code 3"), "not that it was started again"
+    first, again, *_ = executor.started
+    assert (again.arguments, again.log) == (first.arguments, first.log), "the same worker"
+
+
+def test_only_the_last_line_of_a_worker_tells_that_it_is_gone(address: Path) -> None:
+    with Switchboard("localhost") as board:
+        board.write_address(address, store="s")
+        known = json.loads(address.read_text())
+        with Line(known, 7) as first:
+            assert board.next(10) == (7, {"kind": "ready"})
+            with Line(known, 7) as second:
+                assert board.next(10) == (7, {"kind": "ready"})
+                first.__exit__(None, None, None)
+                assert board.next(0.5) is None
+                board.tell(7, {"a": 1})
+                assert second.job() == {"a": 1}
+            assert board.next(10) == (7, None)
 
 
 def test_nothing_is_run_without_a_base(tmp_path: Path) -> None:

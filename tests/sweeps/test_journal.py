@@ -1,62 +1,19 @@
-"""The study on disk: trials of dead workers are given back, a torn line is cut off, other settings are refused."""
+"""The study on disk: a torn line is cut off, other settings are refused, damage is one error."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
 from methods.framework.errors import ConfigError, RecordError
-from sweeps.journal import JOURNAL, open_study, reap
+from sweeps.journal import JOURNAL, open_study
 from sweeps.outcome import SweepResult
 from sweeps.resident import Resident
 from sweeps.study import run_sweep
 from tests.support.tiny_sweeps import drawn, sweep
-
-
-def lost_trial(study: Any, **process: Any) -> int:
-    """Begin a trial as a process that no longer exists would have left it."""
-    from optuna.distributions import FloatDistribution
-
-    trial = study.ask({"keep.0": FloatDistribution(0.1, 1.0)})
-    own = {"host": socket.gethostname(), "pid": os.getpid(), "started": 1.0}
-    trial.set_user_attr("process", {**own, **process})
-    return int(trial.number)
-
-
-def test_trials_of_dead_workers_are_queued_again(home: Path, tmp_path: Path) -> None:
-    config = sweep(home)
-    study = open_study(config, config.folder(tmp_path))
-    reused = lost_trial(study)  # this process's number, but begun at another time
-    gone = lost_trial(study, pid=2**22 + 1)
-    alive = lost_trial(study, started=psutil.Process().create_time())
-    elsewhere = lost_trial(study, host="another")
-    assert reap(study, stale_after=3600) == [reused, gone]
-    assert reap(study, stale_after=3600) == []
-    assert reap(study, stale_after=1e-9) == [elsewhere]
-    states = [trial.state.name for trial in study.trials]
-    assert states == ["FAIL", "FAIL", "RUNNING", "FAIL", "WAITING", "WAITING", "WAITING"]
-    lost = [study.trials[number].params for number in (reused, gone, elsewhere)]
-    taken = [lost_trial(study) for _ in lost]
-    assert [study.trials[number].params for number in taken] == lost
-    assert alive == 2
-
-
-def test_a_plan_that_always_kills_is_given_up(home: Path, tmp_path: Path) -> None:
-    config = sweep(home)
-    study = open_study(config, config.folder(tmp_path))
-    lost_trial(study)
-    for _ in range(2):
-        assert reap(study, 3600)
-        lost_trial(study)
-    assert reap(study, 3600)
-    assert [trial.state.name for trial in study.trials] == ["FAIL", "FAIL", "FAIL"]
 
 
 def test_a_torn_last_line_is_cut_off(home: Path, resident: Resident, whole: SweepResult, tmp_path: Path) -> None:

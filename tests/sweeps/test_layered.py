@@ -124,7 +124,8 @@ def test_a_search_that_went_on_equals_one_that_was_not_interrupted(
         with pytest.raises(KeyboardInterrupt):
             run_sweep(config, store=tmp_path / "parts", resident=resident)
     parts = run_sweep(config, store=tmp_path / "parts", resident=resident)
-    assert drawn(parts.rows) == drawn(whole.rows)
+    # A first point that was cancelled has a later number, though it is tried before those behind it in the queue.
+    assert sorted(map(repr, drawn(parts.rows))) == sorted(map(repr, drawn(whole.rows)))
 
 
 def test_workers_share_the_cells(home: Path, resident: Resident, tmp_path: Path) -> None:

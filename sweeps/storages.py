@@ -1,0 +1,119 @@
+"""The storage of a study by its URL; every kind has a heartbeat, and one error when it does not answer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import optuna
+from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+from methods.framework.errors import RecordError
+from methods.framework.outside import an_object, parse_json
+from sweeps.heartbeat import SILENCES, AttributeHeartbeat, Database, OnStale
+from sweeps.storage_url import address, resolved_storage, without_password
+
+REMEDY = "restore it from a copy, or remove the study's folder and begin again"
+
+_LOCK_SECONDS = 10
+"""Seconds after which a lock on the journal is that of a process that died."""
+
+_CONNECT_SECONDS = 10.0
+
+
+class Journal(AttributeHeartbeat, JournalStorage):
+    """A journal file with a heartbeat."""
+
+
+class Proxy(AttributeHeartbeat, GrpcStorageProxy):
+    """A gRPC proxy with a heartbeat; Optuna's has none, whatever lies behind it."""
+
+
+def open_storage(storage: str | None, journal: Path, grace: float, on_stale: OnStale) -> BaseStorage:
+    """Open where trials are kept.
+
+    Args:
+        storage: what the sweep file says, None for the journal.
+        journal: path of the journal file.
+        grace: seconds without a sign of life until a trial is lost.
+        on_stale: what is done with it then.
+
+    Raises:
+        ConfigError: an environment variable is missing.
+        RecordError: the storage does not answer, or the journal is damaged.
+    """
+    if storage is None:
+        return _journal(journal).watched(grace, on_stale)
+    url = resolved_storage(storage)
+    with answering(storage), warnings.catch_warnings():
+        # Optuna calls heartbeats and the proxy experimental.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        scheme, host, port = address(url)
+        if scheme == "grpc":
+            proxy = Proxy(host=host, port=port)
+            proxy.wait_server_ready(_CONNECT_SECONDS)
+            return proxy.watched(grace, on_stale)
+        return Database("postgresql+psycopg:" + url.partition(":")[2], grace, on_stale)
+
+
+@contextmanager
+def answering(storage: str | None) -> Iterator[None]:
+    """Turn what a storage raises that does not answer into one error without its password.
+
+    Raises:
+        RecordError: it does not answer.
+    """
+    try:
+        yield
+    except SILENCES as error:
+        if storage is None:
+            raise
+        url = resolved_storage(storage)
+        found = without_password(_told(error), url)
+        raise RecordError(
+            f"the study's storage {without_password(storage, url)} does not answer ({found}); see that it runs and that "
+            "its address is right, and start the same sweep again: complete trials are kept"
+        ) from error
+
+
+def _told(error: Any) -> str:
+    """Return the innermost reason in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = error.details() if isinstance(error, grpc.Call) else str(error)
+    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _journal(path: Path) -> Journal:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = JournalFileSymlinkLock(str(path), grace_period=_LOCK_SECONDS)
+    _mend(path, lock)
+    return Journal(JournalFileBackend(str(path), lock_obj=lock))
+
+
+def _mend(path: Path, lock: Any) -> None:
+    """Cut off a last line that a killed process left unfinished; a line appended to it would spoil the whole file.
+
+    Raises:
+        RecordError: another line is damaged.
+    """
+    if not path.exists():
+        return
+    lock.acquire()
+    try:
+        with path.open("rb+") as file:
+            content = file.read()
+            complete = content.rfind(b"\n") + 1
+            for number, line in enumerate(content[:complete].splitlines(), start=1):
+                what = f"line {number} of {path}"
+                an_object(parse_json(line, what, RecordError, REMEDY, infinite=True), what, RecordError, REMEDY)
+            if complete < len(content):
+                file.truncate(complete)
+    finally:
+        lock.release()
