@@ -35,7 +35,7 @@ def computed_by(config: SweepConfig, root: Path = ROOT) -> dict[str, Any]:
     """
     measured = [statistic_digest(name, root) for name in sorted(union_of_needs(config))]
     code = {
-        **{f"method {step.method}": decision_digest(step.kind, root) for step in config.steps},
+        **{f"method {step.method}": decision_digest(step.kind, root, ("sweeps",)) for step in config.steps},
         "statistics": digest_of([code_digest(ROOMS, root), measured]),
         "plans in memory": code_digest(APPLYING, root),
         "trials": module_digest(("sweeps.trials",), root, ("sweeps",)),

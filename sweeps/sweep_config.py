@@ -24,7 +24,6 @@ from bench.settings.stage_settings import TRUST, CalibrationConfig
 from bench.settings.strict import Extended, Strict
 from methods.framework.errors import ConfigError
 from methods.framework.outside import parse_json, read_text
-from methods.registry import method_class, names
 from sweeps.budget import Budget
 from sweeps.executor import Executor, parse_executor
 from sweeps.executors.local import Local
@@ -32,6 +31,7 @@ from sweeps.final_settings import Final
 from sweeps.objective import Objective, TextObjective, kinds
 from sweeps.promotion import Promotion, filled
 from sweeps.space.dimension import Dimension, Knots, Layers, Range, own_space
+from sweeps.space.statements import step_class, step_names
 from sweeps.space.step import SearchStep, check_knobs, with_own
 from sweeps.starts import Starts
 from sweeps.storage_url import check_storage
@@ -77,7 +77,7 @@ class SweepConfig(Extended):
     model: str = Field(description="folder or hub id")
     revision: str | None = Field(default=None, description="hub revision")
     trust_remote_code: bool = Field(default=False, description=TRUST)
-    method: str | None = Field(default=None, description="registry name, where there is one step")
+    method: str | None = Field(default=None, description="name of the one step (see recipe)")
     fixed: dict[str, Any] = Field(default_factory=dict, description="its knobs that are not searched")
     space: dict[str, Dimension] = Field(
         default_factory=dict, description="its searched knobs; empty: the method's own space"
@@ -126,8 +126,8 @@ class SweepConfig(Extended):
             return data
         method, fixed = data["method"], data.get("fixed") or {}
         asked = data.get("space")
-        if not asked and method in names():
-            asked = {name: "auto" for name in own_space(method_class(method)) if name not in fixed}
+        if not asked and method in step_names():
+            asked = {name: "auto" for name in own_space(step_class(method)) if name not in fixed}
         return {**data, "space": with_own(method, asked or {})} if isinstance(asked, Mapping | None) else data
 
     @model_validator(mode="before")
@@ -150,7 +150,7 @@ class SweepConfig(Extended):
         if self.recipe and (self.fixed or self.space):
             raise ValueError("fixed and space belong to each step of the recipe")
         if self.method is not None:
-            check_knobs(method_class(self.method), self.fixed, self.space)
+            check_knobs(step_class(self.method), self.fixed, self.space)
         steps = self.steps
         if self.budget and all(step.kind.stages == {"sparsity"} for step in steps):
             raise ValueError(

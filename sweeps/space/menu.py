@@ -30,6 +30,7 @@ from methods.framework.transfer import result
 from sweeps.space.dimension import Layers
 from sweeps.space.levels import Axis, Levels, LevelSpace, Reals
 from sweeps.space.options import options
+from sweeps.space.statements import Drop
 
 MOST_PLANNINGS = 4096
 """Combinations of values that a menu plans at most."""
@@ -216,6 +217,8 @@ class Menu:
         return self._layers[key]
 
     def _layer_of(self, layer: int, values: Values) -> LayerPlan:
+        if (gone := self._gone(values)) != "none":
+            return LayerPlan(drop=gone)
         plan = self._plan(values)
         if isinstance(plan, str):
             raise RefusedError(plan)
@@ -271,18 +274,28 @@ class Menu:
             total = total + (alone - base if np.isfinite(base).all() else alone)
         return total
 
+    def _gone(self, values: Values) -> Literal["none", "moe", "block"]:
+        """Return what of a layer goes by these values, whatever else they say of it."""
+        dropped = [
+            v for d, v in zip(self.dials, values, strict=True) if self.steps[d.step].kind is Drop and v is not None
+        ]
+        return dropped[0] if dropped else "none"
+
     def _vector(self, values: Values, role: int | None = None) -> Reals:
         """Return the sizes of every layer when all have these values, [L, Q]; with ``role`` only that matrix is factored."""
         key = (values, role)
         if key not in self._vectors:
-            plan = self._plan(values)
-            if isinstance(plan, str):
+            gone = self._gone(values)
+            plan = self._plan(values) if gone == "none" else self._without(gone)
+            if gone == "block":
+                found = np.zeros((len(self.inventory.layers), len(QUANTITIES)))
+            elif isinstance(plan, str):
                 found = np.full((len(self.inventory.layers), len(QUANTITIES)), np.inf)
             else:
                 layers = plan.layers if role is None else [_column(one, role) for one in plan.layers]
                 left = iter(layer_costs(result(Plan.of(self.inventory, layers), self.inventory)))
-                gone = np.zeros(len(QUANTITIES))
-                found = np.array([gone if one.drop == "block" else _vector(next(left)) for one in layers])
+                nothing = np.zeros(len(QUANTITIES))
+                found = np.array([nothing if one.drop == "block" else _vector(next(left)) for one in layers])
             self._vectors[key] = found
         return self._vectors[key]
 
@@ -295,11 +308,17 @@ class Menu:
                 self._plans[values] = str(error)
         return self._plans[values]
 
+    def _without(self, gone: Literal["moe", "block"]) -> Plan | str:
+        """Return the plan without all MoE sub-layers; there is none without all blocks, whose size is nothing."""
+        if gone == "block":
+            return ""
+        return Plan.of(self.inventory, Drop(drop=gone).decide(self.inventory, self.stats))
+
     def _planned(self, values: Values) -> Plan:
         plan = Plan.identity(self.inventory)
         for number, step in enumerate(self.steps):
             own = {d.knob: v for d, v in zip(self.dials, values, strict=True) if d.step == number}
-            if None in own.values():
+            if None in own.values() or step.kind is Drop:
                 continue
             knobs = {name: _spread(step.kind, name, value) for name, value in own.items()}
             method = step.kind.configured({**step.knobs, **knobs})
@@ -318,7 +337,7 @@ class Menu:
             # Other knobs of the same step need some value; other steps are left out.
             others = [other.options[-1] if other.step == dial.step else None for other in self.dials]
             values = tuple(value if d is dial else other for d, other in zip(self.dials, others, strict=True))
-            plan = self._plan(values)
+            plan = self._plan(values) if self._gone(values) == "none" else None
             if isinstance(plan, str):
                 reason = plan
             else:

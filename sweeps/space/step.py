@@ -11,14 +11,14 @@ from bench.settings.strict import Strict
 from methods.framework.errors import MoebenchError, UnknownNameError
 from methods.framework.method import Method
 from methods.low_rank import Factoring
-from methods.registry import method_class, names
 from sweeps.space.dimension import Dimension, Layers, Space, corners, own_space
+from sweeps.space.statements import step_class, step_names
 
 
 class SearchStep(Strict):
     """A method whose knobs are fixed or searched; those named in neither have the method's defaults."""
 
-    method: str = Field(description="registry name")
+    method: str = Field(description="registry name, or top_k (experts of each token) or drop (none, moe or block)")
     fixed: dict[str, Any] = Field(default_factory=dict, description="knobs that are not searched")
     space: dict[str, Dimension] = Field(
         default_factory=dict, description="searched knobs; auto: the method's own range"
@@ -41,7 +41,7 @@ class SearchStep(Strict):
     @property
     def kind(self) -> type[Method]:
         """The method's class."""
-        return method_class(self.method)
+        return step_class(self.method)
 
     @property
     def layered(self) -> dict[str, Layers]:
@@ -55,9 +55,9 @@ def with_own(method: str, space: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: no such method (with the closest name), or nothing to offer for a knob.
     """
-    if method not in names():
-        raise ValueError(str(UnknownNameError("method", method, names(), "`moebench methods` describes them.")))
-    own = own_space(method_class(method))
+    if method not in step_names():
+        raise ValueError(str(UnknownNameError("method", method, step_names(), "`moebench methods` describes them.")))
+    own = own_space(step_class(method))
     for name, value in space.items():
         if value == "auto" and name not in own:
             raise ValueError(f"space.{name}: auto has nothing to offer; method {method} has {', '.join(own)}")

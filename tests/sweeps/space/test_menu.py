@@ -13,9 +13,10 @@ from methods.framework.errors import ConfigError, RefusedError
 from methods.framework.inventory import Inventory
 from methods.framework.plan import Plan
 from methods.framework.stats import Stats
-from methods.registry import method, method_class
+from methods.registry import method
 from sweeps.space.dimension import Layers
 from sweeps.space.menu import QUANTITIES, Menu, MenuStep
+from sweeps.space.statements import step_class
 from tests.support.inventories import toy_inventory
 
 INVENTORY = toy_inventory(experts=8, moe_layers=3)
@@ -33,7 +34,7 @@ def stats(inventory: Inventory = INVENTORY) -> Stats:
 
 
 def step(name: str, knobs: dict[str, Any] | None = None, **layered: Layers) -> MenuStep:
-    return MenuStep(method_class(name), knobs or {}, layered)
+    return MenuStep(step_class(name), knobs or {}, layered)
 
 
 COUNTS = Layers(by="layer", low=0.25)
@@ -50,6 +51,15 @@ def recipes() -> dict[str, list[MenuStep]]:
         "experts, then ranks": [step("reap", keep=COUNTS), step("svd", SVD, keep=RANKS)],
         "half of the experts, then matrices": [step("reap", {"keep": 0.5}), step("svd", SVD, keep=MATRICES)],
         "experts, then matrices": [step("reap", keep=COUNTS), step("svd", SVD, keep=MATRICES)],
+        "dropped or not": [step("drop", drop=Layers(by="layer", choices=("none", "moe", "block")))],
+        "experts per token, and of each layer": [
+            step("reap", keep=COUNTS),
+            step("top_k", top_k=Layers(by="layer", choices=(1, 2))),
+        ],
+        "dropped, or fewer experts": [
+            step("reap", keep=COUNTS),
+            step("drop", drop=Layers(by="layer", choices=("none", "moe"))),
+        ],
         "experts and powers": [step("criterion", keep=COUNTS, alpha=Layers(by="layer", choices=(0, 1, 2)))],
     }
 
