@@ -13,6 +13,7 @@ from bench.store.store import Store, write_json
 from methods.framework.errors import ConfigError, EvaluationError, MoebenchError, PlanError, RefusedError
 from sweeps.asking import begin
 from sweeps.budget import Limits
+from sweeps.computed_by import computed_by
 from sweeps.final import choose
 from sweeps.flat import flattened
 from sweeps.journal import JOURNAL, bind, bind_code, give_back, missing_trials, reap, running
@@ -144,7 +145,12 @@ def meter_for(config: SweepConfig, resident: Resident, store: Path) -> Meter:
         resident: the model and its statistics.
         store: folder of the store, which keeps the answers.
     """
-    return Meter(resident, config.labelled, {"dtype": config.dtype}, Store(store).cache / "objectives")
+    by = computed_by(config)
+    code = {
+        name: digest for name, digest in by["code"].items() if name not in ("trials", "probe") and "method" not in name
+    }
+    settings = {"dtype": config.dtype, "libraries": by["libraries"], "code": code}
+    return Meter(resident, config.labelled, settings, Store(store).cache / "objectives")
 
 
 class _Bench:

@@ -92,6 +92,24 @@ def test_the_meter_measures_each_plan_once(
     assert meter.measured(plan, sizes, planner.limits.source).scores == result.rows[3].scores
 
 
+def test_another_version_measures_again(
+    home: Path, resident: Resident, searched: tuple[Path, SweepResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sweeps.trials
+
+    known = sweeps.trials.computed_by(layered(home))
+    plan = Plan.identity(resident.inventory)
+    sizes = planner_for(layered(home), resident).limits.sizes(plan)
+    measured: list[str] = []
+    monkeypatch.setattr(
+        sweeps.meter.Meter, "_scores", lambda self, plan, *_: measured.append(plan.digest) or {"nll": 1.0}
+    )
+    for changed in ({}, {"libraries": {"torch": "99"}}, {"code": {**known["code"], "plans in memory": "edited"}}):
+        monkeypatch.setattr(sweeps.trials, "computed_by", lambda config, now=changed: {**known, **now})
+        meter_for(layered(home), resident, searched[0]).measured(plan, sizes, sizes)
+    assert len(measured) == 2, "what the study has measured serves, and each of the others measures"
+
+
 @pytest.mark.parametrize("damage", ["{", '{"scores": {"nll": "nan"}}', '{"scores": {}}'])
 def test_a_damaged_answer_is_measured_again(home: Path, resident: Resident, tmp_path: Path, damage: str) -> None:
     config = layered(home)
