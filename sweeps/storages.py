@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import optuna
+from optuna import Study
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal._storage import JournalOperation
 
 from methods.framework.errors import RecordError
 from methods.framework.outside import an_object, parse_json
@@ -28,6 +30,37 @@ _CONNECT_SECONDS = 10.0
 
 class Journal(AttributeHeartbeat, JournalStorage):
     """A journal file with a heartbeat."""
+
+    def set_trial_user_attrs(self, trial_id: int, values: Mapping[str, Any]) -> None:
+        """Set several attributes of a trial in one write, which is synced to the disk."""
+        logs = [
+            {
+                "op_code": JournalOperation.SET_TRIAL_USER_ATTR,
+                "worker_id": self._replay_result.worker_id,
+                "trial_id": trial_id,
+                "user_attr": {name: value},
+            }
+            for name, value in values.items()
+        ]
+        with self._thread_lock:
+            self._backend.append_logs(logs)
+            self._sync_with_backend()
+
+
+def set_user_attrs(study: Study, trial_id: int, values: Mapping[str, Any]) -> None:
+    """Set several attributes of a trial, in one write where the storage can.
+
+    Args:
+        study: the study.
+        trial_id: of the trial in its storage.
+        values: JSON values by name.
+    """
+    storage = study._storage
+    if isinstance(storage, Journal):
+        storage.set_trial_user_attrs(trial_id, values)
+        return
+    for name, value in values.items():
+        storage.set_trial_user_attr(trial_id, name, value)
 
 
 class Proxy(AttributeHeartbeat, GrpcStorageProxy):

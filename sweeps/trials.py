@@ -192,6 +192,8 @@ class _Bench:
             self.study.tell(trial, state=TrialState.FAIL)
 
     def _measured(self, trial: Trial) -> list[float]:
+        from sweeps.storages import set_user_attrs
+
         planner, limits = self.planner, self.planner.limits
         drawn = planner.drawn(trial.params, as_stated="start" in trial.user_attrs)
         if limits.budgets and not limits.projecting:
@@ -211,11 +213,10 @@ class _Bench:
             "seconds": time.process_time() - start,
             "same_as": same_as,
         }
+        attributes = {"result": result, **flattened(score=scores, size=drawn.sizes)}  # flat ones for optuna-dashboard
         if drawn.levels is not None:
-            trial.set_user_attr("levels", list(drawn.levels))
-        trial.set_user_attr("result", result)
-        for name, value in flattened(score=scores, size=drawn.sizes).items():
-            trial.set_user_attr(name, value)  # which optuna-dashboard plots
+            attributes["levels"] = list(drawn.levels)
+        set_user_attrs(self.study, trial._trial_id, attributes)
         return [scores[label] for label in self.config.labels]
 
     def _same_plan(self, digest: str) -> int | None:
