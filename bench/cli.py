@@ -24,6 +24,7 @@ VERBS = (
     Verb("recover", "Train a compressed checkpoint on text; goes on where it stopped."),
     Verb("demo", "Compare pruning and dropping methods on the three embedded models, from checkpoint to leaderboard."),
     Verb("sweep", "Search a method's knobs under a size budget with Optuna; goes on where it stopped."),
+    Verb("solve", "Solve a sweep's table: the best plans within any budget, and the frontier."),
     Verb("grid", "Run every model by every method, share, corpus and seed; goes on where it stopped."),
     Verb("report", "Write leaderboard, tables and figures from records."),
     Verb("check", "Run the laws of a method on every tiny architecture."),
