@@ -98,7 +98,7 @@ class Meter:
         resident = self.resident
         if self._measures is None:
             self._measures = {label: objective.measure(resident) for label, objective in self.objectives.items()}
-        with realised(resident.model, resident.inventory, plan, resident.stats) as model:
+        with realised(resident.model, resident.inventory, plan, resident.stats, resident.made) as model:
             candidate = Candidate(plan, sizes, source, model)
             scores = {label: float(measure(candidate)) for label, measure in self._measures.items()}
         for label, score in scores.items():

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bench.applying.computed import scaled
 from bench.applying.layer_maker import LayerMaker, Read
+from bench.applying.made_experts import MadeExperts
 from bench.applying.moments import check_moments, constants
 from bench.applying.resident_layer import ResidentLayer
 from bench.experts.lazy import lazily
@@ -65,7 +67,11 @@ class _SlicedRouter:
 
 @contextmanager
 def realised(
-    model: PreTrainedModel, inventory: Inventory, plan: Plan, moments: Stats | None = None
+    model: PreTrainedModel,
+    inventory: Inventory,
+    plan: Plan,
+    moments: Stats | None = None,
+    made: MadeExperts | None = None,
 ) -> Iterator[PreTrainedModel]:
     """Make ``model`` compute what the checkpoint of ``plan`` computes, for the length of a ``with`` block.
 
@@ -81,6 +87,7 @@ def realised(
         inventory: its inventory.
         plan: what to realise, in the coordinates of ``inventory``.
         moments: statistics of the model named in ``plan.moments``; needed for constants and for sparsity by inputs.
+        made: keeps experts that are changed inside from one plan of this model and these statistics to the next.
 
     Raises:
         PlanError: the plan does not fit the model, or another plan is realised on it at the moment.
@@ -98,19 +105,23 @@ def realised(
         _set(undo, model, _FLAG, plan.digest)
         survivors = [index for index, layer in enumerate(plan.layers) if layer.drop != "block"]
         for number, index in enumerate(survivors):
-            _realise_layer(
-                undo, ResidentLayer(model, inventory, index), plan.layers[index], after[number].top_k, moments
-            )
+            resident = ResidentLayer(model, inventory, index)
+            _realise_layer(undo, resident, plan.layers[index], after[number].top_k, moments, made)
         if len(survivors) < len(blocks):
             _leave_out(undo, model, survivors)
         yield model
 
 
 def _realise_layer(
-    undo: ExitStack, resident: ResidentLayer, plan: LayerPlan, top_k: int, moments: Stats | None
+    undo: ExitStack,
+    resident: ResidentLayer,
+    plan: LayerPlan,
+    top_k: int,
+    moments: Stats | None,
+    made: MadeExperts | None,
 ) -> None:
     """Change the feed-forward sub-layer of one surviving block, after which each token is routed to ``top_k`` experts."""
-    scale_D = _overwrite(undo, resident, plan, moments) if plan.merges or plan.inside else None
+    scale_D = _overwrite(undo, resident, plan, moments, made) if plan.merges or plan.inside else None
     if plan.drop == "moe":
         _set(undo, resident.block, "forward", torch.zeros_like)
     elif plan.experts is not None or plan.top_k is not None:
@@ -165,7 +176,9 @@ def _sliced_forward(
 
 
 @torch.no_grad()
-def _overwrite(undo: ExitStack, resident: ResidentLayer, plan: LayerPlan, moments: Stats | None) -> Tensor | None:
+def _overwrite(
+    undo: ExitStack, resident: ResidentLayer, plan: LayerPlan, moments: Stats | None, kept: MadeExperts | None
+) -> Tensor | None:
     """Write experts that are computed in their places, and register what stood there.
 
     Returns:
@@ -179,7 +192,9 @@ def _overwrite(undo: ExitStack, resident: ResidentLayer, plan: LayerPlan, moment
         return before[expert] if expert in before else resident.matrices(expert)
 
     maker = _maker(resident, plan, read, moments) if plan.inside else None
-    for expert, made in _merged(resident, plan, read) if maker is None else _changed_inside(resident, plan, maker):
+    for expert, made in (
+        _merged(resident, plan, read) if maker is None else _changed_inside(resident, plan, maker, kept)
+    ):
         places = resident.matrices(expert)
         before[expert] = ExpertMatrices(*(place.clone() for place in places))
         for place, old, value in zip(places, before[expert], made, strict=True):
@@ -203,12 +218,13 @@ def _merged(resident: ResidentLayer, plan: LayerPlan, read: Read) -> Iterator[tu
 
 
 def _changed_inside(
-    resident: ResidentLayer, plan: LayerPlan, maker: LayerMaker
+    resident: ResidentLayer, plan: LayerPlan, maker: LayerMaker, kept: MadeExperts | None
 ) -> Iterator[tuple[int, ExpertMatrices]]:
     """Yield every expert that stays as the matrices that what is stored of it stands for."""
     width = next(resident.layer.with_role("expert.gate")).shape[0]
     for place, expert in enumerate(range(resident.layer.experts) if plan.experts is None else plan.experts):
-        yield expert, _widened(maker.whole(expert), plan, place, width)
+        make = partial(_whole, maker, expert, plan, place, width)
+        yield expert, make() if kept is None else kept.made((resident.index, expert, *maker.decisive(expert)), make)
 
 
 def _maker(resident: ResidentLayer, plan: LayerPlan, read: Read, moments: Stats | None) -> LayerMaker:
@@ -218,6 +234,10 @@ def _maker(resident: ResidentLayer, plan: LayerPlan, read: Read, moments: Stats 
     # In its type on disk, since the scale of the inputs makes up for how the scaled norm is rounded there.
     norm_D = resident.tensor(entry).to(resident.dtypes["norm.mlp"])
     return LayerMaker(plan, resident.index, resident.inventory, read, moments, dtypes, lambda: norm_D)
+
+
+def _whole(maker: LayerMaker, expert: int, plan: LayerPlan, place: int, width: int) -> ExpertMatrices:
+    return _widened(maker.whole(expert), plan, place, width)
 
 
 def _widened(made: ExpertMatrices, plan: LayerPlan, place: int, width: int) -> ExpertMatrices:
