@@ -21,22 +21,12 @@ from sweeps.budget import Budget
 from sweeps.executor import Executor, parse_executor
 from sweeps.executors.local import Local
 from sweeps.objective import Objective, kinds
+from sweeps.samplers.settings import LEVELLED, SINGLE, Sampler
 from sweeps.space.dimension import Dimension, Knots, Layers, Range, own_space
 from sweeps.space.step import SearchStep, check_knobs, with_own
 
 _LONGEST = 16 << 20
 """Bytes of the longest file of settings."""
-
-
-class Sampler(Strict):
-    """What proposes the next trial."""
-
-    name: Literal["tpe", "nsga2", "cmaes", "random"] = "tpe"
-    seed: int = Field(default=0, ge=0, description="seed; trial n draws from a stream of its own (seed, n)")
-    startup: int = Field(
-        default=10, ge=1, description="tpe, cmaes: random trials before the model of the space is used"
-    )
-    population: int = Field(default=16, ge=2, description="nsga2: size of a generation")
 
 
 def _objectives(value: Any) -> tuple[Objective, ...]:
@@ -123,9 +113,12 @@ class SweepConfig(Strict):
         steps = self.steps
         if not any(step.space for step in steps):
             raise ValueError("space is empty, so there is nothing to search")
-        if self.sampler.name == "cmaes":
-            if len(self.objectives) > 1:
-                raise ValueError("sampler cmaes has a single objective; use nsga2 or tpe for several")
+        name = self.sampler.name
+        if name in SINGLE and len(self.objectives) > 1:
+            raise ValueError(f"sampler {name} has a single objective; use nsga2 or tpe for several")
+        if name in LEVELLED and not self.layered:
+            raise ValueError(f"sampler {name} needs a knob with `by: layer` or `by: matrix`; use tpe for others")
+        if name == "cmaes":
             kinds = (Range, Knots, Layers)
             if not any(isinstance(dimension, kinds) for step in steps for dimension in step.space.values()):
                 raise ValueError("sampler cmaes needs at least one numeric knob; use tpe for choices")

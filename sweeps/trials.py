@@ -115,7 +115,8 @@ class _Bench:
         """Ask for one trial, do it, tell the result, and return it."""
         from optuna.trial import TrialState
 
-        self.study.sampler = sampler(self.config.sampler, draws(self.study), worker)
+        space = self.planner.space if isinstance(self.planner, LayerPlanner) else None
+        self.study.sampler = sampler(self.config.sampler, draws(self.study), worker, space, self.study)
         trial = self.study.ask(self.distributions)
         sign(trial.number, self.study)
         try:
