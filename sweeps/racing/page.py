@@ -109,7 +109,9 @@ def convergence(rows: Sequence[Row]) -> dict[str, bytes]:
                 )[0]
             axes.set_title(f"{race}, {model}", fontsize=8)
             axes.set_yscale("log")
-            axes.tick_params(labelsize=7)
+            for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                ticks(lambda value, place: f"{value:g}")
+            axes.tick_params(which="both", labelsize=7)
             if race == races[-1]:
                 axes.set_xlabel("tokens, % of what may be spent", fontsize=8)
             if model == models[0]:
