@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.applying.made_layers import MadeLayers
 from bench.store.store import digest_of, write_json
 from methods.framework.errors import EvaluationError, RecordError
 from methods.framework.outside import an_object, read_json
@@ -62,7 +61,6 @@ class Meter:
         # Answers on tasks are kept by the evaluation, whose key holds the tasks' items.
         self._kept = not any(one.tasks for one in objectives.values())
         self._measures: dict[str, Measure] | None = None
-        self._made = MadeLayers()
 
     def measured(self, plan: Plan, sizes: Mapping[str, int], source: Mapping[str, int]) -> Measured:
         """Return the objectives of a plan.
@@ -100,7 +98,7 @@ class Meter:
         resident = self.resident
         if self._measures is None:
             self._measures = {label: objective.measure(resident) for label, objective in self.objectives.items()}
-        with realised(resident.model, resident.inventory, plan, resident.stats, self._made) as model:
+        with realised(resident.model, resident.inventory, plan, resident.stats, resident.made) as model:
             candidate = Candidate(plan, sizes, source, model)
             scores = {label: float(measure(candidate)) for label, measure in self._measures.items()}
         for label, score in scores.items():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from bench.applying.made_experts import MadeExperts
 from bench.settings.mixture import CorpusLine
 from bench.settings.strict import Strict
 from methods.framework.inventory import Inventory
@@ -48,6 +49,7 @@ class Resident:
         batch_size: sequences evaluated at once.
         include_path: folder of local lm-eval tasks.
         cache: folder of finished task scores.
+        made: experts that were changed inside for a trial, and serve the next.
     """
 
     inventory: Inventory
@@ -61,6 +63,7 @@ class Resident:
     batch_size: int
     include_path: Path | None
     cache: Path
+    made: MadeExperts = field(default_factory=MadeExperts)
 
     def scores(self, task: str, limit: int | None, candidate: Candidate) -> Sequence[Score]:
         """Return lm-eval's scores of a candidate.

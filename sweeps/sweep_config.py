@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from bench.settings.stage_settings import TRUST, CalibrationConfig
-from bench.settings.strict import Extended, Strict
+from bench.settings.strict import Extended
 from methods.framework.errors import ConfigError
 from methods.framework.outside import parse_json, read_text
 from sweeps.budget import Budget
@@ -30,6 +30,7 @@ from sweeps.executors.local import Local
 from sweeps.final_settings import Final
 from sweeps.objective import Objective, TextObjective, kinds
 from sweeps.promotion import Promotion, filled
+from sweeps.samplers.settings import LEVELLED, SINGLE, Sampler
 from sweeps.space.dimension import Dimension, Knots, Layers, Range, own_space
 from sweeps.space.statements import step_class, step_names
 from sweeps.space.step import SearchStep, check_knobs, with_own
@@ -38,17 +39,6 @@ from sweeps.storage_url import check_storage
 
 _LONGEST = 16 << 20
 """Bytes of the longest file of settings."""
-
-
-class Sampler(Strict):
-    """What proposes the next trial."""
-
-    name: Literal["tpe", "nsga2", "cmaes", "random"] = "tpe"
-    seed: int = Field(default=0, ge=0, description="seed; trial n draws from a stream of its own (seed, n)")
-    startup: int = Field(
-        default=10, ge=1, description="tpe, cmaes: random trials before the model of the space is used"
-    )
-    population: int = Field(default=16, ge=2, description="nsga2: size of a generation")
 
 
 def _objectives(value: Any) -> tuple[Objective, ...]:
@@ -166,9 +156,12 @@ class SweepConfig(Extended):
                 raise ValueError(
                     "final: choose, report and the objective need windows of their own, of another seed or corpus"
                 )
-        if self.sampler.name == "cmaes":
-            if len(self.objectives) > 1:
-                raise ValueError("sampler cmaes has a single objective; use nsga2 or tpe for several")
+        name = self.sampler.name
+        if name in SINGLE and len(self.objectives) > 1:
+            raise ValueError(f"sampler {name} has a single objective; use nsga2 or tpe for several")
+        if name in LEVELLED and not self.layered:
+            raise ValueError(f"sampler {name} needs a knob with `by: layer` or `by: matrix`; use tpe for others")
+        if name == "cmaes":
             kinds = (Range, Knots, Layers)
             if not any(isinstance(dimension, kinds) for step in steps for dimension in step.space.values()):
                 raise ValueError("sampler cmaes needs at least one numeric knob; use tpe for choices")

@@ -168,7 +168,12 @@ class _Bench:
 
         from sweeps.heartbeat import Pulse
 
-        trial = begin(self.study, self.distributions, lambda drawn: sampler(self.config.sampler, drawn, worker))
+        space = self.planner.space if isinstance(self.planner, LayerPlanner) else None
+        trial = begin(
+            self.study,
+            self.distributions,
+            lambda drawn: sampler(self.config.sampler, drawn, worker, space, self.study),
+        )
         # UpdateFinishedTrialError: this process was silent for so long that others took the trial for lost.
         with Pulse(self.study._storage, trial._trial_id), suppress(UpdateFinishedTrialError):
             self._do(trial)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bench.applying.computed import scaled
 from bench.applying.layer_maker import LayerMaker, Read
-from bench.applying.made_layers import MadeLayer, MadeLayers
+from bench.applying.made_experts import MadeExperts
 from bench.applying.moments import check_moments, constants
 from bench.applying.resident_layer import ResidentLayer
 from bench.experts.lazy import lazily
@@ -70,7 +71,7 @@ def realised(
     inventory: Inventory,
     plan: Plan,
     moments: Stats | None = None,
-    made: MadeLayers | None = None,
+    made: MadeExperts | None = None,
 ) -> Iterator[PreTrainedModel]:
     """Make ``model`` compute what the checkpoint of ``plan`` computes, for the length of a ``with`` block.
 
@@ -86,7 +87,7 @@ def realised(
         inventory: its inventory.
         plan: what to realise, in the coordinates of ``inventory``.
         moments: statistics of the model named in ``plan.moments``; needed for constants and for sparsity by inputs.
-        made: keeps what is computed for the next plan on the same model, with the same statistics; None: nothing is kept.
+        made: keeps experts that are changed inside from one plan of this model and these statistics to the next.
 
     Raises:
         PlanError: the plan does not fit the model, or another plan is realised on it at the moment.
@@ -104,9 +105,8 @@ def realised(
         _set(undo, model, _FLAG, plan.digest)
         survivors = [index for index, layer in enumerate(plan.layers) if layer.drop != "block"]
         for number, index in enumerate(survivors):
-            _realise_layer(
-                undo, ResidentLayer(model, inventory, index), plan.layers[index], after[number].top_k, moments, made
-            )
+            resident = ResidentLayer(model, inventory, index)
+            _realise_layer(undo, resident, plan.layers[index], after[number].top_k, moments, made)
         if len(survivors) < len(blocks):
             _leave_out(undo, model, survivors)
         yield model
@@ -118,7 +118,7 @@ def _realise_layer(
     plan: LayerPlan,
     top_k: int,
     moments: Stats | None,
-    made: MadeLayers | None,
+    made: MadeExperts | None,
 ) -> None:
     """Change the feed-forward sub-layer of one surviving block, after which each token is routed to ``top_k`` experts."""
     scale_D = _overwrite(undo, resident, plan, moments, made) if plan.merges or plan.inside else None
@@ -177,7 +177,7 @@ def _sliced_forward(
 
 @torch.no_grad()
 def _overwrite(
-    undo: ExitStack, resident: ResidentLayer, plan: LayerPlan, moments: Stats | None, kept: MadeLayers | None
+    undo: ExitStack, resident: ResidentLayer, plan: LayerPlan, moments: Stats | None, kept: MadeExperts | None
 ) -> Tensor | None:
     """Write experts that are computed in their places, and register what stood there.
 
@@ -185,33 +185,28 @@ def _overwrite(
         What their inputs are scaled by; None where they are not.
     """
     resident.check_experts()
-    known = None if kept is None else kept.get(resident.index, plan)
-    if known is None:
-        known = _made(resident, plan, moments)
-        if kept is not None:
-            kept.put(resident.index, plan, known)
-    for expert, matrices in known.experts:
-        for place, value in zip(resident.matrices(expert), matrices, strict=True):
-            undo.callback(_write, place, place.clone())
+    # Places that were overwritten already, since one expert may be made of others.
+    before: dict[int, ExpertMatrices] = {}
+
+    def read(expert: int) -> ExpertMatrices:
+        return before[expert] if expert in before else resident.matrices(expert)
+
+    maker = _maker(resident, plan, read, moments) if plan.inside else None
+    for expert, made in (
+        _merged(resident, plan, read) if maker is None else _changed_inside(resident, plan, maker, kept)
+    ):
+        places = resident.matrices(expert)
+        before[expert] = ExpertMatrices(*(place.clone() for place in places))
+        for place, old, value in zip(places, before[expert], made, strict=True):
+            undo.callback(_write, place, old)
             place.copy_(value)
-    if known.scale_D is None:
+    if maker is None or plan.bits is None or plan.bits.kernel != "awq":
         return None
     # Averages of router rows are scaled where they are made, so that they are rounded once.
     averages = plan.rows is not None and plan.router == "mean"
     roles = [role for role in SCALED_ROLES if not (averages and role == "router.weight")]
-    _scale(undo, resident, roles, known.scale_D)
-    return known.scale_D
-
-
-def _made(resident: ResidentLayer, plan: LayerPlan, moments: Stats | None) -> MadeLayer:
-    """Return the experts of ``plan`` that are computed, from those of the source."""
-    read = resident.matrices
-    if not plan.inside:
-        return MadeLayer(tuple(_merged(resident, plan, read)), None)
-    maker = _maker(resident, plan, read, moments)
-    experts = tuple(_changed_inside(resident, plan, maker))
-    scaled_by = maker.input_scale_D if plan.bits is not None and plan.bits.kernel == "awq" else None
-    return MadeLayer(experts, scaled_by)
+    _scale(undo, resident, roles, maker.input_scale_D)
+    return maker.input_scale_D
 
 
 def _merged(resident: ResidentLayer, plan: LayerPlan, read: Read) -> Iterator[tuple[int, ExpertMatrices]]:
@@ -223,12 +218,13 @@ def _merged(resident: ResidentLayer, plan: LayerPlan, read: Read) -> Iterator[tu
 
 
 def _changed_inside(
-    resident: ResidentLayer, plan: LayerPlan, maker: LayerMaker
+    resident: ResidentLayer, plan: LayerPlan, maker: LayerMaker, kept: MadeExperts | None
 ) -> Iterator[tuple[int, ExpertMatrices]]:
     """Yield every expert that stays as the matrices that what is stored of it stands for."""
     width = next(resident.layer.with_role("expert.gate")).shape[0]
     for place, expert in enumerate(range(resident.layer.experts) if plan.experts is None else plan.experts):
-        yield expert, _widened(maker.whole(expert), plan, place, width)
+        make = partial(_whole, maker, expert, plan, place, width)
+        yield expert, make() if kept is None else kept.made((resident.index, expert, *maker.decisive(expert)), make)
 
 
 def _maker(resident: ResidentLayer, plan: LayerPlan, read: Read, moments: Stats | None) -> LayerMaker:
@@ -238,6 +234,10 @@ def _maker(resident: ResidentLayer, plan: LayerPlan, read: Read, moments: Stats 
     # In its type on disk, since the scale of the inputs makes up for how the scaled norm is rounded there.
     norm_D = resident.tensor(entry).to(resident.dtypes["norm.mlp"])
     return LayerMaker(plan, resident.index, resident.inventory, read, moments, dtypes, lambda: norm_D)
+
+
+def _whole(maker: LayerMaker, expert: int, plan: LayerPlan, place: int, width: int) -> ExpertMatrices:
+    return _widened(maker.whole(expert), plan, place, width)
 
 
 def _widened(made: ExpertMatrices, plan: LayerPlan, place: int, width: int) -> ExpertMatrices:

@@ -86,6 +86,33 @@ class LayerMaker:
         form = form_of(self._plan, self._layer) or ExpertForm()
         return whole_expert(stored, self.shared, form)
 
+    def decisive(self, expert: int) -> tuple[object, ...]:
+        """Return what the matrices of ``expert`` depend on beside the source: its ranks where they are made of it alone.
+
+        Factors of an expert with few tokens depend on those that stay beside it, since its moments are shrunk towards theirs.
+        """
+        rank, enough_E = self._plan.rank, self._enough_E
+        if rank is None or enough_E is None or not enough_E[expert]:
+            return (self._plan_text,)
+        return (rank.kernel, rank.ranks[self._kept.index(expert)])
+
+    @cached_property
+    def _plan_text(self) -> str:
+        return self._plan.model_dump_json()
+
+    @cached_property
+    def _enough_E(self) -> list[bool] | None:
+        """Whether an expert's factors are made of it and its own moments alone; None where no expert's are."""
+        rank = self._plan.rank
+        others = self._plan.model_copy(update={"rank": None, "experts": None, "top_k": None})
+        if rank is None or rank.base is not None or others.inside or others.merges:
+            return None
+        if rank.kernel == "svd":
+            return [True] * self._layer.experts
+        enough = ENOUGH * next(self._layer.with_role("expert.gate")).shape[1]
+        tokens_E = layer_moment(self._moments, self._inventory, "routed_tokens", self._index)
+        return [bool(tokens >= enough) for tokens in tokens_E.tolist()]
+
     @cached_property
     def shared(self) -> Stored:
         """What all experts of the layer share, by role, in the types of the checkpoint."""

@@ -82,7 +82,13 @@ class _Clock:
 
 
 def cost_of_a_trial(trials: int, clock: _Clock, store: Path) -> dict[str, float]:
-    """Return CPU seconds of trials, those of their evaluations, and of starting the finished study again."""
+    """Return CPU seconds of trials, those of their evaluations, and of starting the finished study again.
+
+    Args:
+        trials: how many.
+        clock: that watches the evaluations.
+        store: folder of the store.
+    """
     config = searched(trials)
     resident = open_resident(config, store)
     run_sweep(searched(2, name="warm"), store=store, resident=resident)  # imports, and the base's states

@@ -6,8 +6,8 @@ import optuna
 import pytest
 
 from sweeps.samplers.chosen import sampler
+from sweeps.samplers.settings import Sampler
 from sweeps.space.dimension import Knots, distributions
-from sweeps.sweep_config import Sampler
 
 
 @pytest.mark.parametrize("name", ["tpe", "nsga2", "cmaes", "random"])

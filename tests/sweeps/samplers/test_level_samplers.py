@@ -1,0 +1,151 @@
+"""Samplers that move between options: they stay on the budget, forget nothing, and find better plans."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from sweeps.samplers.chosen import sampler
+from sweeps.samplers.evoesap import shapes
+from sweeps.samplers.evopress import EvoPressSampler
+from sweeps.samplers.history import history
+from sweeps.samplers.moves import switched, uniform
+from sweeps.samplers.settings import Sampler
+from tests.support.landscapes import damage, distributions, level_space, levels_of, walked
+
+OWN: dict[str, dict[str, Any]] = {
+    "local": {"name": "local"},
+    "local, no model": {"name": "local", "candidates": 1},
+    "evopress": {"name": "evopress", "offspring": 4},
+    "evoesap": {"name": "evoesap", "population": 12},
+}
+ALL: dict[str, dict[str, Any]] = {
+    **OWN,
+    "cmaes": {"name": "cmaes", "sigma": 1.0},
+    "gp": {"name": "gp", "startup": 4},
+    "tpe, multivariate": {"name": "tpe", "multivariate": True, "startup": 4},
+    "nsga3": {"name": "nsga3", "population": 4},
+}
+UNEVEN = (1, 3, 2, 5, 1, 4)
+
+
+@pytest.mark.parametrize("weights", [None, UNEVEN], ids=["even", "uneven"])
+@pytest.mark.parametrize("name", OWN)
+def test_plans_meet_the_budget_and_nothing_more_fits(name: str, weights: tuple[int, ...] | None) -> None:
+    space = level_space(weights=weights)
+    for levels in levels_of(walked(space, OWN[name], 30, damage(space)))[1:]:
+        assert space.fits(np.array(levels))
+        more = [np.array(levels) + np.eye(len(levels), dtype=int)[axis] for axis in range(len(levels))]
+        assert not any((one <= space.highest).all() and space.fits(one) for one in more)
+
+
+@pytest.mark.parametrize("name", ["local", "local, no model"])
+def test_no_plan_is_proposed_twice_while_there_are_others(name: str) -> None:
+    space = level_space(axes=4, levels=5)
+    found = levels_of(walked(space, OWN[name], 40, damage(space)))
+    assert len(set(found)) == len(found)
+
+
+def test_a_small_space_is_searched_to_its_end_and_beyond() -> None:
+    space = level_space(axes=2, levels=3, share=2 / 3)
+    found = levels_of(walked(space, OWN["local"], 8, damage(space)))
+    assert set(found) == {(0, 2), (1, 1), (2, 0)}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_drawn_follows_from_history_and_seed(name: str) -> None:
+    space = level_space()
+    value = damage(space)
+    whole = levels_of(walked(space, ALL[name], 16, value))
+    assert levels_of(walked(space, ALL[name], 16, value)) == whole
+    assert levels_of(walked(space, {**ALL[name], "seed": 1}, 16, value)) != whole
+    stopped = walked(space, ALL[name], 9, value)
+    assert levels_of(walked(space, ALL[name], 16, value, stopped)) == whole, "as if it had not been stopped"
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_better_plans_than_the_uniform_one_are_found(name: str) -> None:
+    """More than halfway from the uniform plan to the best there is, on every landscape."""
+    space = level_space(axes=4, levels=6)
+    plans = [np.array(levels) for levels in np.ndindex(6, 6, 6, 6) if space.fits(np.array(levels))]
+    for seed in range(3):
+        value = damage(space, seed)
+        best, even = min(map(value, plans)), value(uniform(space))
+        found = walked(space, OWN[name], 50, value).best_value
+        assert found < best + (even - best) / 2, seed
+
+
+def test_the_model_of_trials_saves_measurements() -> None:
+    """Over landscapes of many plans, moves that are compared end lower than moves that are not."""
+    space = level_space(axes=10, levels=12)
+    gains = []
+    for seed in range(6):
+        value = damage(space, seed)
+        plain, compared = (walked(space, OWN[name], 50, value).best_value for name in ("local, no model", "local"))
+        gains.append(plain - compared)
+    assert np.mean(gains) > 0
+    assert sum(gain > 0 for gain in gains) >= 4
+
+
+@pytest.mark.parametrize("weights", [None, UNEVEN], ids=["even", "uneven"])
+def test_a_switch_lowers_and_raises(weights: tuple[int, ...] | None) -> None:
+    space, rng = level_space(weights=weights), np.random.default_rng(0)
+    for _ in range(200):
+        before = space.projected(rng.random(6) * space.highest)
+        change = switched(space, before, rng) - before
+        assert (change < 0).any() and (change > 0).any()
+        if weights is None:
+            assert sorted(change.tolist()) == [-1, 0, 0, 0, 0, 1]
+
+
+def test_shared_parameters_come_from_the_parent_but_for_now_and_then() -> None:
+    space = level_space()
+    study = walked(space, OWN["local"], 30, damage(space), shared=True)
+    values = [trial.params["b"] for trial in study.trials]
+    distinct = len(set(values))
+    assert 1 < distinct < len(values) / 2
+
+
+def test_generations_of_evopress_replace_the_parent_only_when_they_are_finished() -> None:
+    space = level_space()
+    study = walked(space, OWN["evopress"], 3, lambda levels: -float(levels[0]))
+    past = history(study, space.axes)
+    one = EvoPressSampler(lambda parameters: space, 0, offspring=4)
+    assert one.parent(past) == past.finished[0], "two of four children are there"
+    study = walked(space, OWN["evopress"], 5, lambda levels: -float(levels[0]), study)
+    past = history(study, space.axes)
+    assert one.parent(past).value == min(trial.value for trial in past.finished)
+
+
+def test_stopped_trials_are_children_that_lost() -> None:
+    space = level_space()
+    study = walked(space, OWN["evopress"], 2, damage(space))
+    trial = study.ask(distributions(space))
+    trial.report(0.5, 1)
+    study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    past = history(study, space.axes)
+    assert len(past.finished) == 3 and len(past.ranked) == 2
+    refused = study.ask(distributions(space))
+    study.tell(refused, state=optuna.trial.TrialState.PRUNED)
+    past = history(study, space.axes)
+    assert len(past.finished) == 3 and len(past.seen) == 4, "a refused plan is remembered, and no child"
+
+
+def test_ten_shapes_differ() -> None:
+    space = level_space()
+    found = {tuple(space.projected(shape * space.highest).tolist()) for shape in shapes(6)}
+    assert len(shapes(6)) == 10 and len(found) >= 9
+    assert all(shape.min() >= 0 and shape.max() <= 1 for count in (1, 2, 6) for shape in shapes(count))
+
+
+def test_cmaes_begins_at_the_best_plan() -> None:
+    space = level_space(levels=20)
+    study = walked(space, {"name": "cmaes", "sigma": 0.5}, 6, lambda levels: 0.0)
+    start = np.array(study.trials[0].user_attrs["levels"])
+    wished = np.array([[trial.params[axis.name] for axis in space.axes] for trial in study.trials[2:]])
+    assert np.abs(wished - start).max() <= 2
+    with pytest.raises(ValueError, match="needs a knob that each layer chooses"):
+        sampler(Sampler(name="local"), 0)
