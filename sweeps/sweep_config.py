@@ -189,6 +189,14 @@ class SweepConfig(Extended):
         return any(step.layered for step in self.steps)
 
     @property
+    def proposer(self) -> Sampler:
+        """The sampler, with ``auto`` resolved to what wins the races of docs/search.md."""
+        if self.sampler.name != "auto":
+            return self.sampler
+        local = self.layered and len(self.objectives) == 1
+        return self.sampler.model_copy(update={"name": "local" if local else "tpe"})
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Names of the objectives, as in ``trials.csv``; distinct."""
         return tuple(self.labelled)

@@ -49,7 +49,7 @@ def track_study(config: SweepConfig, result: SweepResult, store: Path, tracker: 
         "id": identifier,
         "name": f"sweep {config.name}",
         "job_type": "sweep",
-        "tags": [config.sampler.name, *config.labels],
+        "tags": [config.proposer.name, *config.labels],
         "config": configured(config),
     }
 

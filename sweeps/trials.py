@@ -172,7 +172,7 @@ class _Bench:
         trial = begin(
             self.study,
             self.distributions,
-            lambda drawn: sampler(self.config.sampler, drawn, worker, space, self.study),
+            lambda drawn: sampler(self.config.proposer, drawn, worker, space, self.study),
         )
         # UpdateFinishedTrialError: this process was silent for so long that others took the trial for lost.
         with Pulse(self.study._storage, trial._trial_id), suppress(UpdateFinishedTrialError):

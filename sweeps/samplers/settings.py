@@ -8,7 +8,9 @@ from pydantic import Field
 
 from bench.settings.strict import Strict
 
-SamplerName: TypeAlias = Literal["local", "tpe", "cmaes", "gp", "nsga2", "nsga3", "evopress", "evoesap", "random"]
+SamplerName: TypeAlias = Literal[
+    "auto", "local", "tpe", "cmaes", "gp", "nsga2", "nsga3", "evopress", "evoesap", "random"
+]
 
 LEVELLED = frozenset({"local", "evopress", "evoesap"})
 """Samplers that move between options of layers, so that they need a knob with ``by: layer`` or ``by: matrix``."""
@@ -20,8 +22,9 @@ class Sampler(Strict):
     """What proposes the next trial."""
 
     name: SamplerName = Field(
-        default="tpe",
-        description="local, evopress, evoesap move between options of layers; tpe, gp, cmaes, nsga2, nsga3, random are Optuna's",
+        default="auto",
+        description="auto: local where layers choose for themselves and there is one objective, else tpe; local, evopress, "
+        "evoesap move between options of layers; tpe, gp, cmaes, nsga2, nsga3, random are Optuna's",
     )
     seed: int = Field(default=0, ge=0, description="seed; trial n draws from a stream of its own (seed, n)")
     startup: int = Field(

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from bench.running.recipe import Recipe
 from bench.settings.method_settings import RecipeConfig
 from bench.settings.strict import load_settings
-from sweeps.journal import JOURNAL, draws, missing_trials, open_study, reap, running, sign
+from sweeps.asking import draws
+from sweeps.heartbeat import PROCESS, signature
+from sweeps.journal import JOURNAL, missing_trials, open_study, reap, running
 from sweeps.outcome import outcome
 from sweeps.sweep_config import SweepConfig, parse_sweep
 from tests.fuzz.strangers import JSON, bounded, damaged, spoiled, text_of
@@ -35,7 +37,7 @@ RECIPE = {
 def read(config: SweepConfig, folder: Path) -> int:
     """Open a study and ask it for everything that a worker and a report ask for."""
     study = open_study(config, folder)
-    reap(study, config.stale_after)
+    reap(study)
     outcome(config, study, folder)
     return missing_trials(study, config.trials) + running(study) + draws(study)
 
@@ -55,7 +57,7 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         else:
             trial.set_user_attr("reason", "why")
             study.tell(trial, state=_failed())
-    sign(study.ask().number, study)
+    study.ask().set_user_attr(PROCESS, signature())
     (folder / "plans").mkdir()
     (folder / "plans" / f"{'a' * 64}.json").write_text("{}")
     assert read(CONFIG, folder) >= 2

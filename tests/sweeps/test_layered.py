@@ -32,7 +32,8 @@ LAYERS = {"keep": {"by": "layer", "low": 0.25}}
 
 
 def layered(home: Path, **changes: Any) -> SweepConfig:
-    return sweep(home, **{"method": "reap", "space": LAYERS, "trials": 8, **changes})
+    starts = {"best": 7}
+    return sweep(home, **{"method": "reap", "space": LAYERS, "starts": starts, "trials": 8, **changes})
 
 
 @pytest.fixture(scope="module")
