@@ -87,6 +87,19 @@ def shared_distributions(steps: Sequence[SearchStep]) -> dict[str, BaseDistribut
     }
 
 
+def in_depth(values: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """Return values of single layers, such as ``keep.layer.3``, as one value a knob: those of all layers in their order.
+
+    What is chosen for each matrix is one value a matrix, such as ``keep.gate``.
+    """
+    found: dict[str, list[Any]] = {}
+    for name, value in values.items():
+        knob, _, place = name.partition(".layer.")
+        _, _, matrix = place.partition(".")
+        found.setdefault(f"{knob}.{matrix}" if matrix else knob, []).append(value)
+    return {knob: tuple(own) for knob, own in found.items()}
+
+
 class LayerPlanner:
     """Plans whose layers choose for themselves, put together from a menu; drawn are levels, and knobs that all share."""
 
@@ -158,7 +171,7 @@ class LayerPlanner:
         plan = menu.plan(levels_A)
         shared = {name: value for name, value in parameters.items() if ".layer." not in name}
         return Drawn(
-            {**shared, **menu.space.values(levels_A)},
+            {**shared, **in_depth(menu.space.values(levels_A))},
             plan,
             self.limits.sizes(plan),
             tuple(int(level) for level in levels_A),

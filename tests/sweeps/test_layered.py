@@ -19,6 +19,7 @@ from methods.framework.errors import ConfigError
 from methods.framework.plan import Plan
 from methods.registry import method
 from sweeps.outcome import SweepResult
+from sweeps.planner import in_depth
 from sweeps.resident import Resident
 from sweeps.scoring import Scoring
 from sweeps.solving.table import read_table
@@ -77,7 +78,7 @@ def test_first_points_are_all_alike_and_the_best_of_the_table(home: Path, search
             possible.append((math.fsum(option.damage or 0.0 for option in chosen), levels))
     best = sorted(possible)[:7]
     first, *others = [row for row in result.rows if row.state == "complete"]
-    assert set(first.knobs.values()) == {0.5} and first.state == "complete"
+    assert first.knobs == {"keep": [0.5] * 3}
     found = [tuple(row.parameters[f"keep.layer.{layer}"] for layer in range(3)) for row in others]
     assert found == [levels for _, levels in best]
 
@@ -196,6 +197,12 @@ def test_without_a_budget_the_frontier_is_tried(home: Path, resident: Resident, 
     assert result.front and min(kept) < 0.6 and len(set(kept)) > 3
 
 
+def test_values_of_layers_and_matrices_are_lists_over_the_depth() -> None:
+    values = {"keep.layer.1.gate": 0.5, "keep.layer.1.up": 0.6, "keep.layer.2.gate": 0.7, "keep.layer.2.up": 0.8}
+    assert in_depth(values) == {"keep.gate": (0.5, 0.7), "keep.up": (0.6, 0.8)}
+    assert in_depth({"1.keep.layer.0": 1.0, "1.keep.layer.10": 0.5}) == {"1.keep": (1.0, 0.5)}
+
+
 def test_all_alike_is_on_the_budget(home: Path, resident: Resident) -> None:
     config = layered(home, budget=[{"of": "bytes", "keep": 0.7}, {"of": "experts", "keep": 0.6}])
     planner = planner_for(config, resident)
@@ -215,7 +222,7 @@ def test_steps_are_searched_together(home: Path, resident: Resident, tmp_path: P
     )
     result = run_sweep(config, store=tmp_path, resident=resident)
     assert result.count("complete") == 9
-    assert set(result.rows[0].knobs) == {f"{step}.keep.layer.{layer}" for step in (1, 2) for layer in range(3)}
+    assert {knob: len(values) for knob, values in result.rows[0].knobs.items()} == {"1.keep": 3, "2.keep": 3}
     for row in result.rows:
         plan = Plan.loads((Store(tmp_path).plans / f"{row.plan}.json").read_text())
         assert row.scores["nll"] == pytest.approx(loss(resident, plan, config), abs=1e-9)
