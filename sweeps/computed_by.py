@@ -18,7 +18,7 @@ from bench.calibration.code_digest import (
 )
 from bench.store.store import digest_of
 from bench.store.versions import versions
-from methods.framework.method import ProbingMethod
+from methods.framework.method import Method, ProbingMethod
 from sweeps.opening import union_of_needs
 from sweeps.sweep_config import SweepConfig
 
@@ -35,7 +35,7 @@ def computed_by(config: SweepConfig, root: Path = ROOT) -> dict[str, Any]:
     """
     measured = [statistic_digest(name, root) for name in sorted(union_of_needs(config))]
     code = {
-        **{f"method {step.method}": decision_digest(step.kind, root, ("sweeps",)) for step in config.steps},
+        **{f"method {step.method}": _decided_by(step.kind, root) for step in config.steps},
         "statistics": digest_of([code_digest(ROOMS, root), measured]),
         "plans in memory": code_digest(APPLYING, root),
         "trials": module_digest(("sweeps.trials",), root, ("sweeps",)),
@@ -46,3 +46,9 @@ def computed_by(config: SweepConfig, root: Path = ROOT) -> dict[str, Any]:
         own = decision_digest(type(objective), root, ("sweeps",))
         code[f"objective {label}"] = digest_of([own, code_digest(EVALUATING, root)]) if objective.tasks else own
     return {"libraries": versions(*_LIBRARIES), "code": {name: digest[:16] for name, digest in code.items()}}
+
+
+def _decided_by(kind: type[Method], root: Path) -> str:
+    """Return the digest of a step's rule; those of a search's own lie beside it."""
+    own = kind.__module__.startswith("sweeps.")
+    return decision_digest(kind, root, ("sweeps",)) if own else decision_digest(kind, root)

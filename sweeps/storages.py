@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import optuna
 from optuna import Study
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.storages.journal._storage import JournalOperation
@@ -42,9 +43,17 @@ class Journal(AttributeHeartbeat, JournalStorage):
             }
             for name, value in values.items()
         ]
+        refused: UpdateFinishedTrialError | None = None
         with self._thread_lock:
             self._backend.append_logs(logs)
-            self._sync_with_backend()
+            for _ in logs:  # where others have finished the trial, each line is refused when it is read back
+                try:
+                    self._sync_with_backend()
+                    break
+                except UpdateFinishedTrialError as error:
+                    refused = error
+        if refused is not None:
+            raise refused
 
 
 def set_user_attrs(study: Study, trial_id: int, values: Mapping[str, Any]) -> None:
