@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from methods.framework.errors import ConfigError, RecordError
+from sweeps.deferred_signals import deferred_signals
 from sweeps.sweep_config import SweepConfig
 
 if TYPE_CHECKING:
@@ -131,16 +132,17 @@ def reap(study: Study) -> None:
 
 
 def give_back(study: Study, trial: FrozenTrial) -> None:
-    """Fail a trial of this process that is cancelled, and queue its parameters again."""
+    """Fail a trial of this process that is cancelled, and queue its parameters again; a further request to end waits for it."""
     import optuna
     from optuna.trial import TrialState
 
-    try:
-        study._storage.set_trial_user_attr(trial._trial_id, "reason", CANCELLED)
-        study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-    except optuna.exceptions.UpdateFinishedTrialError:
-        return  # it was told, or taken for lost
-    _queue_again(study, study._storage.get_trial(trial._trial_id))
+    with deferred_signals():
+        try:
+            study._storage.set_trial_user_attr(trial._trial_id, "reason", CANCELLED)
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return  # it was told, or taken for lost
+        _queue_again(study, study._storage.get_trial(trial._trial_id))
 
 
 def _queue_again(study: Study, trial: FrozenTrial) -> None:

@@ -18,6 +18,7 @@ from optuna.storages.journal._storage import JournalOperation
 
 from methods.framework.errors import RecordError
 from methods.framework.outside import an_object, parse_json
+from sweeps.deferred_signals import deferred_signals
 from sweeps.heartbeat import SILENCES, AttributeHeartbeat, Database, OnStale
 from sweeps.storage_url import address, resolved_storage, without_password
 
@@ -27,6 +28,15 @@ _LOCK_SECONDS = 10
 """Seconds after which a lock on the journal is that of a process that died."""
 
 _CONNECT_SECONDS = 10.0
+
+
+class _Backend(JournalFileBackend):
+    """A journal file whose lock is never left half released by a signal."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write lines; a request to end is answered afterwards."""
+        with deferred_signals():
+            super().append_logs(logs)
 
 
 class Journal(AttributeHeartbeat, JournalStorage):
@@ -136,7 +146,7 @@ def _journal(path: Path) -> Journal:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = JournalFileSymlinkLock(str(path), grace_period=_LOCK_SECONDS)
     _mend(path, lock)
-    return Journal(JournalFileBackend(str(path), lock_obj=lock))
+    return Journal(_Backend(str(path), lock_obj=lock))
 
 
 def _mend(path: Path, lock: Any) -> None:
