@@ -43,5 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, interrupt)
+    for request in (signal.SIGTERM, signal.SIGINT):  # a shell's background jobs are started with the second ignored
+        signal.signal(request, interrupt)
     sys.exit(main())
