@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.store.store import Store, write_json
 from methods.framework.errors import RecordError
-from methods.framework.outside import an_object, read_bytes, read_json
+from methods.framework.outside import read_bytes
 from methods.framework.plan import Plan
 from sweeps.budget import Limits
 from sweeps.candidate import Candidate
@@ -110,22 +110,12 @@ class _Reader:
         from bench.applying.in_memory import realised
 
         resident = self._resident
-        with realised(resident.model, resident.inventory, plan, resident.stats) as model:
+        with realised(resident.model, resident.inventory, plan, resident.stats, resident.made) as model:
             return self._measured(Candidate(plan, self._limits.sizes(plan), self._limits.source, model), slice(None))
 
     def value(self, plan: Plan) -> float:
         """Return the objective on the whole text."""
         return self._objective.value(float(self.by_window(plan).mean()))
-
-
-def read_choice(folder: Path) -> Mapping[str, Any] | None:
-    """Return what ``choose`` wrote into the folder of a study, or None.
-
-    Raises:
-        RecordError: the file is damaged.
-    """
-    path = folder / CHOICE
-    return an_object(read_json(path, RecordError), str(path), RecordError) if path.is_file() else None
 
 
 def _plan(store: Path, row: TrialRow) -> Plan:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from methods.framework.allocation import expert_counts
-from methods.framework.compose import compose
 from methods.framework.errors import RefusedError
-from methods.framework.inventory import Inventory
 from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import Method
 from methods.framework.plan import Plan
-from methods.framework.probe import Probe
-from methods.framework.stats import Stats
-from methods.framework.transfer import result
-from sweeps.budget import Limits
-from sweeps.planner import Drawn, prefix, shared_distributions, shared_knobs
-from sweeps.space.step import SearchStep
+from sweeps.planner import Drawn, Planner, prefix, shared_distributions, shared_knobs
+from sweeps.space.composed import composed
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -28,30 +23,19 @@ _HALVINGS = 24
 _Found = tuple[tuple[Method, ...], Plan]
 
 
-class KnobPlanner:
+class KnobPlanner(Planner):
     """Plans of one recipe for one model, on the configured budget."""
 
-    def __init__(
-        self,
-        steps: Sequence[SearchStep],
-        inventory: Inventory,
-        stats: Stats,
-        limits: Limits,
-        probe: Callable[[], Probe] | None = None,
-    ) -> None:
-        """Prepare to plan.
-
-        Args:
-            steps: the recipe.
-            inventory: of the source.
-            stats: of the source.
-            limits: budgets.
-            probe: makes the probe, for a first step that runs the model.
-        """
-        self.steps, self.inventory, self.stats, self.limits, self._probe = tuple(steps), inventory, stats, limits, probe
+    @cached_property
+    def _shifted(self) -> list[int]:
+        """Numbers of the steps whose shares are shifted onto the budget."""
         searched = [number for number, step in enumerate(self.steps) if "keep" in step.space]
-        self._shifted = searched or list(range(len(self.steps)))
-        self._counted: dict[tuple[int, ...], Mapping[str, int]] = {}
+        return searched or list(range(len(self.steps)))
+
+    @cached_property
+    def _counted(self) -> dict[tuple[int, ...], Mapping[str, int]]:
+        """Sizes of numbers of experts that were counted so far."""
+        return {}
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -75,16 +59,7 @@ class KnobPlanner:
         return Drawn(named, plan, self.limits.sizes(plan))
 
     def _planned(self, methods: Sequence[Method]) -> Plan:
-        """Return the composed plan; later steps read the source's statistics, sliced to what earlier ones leave."""
-        plan = Plan.identity(self.inventory)
-        for number, method in enumerate(methods):
-            if method.probing and number > 0:
-                raise RefusedError(f"step {number + 1}, {method.name}, runs the model, which only the first step can")
-            probe = self._probe() if method.probing and self._probe is not None else None
-            stats = self.stats if number == 0 else self.stats.restricted(plan)
-            own = method.plan(result(plan, self.inventory), stats, probe)
-            plan = own if number == 0 else compose(plan, own, self.inventory)
-        return plan
+        return composed(enumerate(methods), self.inventory, self.stats, self._probe)
 
     def _projected(self, methods: tuple[Method, ...]) -> _Found:
         """Return the largest shift of the searched shares whose plan meets the limits.

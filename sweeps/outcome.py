@@ -143,21 +143,22 @@ def outcome(config: SweepConfig, study: Study, store: Path) -> SweepResult:
     """
     rows = tuple(TrialRow.of(trial) for trial in study.get_trials(deepcopy=False))
     best = front(rows, dict(zip(config.labels, config.directions, strict=True)))
-    if (number := _chosen(config.folder(store))) is not None and len(config.labels) == 1:
-        best = tuple(row for row in rows if row.number == number and row.state == "complete") or best
+    if (choice := read_choice(config.folder(store))) is not None and len(config.labels) == 1:
+        best = tuple(row for row in rows if row.number == choice.get("chosen") and row.state == "complete") or best
     origin = {"title": config.rule, "budget": {one.of: one.keep for one in config.budget}}
     result = SweepResult(config.name, config.folder(store), rows, best, origin)
     write_outcome(result, Store(store).plans)
     return result
 
 
-def _chosen(folder: Path) -> int | None:
-    """Return the number of the trial that was chosen on other text, where one was."""
+def read_choice(folder: Path) -> Mapping[str, Any] | None:
+    """Return what the choice among the best trials left in the folder of a study, or None.
+
+    Raises:
+        RecordError: the file is damaged.
+    """
     path = folder / CHOICE
-    if not path.is_file():
-        return None
-    number = an_object(read_json(path, RecordError), str(path), RecordError).get("chosen")
-    return number if isinstance(number, int) else None
+    return an_object(read_json(path, RecordError), str(path), RecordError) if path.is_file() else None
 
 
 def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,16 +41,34 @@ class Drawn:
     levels: tuple[int, ...] | None = None
 
 
-class Planner(Protocol):
+class Planner(ABC):
     """Plans of one recipe for one model."""
 
-    limits: Limits
+    def __init__(
+        self,
+        steps: Sequence[SearchStep],
+        inventory: Inventory,
+        stats: Stats,
+        limits: Limits,
+        probe: Callable[[], Probe] | None = None,
+    ) -> None:
+        """Prepare to plan.
+
+        Args:
+            steps: the recipe.
+            inventory: of the source.
+            stats: of the source.
+            limits: budgets.
+            probe: makes the probe, for a first step that runs the model.
+        """
+        self.steps, self.inventory, self.stats, self.limits, self._probe = tuple(steps), inventory, stats, limits, probe
 
     @property
+    @abstractmethod
     def distributions(self) -> dict[str, BaseDistribution]:
         """What a sampler draws, by name."""
-        ...
 
+    @abstractmethod
     def drawn(self, parameters: Mapping[str, Any], as_stated: bool = False) -> Drawn:
         """Return the plan of drawn parameters; where the budget projects, the one on the budget.
 
@@ -60,7 +80,6 @@ class Planner(Protocol):
             RefusedError: a method does not plan with these knobs, or nothing meets the budget.
             ConfigError: the knobs do not go together.
         """
-        ...
 
 
 def prefix(steps: Sequence[object], number: int) -> str:
@@ -100,28 +119,13 @@ def in_depth(values: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     return {knob: tuple(own) for knob, own in found.items()}
 
 
-class LayerPlanner:
+class LayerPlanner(Planner):
     """Plans whose layers choose for themselves, put together from a menu; drawn are levels, and knobs that all share."""
 
-    def __init__(
-        self,
-        steps: Sequence[SearchStep],
-        inventory: Inventory,
-        stats: Stats,
-        limits: Limits,
-        probe: Callable[[], Probe] | None = None,
-    ) -> None:
-        """Prepare; menus are made when first needed, one for each setting of the shared knobs.
-
-        Args:
-            steps: the recipe.
-            inventory: of the source.
-            stats: of the source.
-            limits: budgets.
-            probe: makes the probe, for a first step that runs the model.
-        """
-        self.steps, self.inventory, self.stats, self.limits, self._probe = tuple(steps), inventory, stats, limits, probe
-        self._menus: dict[str, Menu] = {}
+    @cached_property
+    def _menus(self) -> dict[str, Menu]:
+        """Menus made so far, one for each setting of the shared knobs."""
+        return {}
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:

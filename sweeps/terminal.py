@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sweeps.final import read_choice, told
-from sweeps.outcome import SweepResult, TrialRow
+from sweeps.final import told
+from sweeps.outcome import SweepResult, TrialRow, read_choice
 from sweeps.study import run_sweep
 from sweeps.sweep_config import SweepConfig
 

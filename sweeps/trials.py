@@ -147,7 +147,9 @@ def meter_for(config: SweepConfig, resident: Resident, store: Path) -> Meter:
     """
     by = computed_by(config)
     code = {
-        name: digest for name, digest in by["code"].items() if name not in ("trials", "probe") and "method" not in name
+        name: digest
+        for name, digest in by["code"].items()
+        if name not in ("trials", "probe") and not name.startswith("method ")
     }
     settings = {"dtype": config.dtype, "libraries": by["libraries"], "code": code}
     return Meter(resident, config.labelled, settings, Store(store).cache / "objectives")

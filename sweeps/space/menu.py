@@ -16,7 +16,6 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from methods.framework.compose import compose
 from methods.framework.cost import Cost, cost, layer_costs
 from methods.framework.errors import ConfigError, PlanError, RefusedError
 from methods.framework.inventory import EXPERT_ROLES, Inventory
@@ -27,6 +26,7 @@ from methods.framework.plan import Plan
 from methods.framework.probe import Probe
 from methods.framework.stats import Stats
 from methods.framework.transfer import result
+from sweeps.space.composed import composed
 from sweeps.space.dimension import Layers
 from sweeps.space.levels import Axis, Levels, LevelSpace, Reals
 from sweeps.space.options import options
@@ -187,6 +187,11 @@ class Menu:
         return layer, self.layer_plan(layer, self._gathered(values))
 
     @property
+    def _matrix_dial(self) -> int | None:
+        """Place of the dial that each matrix chooses for itself, if there is one."""
+        return next((place for place, dial in enumerate(self.dials) if dial.by == "matrix"), None)
+
+    @property
     def _by_matrix(self) -> bool:
         """Whether each matrix is a unit of its own."""
         return len(self.dials) == 1 and self.dials[0].by == "matrix"
@@ -208,7 +213,7 @@ class Menu:
         """
         key = (layer, values)
         if key not in self._layers:
-            place = next((i for i, dial in enumerate(self.dials) if dial.by == "matrix"), None)
+            place = self._matrix_dial
             if place is None:
                 self._layers[key] = self._layer_of(layer, values)
             else:
@@ -264,7 +269,7 @@ class Menu:
         Matrices of a layer add up, so the part of one is how the layer changes when it alone is factored; the first of them
         counts what they have in common.
         """
-        place = next((i for i, dial in enumerate(self.dials) if dial.by == "matrix"), None)
+        place = self._matrix_dial
         if place is None:
             return np.asarray(self._vector(values)[layer])
         base = self._vector((*values[:place], None, *values[place + 1 :]))[layer]
@@ -315,19 +320,14 @@ class Menu:
         return Plan.of(self.inventory, Drop(drop=gone).decide(self.inventory, self.stats))
 
     def _planned(self, values: Values) -> Plan:
-        plan = Plan.identity(self.inventory)
+        methods: list[tuple[int, Method]] = []
         for number, step in enumerate(self.steps):
             own = {d.knob: v for d, v in zip(self.dials, values, strict=True) if d.step == number}
             if None in own.values() or step.kind is Drop:
                 continue
             knobs = {name: _spread(step.kind, name, value) for name, value in own.items()}
-            method = step.kind.configured({**step.knobs, **knobs})
-            if method.probing and number > 0:
-                raise RefusedError(f"step {number + 1}, {method.name}, runs the model, which only the first step can")
-            probe = self._probe() if method.probing and self._probe is not None else None
-            here = result(plan, self.inventory)
-            plan = compose(plan, method.plan(here, self.stats.restricted(plan), probe), self.inventory)
-        return plan
+            methods.append((number, step.kind.configured({**step.knobs, **knobs})))
+        return composed(methods, self.inventory, self.stats, self._probe)
 
     def _ordered(self, dial: Dial) -> Dial:
         """Return a dial with the options that the method accepts, from small results to large ones."""
