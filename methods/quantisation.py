@@ -1,4 +1,4 @@
-"""Quantisation: the weights of every routed expert as integers of few bits, all experts stay.
+"""Quantisation: the weights of every routed expert, or of all linear layers, as integers of few bits; all experts stay.
 
 Nothing is decided from statistics: the plan states bits, group and kernel, and the integers are found where the experts are
 written. *Source*: the setting is that of the holistic study, arXiv 2406.02500, "Expert Slimming".
@@ -13,9 +13,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from methods.framework.allocation import depth_shares
-from methods.framework.inside import QUANTISATION_MOMENTS, Quantisation
-from methods.framework.inventory import EXPERT_ROLES, Inventory
+from methods.framework.inside import LINEAR_MOMENTS, QUANTISATION_MOMENTS, Quantisation, Scope
+from methods.framework.inventory import Inventory
 from methods.framework.layer_plan import LayerPlan
+from methods.framework.linears import slimmed, unknown_readers
 from methods.framework.method import Keep, LayerwiseMethod
 from methods.framework.stats import Stats
 
@@ -28,24 +29,31 @@ LARGEST_GROUP, SMALLEST_GROUP = 128, 8
 class Quantising(LayerwiseMethod):
     """Store every routed expert in few bits; ``keep`` is the share of 16 bits that remains of a weight, scales not counted.
 
-    *Differs*: shared experts, attention, router and dense layers keep their 16 bits, where the study quantises all linear
-    layers; the inputs of all layers are those of the model before quantisation.
+    With ``scope=all``, as the study does it, every other linear layer too: attention, shared experts, dense networks, but neither
+    router nor output head.
+
+    *Differs*: the inputs of all layers are those of the model before quantisation.
     """
 
     stages: ClassVar[frozenset[str]] = frozenset({"bits"})
     shares: ClassVar[tuple[float, ...]] = tuple(BITS)
     """Values of ``keep`` that a layer may have."""
+    unsearched: ClassVar[frozenset[str]] = frozenset({"scope"})
     kernel: ClassVar[Literal["rtn", "gptq", "awq"]]
 
     keep: Keep = Field(default=0.25, description="share of 16 bits that remains of a weight: 0.25, 0.5 or 1")
+    scope: Scope = "experts"
+    """The routed experts, or ``all`` linear layers: attention, routed and shared experts, and dense networks."""
     group: Literal[32, 64, 128] | None = None
     """Inputs that share a scale; None: the largest power of two from 8 to 128 that divides the inputs of a layer's matrices."""
 
     @property
     def moments(self) -> frozenset[str]:
         """Moments of the inputs of the experts' matrices; none where all weights stay as they are."""
-        untouched = all(share == 1.0 for share in (self.keep if isinstance(self.keep, tuple) else (self.keep,)))
-        return frozenset() if untouched else QUANTISATION_MOMENTS[self.kernel]
+        if all(share == 1.0 for share in (self.keep if isinstance(self.keep, tuple) else (self.keep,))):
+            return frozenset()
+        beside = LINEAR_MOMENTS[self.kernel] if self.scope == "all" else frozenset()
+        return QUANTISATION_MOMENTS[self.kernel] | beside
 
     def refuse(self, inventory: Inventory) -> str | None:
         """Refuse shares that are no whole number of bits that a kernel serves, and groups that do not divide the inputs."""
@@ -68,13 +76,21 @@ class Quantising(LayerwiseMethod):
         bits = BITS[self._shares(inventory)[layer]]
         if bits is None:
             return LayerPlan()
-        group = self.group or _common_group(inventory, layer)
-        return LayerPlan(bits=Quantisation(bits=bits, group=group, kernel=self.kernel))
+        group = self.group or self._common_group(inventory, layer)
+        return LayerPlan(bits=Quantisation(scope=self.scope, bits=bits, group=group, kernel=self.kernel))
+
+    def decide(self, inventory: Inventory, stats: Stats) -> list[LayerPlan]:
+        """Decide layer by layer; layers without experts stay as they are where experts are all that is quantised."""
+        shares = self._shares(inventory)
+        return [
+            self.decide_layer(inventory, stats, index) if index in shares else LayerPlan()
+            for index in range(len(inventory.layers))
+        ]
 
     def _misfit(self, inventory: Inventory, layer: int) -> str | None:
         """Return why the inputs of the layer's matrices cannot be cut into groups, or None."""
-        common = _common_group(inventory, layer)
-        for entry in inventory.layers[layer].with_role(*EXPERT_ROLES):
+        common = self._common_group(inventory, layer)
+        for entry in slimmed(inventory.layers[layer], self.scope):
             inputs = entry.shape[1]
             if self.group is None and inputs % SMALLEST_GROUP:
                 return f"groups have at least {SMALLEST_GROUP} inputs, which do not divide the {inputs} of {entry.name}"
@@ -87,15 +103,14 @@ class Quantising(LayerwiseMethod):
         return None
 
     def _shares(self, inventory: Inventory) -> dict[int, float]:
-        """Return the share of each MoE layer."""
-        moe = inventory.moe_layers
-        return dict(zip(moe, depth_shares(self.keep, len(moe)), strict=True))
+        """Return the share of each layer that is quantised."""
+        layers = inventory.moe_layers if self.scope == "experts" else range(len(inventory.layers))
+        return dict(zip(layers, depth_shares(self.keep, len(layers)), strict=True))
 
-
-def _common_group(inventory: Inventory, layer: int) -> int:
-    """Return the largest power of two, 128 at most, that divides the inputs of all matrices of a layer's experts."""
-    matrices = inventory.layers[layer].with_role(*EXPERT_ROLES)
-    return math.gcd(LARGEST_GROUP, *{entry.shape[1] for entry in matrices})
+    def _common_group(self, inventory: Inventory, layer: int) -> int:
+        """Return the largest power of two, 128 at most, that divides the inputs of all matrices that a layer quantises."""
+        matrices = slimmed(inventory.layers[layer], self.scope)
+        return math.gcd(LARGEST_GROUP, *{entry.shape[1] for entry in matrices})
 
 
 class RTN(Quantising):
@@ -131,10 +146,21 @@ class AWQ(Quantising):
     *Source*: arXiv 2306.00978, section 3.2; inside experts, arXiv 2406.02500, "Expert Slimming".
 
     *Differs*: one scale for the inputs of a layer is searched over all of its experts, each with the tokens routed to it, and
-    router and shared experts follow it in 16 bits; see ``methods.kernels.awq`` for the rest.
+    router and shared experts follow it in 16 bits; with ``scope=all`` shared experts take part in the search, with all tokens.
+    Where fewer heads have values than queries, and with latent attention, the inputs of the output projection are not scaled; see
+    ``methods.kernels.awq`` for the rest.
     """
 
     name: ClassVar[str] = "awq"
     title: ClassVar[str] = "AWQ"
     source: ClassVar[str] = "arXiv 2306.00978, section 3.2"
     kernel: ClassVar[Literal["rtn", "gptq", "awq"]] = "awq"
+
+    def refuse(self, inventory: Inventory) -> str | None:
+        """Refuse attentions of which nobody knows what reads the inputs that are to be scaled."""
+        if reason := super().refuse(inventory):
+            return reason
+        unknown = [name for layer in inventory.layers for name in unknown_readers(layer)]
+        if self.scope == "all" and unknown:
+            return f"the inputs of all linear layers are scaled, and nobody knows which ones {unknown[0]} reads"
+        return None

@@ -1,14 +1,16 @@
-"""Tensors of a compressed checkpoint that are computed: experts, averaged router rows, scaled norms, constant vectors."""
+"""Tensors of a compressed checkpoint that are computed: experts, linear layers, averaged rows, scaled norms, constant vectors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.applying.layer_maker import LayerMaker, Read
+from bench.applying.linear_maker import LinearMaker
 from bench.applying.moments import constants
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.tensor_files import TORCH_DTYPES
@@ -16,7 +18,15 @@ from bench.experts.lazy import lazily
 from methods.framework.inventory import EXPERT_ROLES, Inventory, TensorEntry
 from methods.framework.layer_plan import LayerPlan, Merge
 from methods.framework.stats import Stats
-from methods.framework.transfer import AveragedRows, Constants, InsideExpert, MergedExpert, ScaledInputs, Transfer
+from methods.framework.transfer import (
+    AveragedRows,
+    Constants,
+    InsideExpert,
+    MergedExpert,
+    ScaledInputs,
+    SlimmedLinear,
+    Transfer,
+)
 from methods.kernels.merging import ExpertMatrices, averaged, merged
 
 
@@ -36,6 +46,7 @@ class Recipes:
         self._moments = moments
         self._merged: tuple[tuple[int, Merge], ExpertMatrices] | None = None
         self._maker: tuple[int, LayerMaker] | None = None
+        self._linear_maker: tuple[int, LinearMaker] | None = None
 
     def tensor(self, transfer: Transfer) -> Tensor:
         """Return the values of a transfer with a recipe: computed in float32 (float64 from float64), then rounded."""
@@ -44,6 +55,8 @@ class Recipes:
         if isinstance(recipe, InsideExpert):
             maker = self._layer(recipe.layer, recipe.plan)
             return (maker.shared if recipe.expert is None else maker.stored(recipe.expert))[target.role]
+        if isinstance(recipe, SlimmedLinear):
+            return self._linears(recipe.layer, recipe.plan).tensor(target.role)
         if isinstance(recipe, ScaledInputs):
             return self._scaled(transfer, recipe).to(dtype)
         if isinstance(recipe, MergedExpert):
@@ -72,8 +85,24 @@ class Recipes:
                 entry = next(inventory.layers[layer].with_role("norm.mlp"))
                 return self._checkpoint.read(entry).to(self._device)
 
-            self._maker = layer, LayerMaker(plan, layer, inventory, self._reader(layer), self._moments, dtypes, norm)
+            beside = partial(self._linears, layer, plan) if plan.linear else None
+            read = self._reader(layer)
+            self._maker = layer, LayerMaker(plan, layer, inventory, read, self._moments, dtypes, norm, beside)
         return self._maker[1]
+
+    def _linears(self, layer: int, plan: LayerPlan) -> LinearMaker:
+        """Return the maker of the linear layers beside the experts of a layer."""
+        if self._linear_maker is None or self._linear_maker[0] != layer:
+            inventory = self._checkpoint.inventory
+
+            def read(entry: TensorEntry) -> Tensor:
+                return self._checkpoint.read(entry).to(self._device)
+
+            def expert_scale() -> Tensor:
+                return self._layer(layer, plan).input_scale_D
+
+            self._linear_maker = layer, LinearMaker(plan, layer, inventory, read, self._moments, expert_scale)
+        return self._linear_maker[1]
 
     def _scaled(self, transfer: Transfer, recipe: ScaledInputs) -> Tensor:
         source = transfer.source

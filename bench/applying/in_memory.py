@@ -14,13 +14,15 @@ import torch
 
 from bench.applying.computed import scaled
 from bench.applying.layer_maker import LayerMaker, Read
+from bench.applying.linear_maker import LinearMaker
 from bench.applying.made_experts import MadeExperts
 from bench.applying.moments import check_moments, constants
 from bench.applying.resident_layer import ResidentLayer
+from bench.checkpoint.tensor_files import TORCH_DTYPES
 from bench.experts.lazy import lazily
 from bench.experts.mapped import SKIPS, ExpertMap
 from methods.framework.errors import PlanError
-from methods.framework.inventory import EXPERT_ROLES, Inventory
+from methods.framework.inventory import EXPERT_ROLES, Inventory, TensorEntry
 from methods.framework.layer_plan import LayerPlan
 from methods.framework.plan import Plan
 from methods.framework.stats import Stats
@@ -121,7 +123,11 @@ def _realise_layer(
     made: MadeExperts | None,
 ) -> None:
     """Change the feed-forward sub-layer of one surviving block, after which each token is routed to ``top_k`` experts."""
-    scale_D = _overwrite(undo, resident, plan, moments, made) if plan.merges or plan.inside else None
+    changes = resident.layer.mlp == "moe" and bool(plan.merges or plan.inside)
+    beside = _linear_maker(resident, plan, moments) if plan.linear else None
+    scale_D = _overwrite(undo, resident, plan, moments, made, beside) if changes else None
+    if beside is not None:
+        _overwrite_linears(undo, resident, beside)
     if plan.drop == "moe":
         _set(undo, resident.block, "forward", torch.zeros_like)
     elif plan.experts is not None or plan.top_k is not None:
@@ -177,9 +183,22 @@ def _sliced_forward(
 
 @torch.no_grad()
 def _overwrite(
-    undo: ExitStack, resident: ResidentLayer, plan: LayerPlan, moments: Stats | None, kept: MadeExperts | None
+    undo: ExitStack,
+    resident: ResidentLayer,
+    plan: LayerPlan,
+    moments: Stats | None,
+    kept: MadeExperts | None,
+    beside: LinearMaker | None,
 ) -> Tensor | None:
     """Write experts that are computed in their places, and register what stood there.
+
+    Args:
+        undo: takes what stood there.
+        resident: the layer.
+        plan: what becomes of it.
+        moments: statistics of the model.
+        kept: keeps experts from one plan to the next.
+        beside: makes the linear layers beside the experts, if they change; they are written later.
 
     Returns:
         What their inputs are scaled by; None where they are not.
@@ -191,7 +210,7 @@ def _overwrite(
     def read(expert: int) -> ExpertMatrices:
         return before[expert] if expert in before else resident.matrices(expert)
 
-    maker = _maker(resident, plan, read, moments) if plan.inside else None
+    maker = _maker(resident, plan, read, moments, beside) if plan.inside else None
     for expert, made in (
         _merged(resident, plan, read) if maker is None else _changed_inside(resident, plan, maker, kept)
     ):
@@ -204,7 +223,10 @@ def _overwrite(
         return None
     # Averages of router rows are scaled where they are made, so that they are rounded once.
     averages = plan.rows is not None and plan.router == "mean"
-    roles = [role for role in SCALED_ROLES if not (averages and role == "router.weight")]
+    own = () if beside is None else beside.roles
+    roles = [role for role in SCALED_ROLES if not (averages and role == "router.weight") and role not in own]
+    if beside is not None:
+        beside.know(maker.input_scale_D)
     _scale(undo, resident, roles, maker.input_scale_D)
     return maker.input_scale_D
 
@@ -227,13 +249,42 @@ def _changed_inside(
         yield expert, make() if kept is None else kept.made((resident.index, expert, *maker.decisive(expert)), make)
 
 
-def _maker(resident: ResidentLayer, plan: LayerPlan, read: Read, moments: Stats | None) -> LayerMaker:
-    """Return what computes the experts of a layer that are changed inside; ``read`` gives those of the source."""
+def _linear_maker(resident: ResidentLayer, plan: LayerPlan, moments: Stats | None) -> LinearMaker:
+    """Return what computes the linear layers beside the experts of a layer."""
+
+    def read(entry: TensorEntry) -> Tensor:
+        return resident.tensor(entry).to(TORCH_DTYPES[entry.dtype])
+
+    return LinearMaker(plan, resident.index, resident.inventory, read, moments)
+
+
+@torch.no_grad()
+def _overwrite_linears(undo: ExitStack, resident: ResidentLayer, maker: LinearMaker) -> None:
+    """Write linear layers and what follows their scales in their places, and register what stood there."""
+    values = [(resident.tensor(entry), maker.value(entry.role)) for entry in maker.changed]
+    for place, value in values:
+        undo.callback(_write, place, place.clone())
+        _write(place, value)
+
+
+def _maker(
+    resident: ResidentLayer, plan: LayerPlan, read: Read, moments: Stats | None, beside: LinearMaker | None
+) -> LayerMaker:
+    """Return what computes the experts of a layer that are changed inside.
+
+    Args:
+        resident: the layer.
+        plan: what becomes of it.
+        read: gives experts of the source.
+        moments: statistics of the model.
+        beside: makes the linear layers beside the experts, if they change.
+    """
     dtypes = [resident.dtypes[role] for role in EXPERT_ROLES]
     entry = next(resident.layer.with_role("norm.mlp"))
     # In its type on disk, since the scale of the inputs makes up for how the scaled norm is rounded there.
     norm_D = resident.tensor(entry).to(resident.dtypes["norm.mlp"])
-    return LayerMaker(plan, resident.index, resident.inventory, read, moments, dtypes, lambda: norm_D)
+    own = None if beside is None else lambda: beside
+    return LayerMaker(plan, resident.index, resident.inventory, read, moments, dtypes, lambda: norm_D, own)
 
 
 def _whole(maker: LayerMaker, expert: int, plan: LayerPlan, place: int, width: int) -> ExpertMatrices:

@@ -14,8 +14,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from bench.applying.linear_maker import LinearMaker
 from bench.applying.moments import ExpertMoments, entry_fisher, expert_moments, gram, layer_moment, used_experts
-from bench.experts.lazy import Lazy, lazily
+from bench.experts.lazy import Chained, Lazy, lazily
 from bench.experts.packing import packed
 from bench.experts.whole import PART_NAMES, Stored, whole_expert
 from methods.framework.forms import COLUMNS, LEFT, MIX, RIGHT, SHARED_PREFIX
@@ -48,6 +49,7 @@ class LayerMaker:
         moments: statistics of the source, those named in ``plan.moments`` at least.
         dtypes: types in which gate, up and down are stored.
         norm: reads the weight of the norm before the experts, shape (D,); only AWQ asks for it.
+        beside: makes the layer's other linear layers, some of which may share AWQ's scale of the inputs; None leaves them.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class LayerMaker:
         moments: Stats | None,
         dtypes: Sequence[torch.dtype],
         norm: Callable[[], Tensor],
+        beside: Callable[[], LinearMaker] | None = None,
     ) -> None:
         """Compute nothing yet."""
+        self._beside = beside
         self._plan, self._index, self._inventory = plan, index, inventory
         self._read, self._moments, self._dtypes, self._norm = read, moments, tuple(dtypes), norm
         self._layer = inventory.layers[index]
@@ -138,8 +142,10 @@ class LayerMaker:
         norm_D = self._norm()
         magnitude_D = layer_moment(self._moments, self._inventory, "input_magnitude", self._index).to(norm_D.device)
         members = bits.members or self._kept
-        tokens = [self._tokens(expert) for expert in members]
-        both, grams = lazily(self._gate_up, members), lazily(self._input_gram, members)
+        readers = ([], [], []) if self._beside is None else self._beside().readers()
+        both = Chained(lazily(self._gate_up, members), readers[0])
+        grams = Chained(lazily(self._input_gram, members), readers[1])
+        tokens = [*(self._tokens(expert) for expert in members), *readers[2]]
         best_D = input_scale(both, grams, magnitude_D, bits.bits, bits.group, tokens, self._dtypes[0])
         return folded_norm(norm_D, best_D)[1]
 

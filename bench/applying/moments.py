@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from methods.framework import linears
 from methods.framework.errors import StatsError
 from methods.framework.inside import ENTRY_FISHER
 from methods.framework.inside_fit import stays
@@ -127,6 +128,24 @@ def layer_moment(moments: Stats | None, inventory: Inventory, name: str, layer: 
     return torch.from_numpy(np.array(values, dtype=np.float64))
 
 
+def linear_moment(moments: Stats | None, inventory: Inventory, name: str, layer: int, where: slice) -> Tensor:
+    """Return a part of a statistic of the inputs of linear layers beside the experts, in the type in which it was measured.
+
+    Args:
+        moments: measured statistics; None is refused like those that lack this one.
+        inventory: the model that they must be of.
+        name: of the statistic in the catalogue.
+        layer: index of a decoder layer.
+        where: its inputs, or the entries of its Gram matrix.
+
+    Raises:
+        StatsError: as ``constants``.
+    """
+    values = np.array(_statistic(moments, inventory, name, layer)[where])
+    _check_finite(values, name, layer)
+    return torch.from_numpy(values)
+
+
 def gram(moments: Stats | None, inventory: Inventory, name: str, layer: int, expert: int) -> Tensor:
     """Return the Gram matrix of one expert's inputs, float32, shape (X, X).
 
@@ -218,10 +237,10 @@ def cold_experts(plan: Plan, inventory: Inventory, moments: Stats | None) -> int
     """
     count = 0
     for index, layer in enumerate(plan.layers):
-        names = layer.moments - {CONSTANT_STATISTIC}
+        names = [name for name in _of_layer(layer, inventory, index) if CATALOGUE[name].dims[0] == "E"]
         if not names:
             continue
-        name = next(name for name in sorted(names) if CATALOGUE[name].dims[0] == "E")
+        name = names[0]
         if TOKENS in names:
             name = TOKENS
         values = _statistic(moments, inventory, name, index)
@@ -276,12 +295,16 @@ def _pieces(plan: Plan, inventory: Inventory, moments: Stats | None, big: bool) 
         if layer.constants:
             values_CD = constants(moments, inventory, index, layer.constants)
             yield f"{index} {layer.constants} {values_CD.shape}", _bytes(values_CD, "<f8")
-        for name in sorted(layer.moments - {CONSTANT_STATISTIC}):
+        if layer.bits is not None and layer.bits.scope == "all" and layer.bits.kernel == "awq":
+            assert moments is not None  # their presence was checked
+            yield f"{index} tokens {moments.tokens}", memoryview(b"")
+        for name in _of_layer(layer, inventory, index):
             values = _statistic(moments, inventory, name, index)
             is_big = CATALOGUE[name].on_disk
             if CATALOGUE[name].dims[0] != "E":
-                _check_finite(values, name, index)
-                yield f"{index} {name} {values.shape}", _bytes(values, "<f8")
+                if big or not is_big:
+                    _check_finite(values, name, index)
+                    yield f"{index} {name} {values.shape}", _bytes(values, "<f4" if is_big else "<f8")
                 continue
             for expert in used_experts(layer, inventory.layers[index].experts):
                 if is_big and not big:
@@ -289,6 +312,12 @@ def _pieces(plan: Plan, inventory: Inventory, moments: Stats | None, big: bool) 
                 _check_finite(values[expert], name, index)
                 label = f"{index} {name} {expert} {values.shape[1:]}"
                 yield label, _bytes(values[expert], "<f4" if is_big else "<f8")
+
+
+def _of_layer(plan: LayerPlan, inventory: Inventory, index: int) -> list[str]:
+    """Return the statistics whose values go into a layer, as far as they are defined there, without those of constants."""
+    layer = inventory.layers[index]
+    return sorted(n for n in plan.moments - {CONSTANT_STATISTIC} if CATALOGUE[n].defined_in(layer))
 
 
 def used_experts(plan: LayerPlan, experts: int) -> list[int]:
@@ -318,8 +347,11 @@ def _statistic(moments: Stats | None, inventory: Inventory, name: str, layer: in
     _check_presence([name], moments)
     assert moments is not None
     values = moments.layer(name, layer)
-    width = max(entry.shape[0] for entry in inventory.layers[layer].with_role("expert.gate"))
-    sizes = {"E": inventory.layers[layer].experts, "D": inventory.hidden, "F": width, "M": len(EXPERT_ROLES)}
+    here = inventory.layers[layer]
+    width = max((entry.shape[0] for entry in here.with_role("expert.gate")), default=0)
+    sizes = {"E": here.experts, "D": inventory.hidden, "F": width, "M": len(EXPERT_ROLES)}
+    sizes |= dict(zip("PQ", linears.sizes(here, "attention"), strict=True))
+    sizes |= dict(zip("UV", linears.sizes(here, "network"), strict=True))
     expected = tuple(sizes[letter] for letter in CATALOGUE[name].dims)
     if values.shape != expected:
         raise StatsError(

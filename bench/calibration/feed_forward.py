@@ -6,6 +6,7 @@ Shape letters: T tokens, E routed experts, K experts per token, R router rows, D
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +15,13 @@ from torch import Tensor
 from bench.calibration.layers.expert_pass import ExpertPass
 from bench.calibration.layers.layer_experts import LayerExperts
 from bench.calibration.layers.layer_router import LayerRouter
-from bench.calibration.layers.weights import MlpWeights, WeightReader
+from bench.calibration.layers.weights import WeightReader
 from bench.calibration.measured_experts import MeasuredExperts, add_weighted
 from bench.calibration.sums.layer_sums import LayerSums
 from methods.framework.accumulator import Shown
 from methods.framework.inventory import LayerInventory, Router, TensorEntry
 from methods.framework.layer_plan import LayerPlan
+from methods.framework.linears import whole_linears
 from methods.framework.stat_spec import Array
 from methods.kernels.experts import Activation, gated_mlp
 
@@ -67,28 +69,34 @@ class FeedForward:
             means_ED: mean outputs of the layer's experts, for a plan with constants.
         """
         output_TD = torch.zeros_like(input_TD)
-        entries = {entry.role: entry for entry in layer.tensors if entry.expert is None}
+        entries = {entry.role: entry for entry in whole_linears(layer.tensors) if entry.expert is None}
+        if sums is not None and "network" in sums.shown:
+            sums.linear("network", 0, input_TD)
         if layer.mlp == "dense":
-            self._add_network(output_TD, input_TD, self._network("dense", entries), None)
+            self._add_network("dense", output_TD, input_TD, entries, sums)
         elif layer.mlp == "moe" and (plan is None or plan.drop == "none"):
             assert sums is None or plan is None
             router = LayerRouter.read(self._weights, layer, self._router, plan or LayerPlan(), means_ED)
             experts = LayerExperts(self._weights, layer, plan or LayerPlan())
             self._add_routed(router, experts, output_TD, input_TD, sums)
             if "shared.gate" in entries:
-                gated = self._router.gated_shared
-                gate_1D = self._weights.read("shared.scalar_gate", entries["shared.scalar_gate"]) if gated else None
-                self._add_network(output_TD, input_TD, self._network("shared", entries), gate_1D)
+                self._add_network("shared", output_TD, input_TD, entries, sums)
         return output_TD
 
-    def _network(self, role: str, entries: Entries) -> MlpWeights:
-        return self._weights.read_mlp(role, *(entries[f"{role}.{matrix}"] for matrix in ("gate", "up", "down")))
-
-    def _add_network(self, output_TD: Tensor, input_TD: Tensor, network: MlpWeights, gate_1D: Tensor | None) -> None:
-        """Add a network that every token passes, if asked times sigmoid(gate . x)."""
+    def _add_network(
+        self, name: str, output_TD: Tensor, input_TD: Tensor, entries: Entries, sums: LayerSums | None
+    ) -> None:
+        """Add the network that every token passes, ``dense`` or ``shared``; the latter, if asked, times sigmoid(gate . x)."""
+        network = self._weights.read_mlp(name, *(entries[f"{name}.{matrix}"] for matrix in ("gate", "up", "down")))
+        gated = name == "shared" and self._router.gated_shared
+        gate_1D = self._weights.read("shared.scalar_gate", entries["shared.scalar_gate"]) if gated else None
+        shown = sums if sums is not None and "network" in sums.shown else None
+        start = 0
         for out_ND, x_ND in zip(output_TD.split(self._rows), input_TD.split(self._rows), strict=True):
-            y_ND = gated_mlp(x_ND, network.gate_up_2FD, network.down_DF, self._activation)
+            show = None if shown is None else partial(shown.linear, name, start)
+            y_ND = gated_mlp(x_ND, network.gate_up_2FD, network.down_DF, self._activation, show)
             out_ND += y_ND if gate_1D is None else y_ND * F.linear(x_ND, gate_1D).sigmoid()
+            start += len(x_ND)
 
     def _add_routed(
         self, router: LayerRouter, experts: LayerExperts, output_TD: Tensor, input_TD: Tensor, sums: LayerSums | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -161,12 +161,9 @@ def check_coverage(stats: Stats, inventory: Inventory, needs: Collection[str]) -
     Raises:
         StatsError: a value is missing; a defect of the pass.
     """
-    scopes: Mapping[str, Collection[int]] = {
-        "moe": inventory.moe_layers,
-        "block": range(len(inventory.layers)),
-        "model": range(1),
-    }
     for name in needs:
-        for index in scopes[CATALOGUE[name].scope]:
+        spec = CATALOGUE[name]
+        where = [index for index, layer in enumerate(inventory.layers) if spec.defined_in(layer)]
+        for index in [0] if spec.scope == "model" else where:
             if stats.values[name][index] is None:
                 raise StatsError(f"{name} was not measured in layer {index}; this is a defect of the calibration pass")

@@ -165,11 +165,13 @@ class StreamedPass:
         input_TD = self._states.load(block)
         keep_input = not in_place or (sums is not None and "layer_input" in sums.shown)
         residual_TD = torch.empty_like(input_TD) if keep_input else input_TD
-        mlp_input_TD = attention.over(block, input_TD, residual_TD)
+        if sums is not None:
+            sums.begin(block)
+        show = sums.linear if sums is not None and "attention" in sums.shown else None
+        mlp_input_TD = attention.over(block, input_TD, residual_TD, show)
         if plan is not None and plan.drop == "moe":
             return residual_TD
         if sums is not None:
-            sums.begin(block)
             sums.entered(residual_TD)
         output_TD = self._feed_forward(layer, mlp_input_TD, sums, plan, means_ED)
         if sums is not None:

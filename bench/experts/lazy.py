@@ -34,3 +34,13 @@ class Lazy(Sequence[Item]):
 def lazily(make: Callable[[int], Item], keys: Sequence[int]) -> Lazy[Item]:
     """Return the items that ``make`` gives for ``keys``, each made whenever it is asked for."""
     return Lazy(lambda place: make(keys[place]), len(keys))
+
+
+class Chained(Lazy[Item]):
+    """The items of two sequences, one behind the other, each taken from its own whenever it is asked for."""
+
+    def __init__(self, first: Sequence[Item], second: Sequence[Item]) -> None:
+        """Take nothing yet."""
+        super().__init__(
+            lambda place: first[place] if place < len(first) else second[place - len(first)], len(first) + len(second)
+        )

@@ -34,13 +34,14 @@ def packed(quantised: Quantised, bits: int) -> dict[str, Tensor]:
     return {PACKED: words_OW.contiguous(), SCALE: quantised.scale_OG.contiguous(), SHAPE: shape}
 
 
-def unpacked(tensors: Mapping[str, Tensor], bits: int, group: int) -> Quantised:
-    """Return the integers of the three tensors that ``packed`` makes.
+def unpacked(tensors: Mapping[str, Tensor], bits: int, group: int, symmetric: bool = True) -> Quantised:
+    """Return the integers of the tensors that ``packed`` makes.
 
     Args:
         tensors: by name.
         bits: of a code, 4 or 8.
         group: inputs that share a scale.
+        symmetric: whether there are no zero points.
 
     Raises:
         CheckpointError: the tensors do not belong together, or were made with other bits or another group.

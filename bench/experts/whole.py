@@ -16,7 +16,7 @@ from bench.experts.packing import SCALE as SCALE_NAME
 from bench.experts.packing import SHAPE as SHAPE_NAME
 from bench.experts.packing import unpacked
 from methods.framework.forms import COLUMNS, LEFT, MIX, PACKED, RIGHT, SCALE, SHAPE, SHARED_PREFIX
-from methods.framework.inventory import EXPERT_ROLES, ExpertForm
+from methods.framework.inventory import EXPERT_ROLES, ExpertForm, Packing, TensorEntry
 from methods.kernels.merging import ExpertMatrices
 from methods.kernels.quantisation import dequantised
 from methods.kernels.shared_bases import restored
@@ -55,8 +55,7 @@ def whole_matrix(role: str, stored: Mapping[str, Tensor], shared: Mapping[str, T
         return _wide(stored[role])
     if f"{role}.{PACKED}" in stored:
         assert form.bits is not None
-        codes = unpacked({name: stored[f"{role}.{part}"] for part, name in PART_NAMES.items()}, *form.bits)
-        return _wide(dequantised(codes, codes.scale_OG.dtype))
+        return _wide(unpacked_matrix(role, stored, form.bits))
     left = _wide(stored[f"{role}.{LEFT}"])
     if f"{role}.{MIX}" in stored:
         assert form.bases is not None
@@ -70,6 +69,33 @@ def whole_matrix(role: str, stored: Mapping[str, Tensor], shared: Mapping[str, T
     if columns is None:
         return matrix_MN + _wide(base)
     return matrix_MN.index_add(1, columns.long(), _wide(base))
+
+
+def unpacked_matrix(role: str, stored: Mapping[str, Tensor], packing: Packing) -> Tensor:
+    """Return the values that a matrix in few bits stands for, in the type of its scales.
+
+    Args:
+        role: of the matrix.
+        stored: its parts by role.
+        packing: how it is packed.
+    """
+    parts = {name: stored[f"{role}.{part}"] for part, name in PART_NAMES.items() if f"{role}.{part}" in stored}
+    codes = unpacked(parts, *packing)
+    return dequantised(codes, codes.scale_OG.dtype)
+
+
+def stored_linear(checkpoint: Checkpoint, whole: TensorEntry) -> Tensor:
+    """Return the values of a linear layer beside the experts that is stored in few bits, in the type of its scales.
+
+    Args:
+        checkpoint: any.
+        whole: the matrix, as ``methods.framework.linears.whole_linear`` gives it.
+    """
+    assert whole.layer is not None
+    layer = checkpoint.inventory.layers[whole.layer]
+    assert layer.linear_bits is not None
+    stored = {e.role: checkpoint.read(e) for e in layer.tensors if e.role.rpartition(".")[0] == whole.role}
+    return unpacked_matrix(whole.role, stored, layer.linear_bits)
 
 
 def shared_role(role: str) -> str:

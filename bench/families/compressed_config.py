@@ -24,7 +24,8 @@ from bench.families.form_config import FORM_KEY, form_document
 from bench.families.known_families import expert_keys
 from bench.families.quantization_config import quantization_config
 from methods.framework.errors import CheckpointError, PlanError
-from methods.framework.inventory import EXPERT_ROLES, Inventory, LayerInventory
+from methods.framework.inventory import EXPERT_ROLES, Inventory, LayerInventory, Packing
+from methods.framework.linears import whole_linear
 from methods.framework.plan import Plan
 
 PREFIX = "Moebench"
@@ -159,13 +160,25 @@ def compressed_config(family: FamilyFile, config: Mapping[str, Any], plan: Plan,
         written["architectures"] = stock
     written.update(family.result)
     bits = {index: layer.form.bits for index, layer in enumerate(result.layers) if layer.form and layer.form.bits}
-    if bits:
+    linears = _packed_linears(result)
+    if bits or linears:
         tensors = family.tensors
         experts = [rule.name for rule in tensors.moe if rule.role in EXPERT_ROLES]
         rules = (*tensors.outer, *tensors.layer, *tensors.dense, *tensors.moe)
         others = [rule.name for rule in rules if rule.role not in EXPERT_ROLES]
-        written[QUANTISATION_KEY] = quantization_config(experts, others, bits)
+        written[QUANTISATION_KEY] = quantization_config(experts, others, bits, linears)
     return written
+
+
+def _packed_linears(result: Inventory) -> dict[str, dict[int, Packing]]:
+    """Return, for templates of linear layers beside the experts, how each layer packs them."""
+    found: dict[str, dict[int, Packing]] = {}
+    for index, layer in enumerate(result.layers):
+        for entry in layer.tensors:
+            whole = whole_linear(entry)
+            if whole is not None and layer.linear_bits is not None:
+                found.setdefault(whole.template, {})[index] = layer.linear_bits
+    return found
 
 
 def _override(family: FamilyFile, written: Mapping[str, Any], layer: LayerInventory) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any
 from bench.families.compressed_config import (
     CONSTANTS_KEY,
     MAP_KEY,
-    QUANTISATION_KEY,
     compressed_config,
     layer_overrides,
     read_map,
@@ -23,7 +22,7 @@ from bench.families.expression import evaluate, names
 from bench.families.family_file import FamilyFile, TensorRule
 from bench.families.form_config import FORM_KEY, read_form
 from bench.families.known_families import read_families
-from bench.families.quantization_config import read_quantization
+from bench.families.quantization_config import Packed, read_quantization
 from methods.framework.errors import CheckpointError, ConfigError, NotMoEError
 from methods.framework.forms import formed, whole_of_packed
 from methods.framework.inventory import (
@@ -38,6 +37,7 @@ from methods.framework.inventory import (
     Router,
     TensorEntry,
 )
+from methods.framework.linears import part_of_linear, whole_linear
 from methods.framework.plan import Plan
 from methods.framework.transfer import constant_template
 
@@ -192,6 +192,10 @@ class Family:
                 if whole is None:
                     continue
                 entry = whole
+            linear = whole_linear(entry)
+            if linear is None and part_of_linear(entry) is not None:
+                continue  # the module holds the matrix, not what describes its integers
+            entry = linear or entry
             slot = self.fused_slot(entry, count)
             shapes[self.placement(entry).name] = entry.shape if slot is None else slot.shape
         return shapes
@@ -224,11 +228,11 @@ class Family:
                 f"dtype {config.get('dtype') or config.get('torch_dtype')!r} is unknown; known: {', '.join(_DTYPES)}"
             )
         count = _integer("L", known)
-        bits = read_quantization(config, count) if config.get(QUANTISATION_KEY) else {}
+        packed = read_quantization(config, count)
         layers = []
         for index in range(count):
             here = known if index not in overrides else self._names({**config, **overrides[index]})
-            layers.append(self._layer(index, here, dtype, overrides.get(index, {}), bits.get(index)))
+            layers.append(self._layer(index, here, dtype, overrides.get(index, {}), packed))
         router, attention = self.file.router, self.file.attention
         grouped = evaluate(router.groups, known) or 1
         return Inventory(
@@ -265,9 +269,9 @@ class Family:
         return known
 
     def _layer(
-        self, index: int, known: dict[str, Any], dtype: str, stated: Mapping[str, Any], bits: tuple[int, int] | None
+        self, index: int, known: dict[str, Any], dtype: str, stated: Mapping[str, Any], packed: Packed
     ) -> LayerInventory:
-        """Return layer ``index``; ``stated`` is what the config states about it alone, ``bits`` and group of its experts."""
+        """Return layer ``index``; ``stated`` is what the config states about it alone, ``packed`` what about few bits."""
         known["layer"] = index
         tensors = self.file.tensors
         kind: MlpKind = "dense"
@@ -297,8 +301,10 @@ class Family:
                 place + 1,
                 TensorEntry(constant_template(router), CONSTANT_ROLE, (constants, router.shape[1]), dtype, index),
             )
-        form = read_form(stated.get(FORM_KEY), bits, experts, index) if kind == "moe" else None
-        return LayerInventory(kind, experts, top_k, formed(entries, form), mapped, constants, form)
+        few, linear_bits = packed.experts.get(index), packed.linears.get(index)
+        form = read_form(stated.get(FORM_KEY), few, experts, index) if kind == "moe" else None
+        tensors_here = formed(entries, form, linear_bits)
+        return LayerInventory(kind, experts, top_k, tensors_here, mapped, constants, form, linear_bits)
 
 
 def _form(inventory: Inventory, entry: TensorEntry) -> ExpertForm | None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from methods.framework.errors import CheckpointError
-from methods.framework.inventory import ExpertForm
+from methods.framework.inventory import ExpertForm, Packing
 
 FORM_KEY = "expert_form"
 """Key of a layer whose experts are not three whole matrices each."""
@@ -25,12 +25,12 @@ def form_document(form: ExpertForm | None) -> dict[str, Any]:
     return {name: _plain(value) for name, value in stated.items() if value is not None}
 
 
-def read_form(document: Any, bits: tuple[int, int] | None, experts: int, layer: int) -> ExpertForm | None:
+def read_form(document: Any, bits: Packing | None, experts: int, layer: int) -> ExpertForm | None:
     """Return the form that a layer's config states.
 
     Args:
         document: value of ``FORM_KEY``, or None.
-        bits: bits and group size that the quantisation of the model states for this layer.
+        bits: packing that the quantisation of the model states for this layer.
         experts: experts that the layer stores, E.
         layer: its index, for messages.
 

@@ -1,4 +1,4 @@
-"""The ``quantization_config`` of a checkpoint whose routed experts are stored in few bits, for vLLM and transformers.
+"""The ``quantization_config`` of a checkpoint whose experts or linear layers are stored in few bits, for vLLM and transformers.
 
 Targets are regular expressions that name the quantised layers, so that nothing else is touched whatever classes a library
 builds its layers from, and so that layers may differ. One target stands for one of the three matrices.
@@ -8,50 +8,72 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from methods.framework.errors import CheckpointError
+from methods.framework.inventory import Packing
 
 METHOD, FORMAT = "compressed-tensors", "pack-quantized"
 _REMEDY = (
     "Only checkpoints quantised by moebench itself are read; take the 16-bit checkpoint, or have the library that wrote this "
     "one write it back in 16 bits"
 )
-_TARGET = re.compile(r"re:(?P<before>[^|()]*)\((?P<layers>\d+(\|\d+)*)\)(?P<after>[^|()]*\\d\+[^|()]*)\$")
+_TARGET = re.compile(r"re:(?P<before>[^|()]*)\((?P<layers>\d+(\|\d+)*)\)(?P<after>[^|()]*)\$")
+_NONE: Mapping[str, Mapping[int, Packing]] = MappingProxyType({})
 _GROUP_KEYS = {"targets", "weights", "input_activations", "output_activations", "format"}
 
 
+class Packed(NamedTuple):
+    """By decoder layer, how its matrices are packed in few bits.
+
+    Args:
+        experts: those of the routed experts.
+        linears: the other linear layers.
+    """
+
+    experts: dict[int, Packing]
+    linears: dict[int, Packing]
+
+
 def quantization_config(
-    experts: Sequence[str], others: Sequence[str], forms: Mapping[int, tuple[int, int]]
+    experts: Sequence[str],
+    others: Sequence[str],
+    forms: Mapping[int, Packing],
+    linears: Mapping[str, Mapping[int, Packing]] = _NONE,
 ) -> dict[str, Any]:
     """Return the config that says which matrices are packed, and how.
 
-    Layers with the same bits and group share one group of the config; a layer that ``forms`` lacks stays as it is.
+    Layers that are packed alike share one group of the config; a layer that ``forms`` lacks stays as it is.
 
     Args:
         experts: templates of the routed experts' matrices, ``model.layers.{layer}.mlp.experts.{expert}.up_proj.weight``.
-        others: templates of all other tensors of the checkpoint; their modules are listed under ``ignore``.
-        forms: bits and group size of each quantised layer, at least one.
+        others: templates of all other tensors of the checkpoint; the modules of those that no layer packs are listed under
+            ``ignore``.
+        forms: packing of the experts of each quantised layer.
+        linears: for templates of other linear layers, the packing of each decoder layer that stores them so.
 
     Raises:
         ValueError: no layer is quantised; such a checkpoint has no such config.
     """
-    if not forms:
+    places = {**dict.fromkeys(experts, forms), **linears}
+    packings = sorted({packing for stated in places.values() for packing in stated.values()})
+    if not packings:
         raise ValueError("no layer is quantised, so there is nothing to state")
-    layers_of: dict[tuple[int, int], list[int]] = {}
-    for layer, form in sorted(forms.items()):
-        layers_of.setdefault(form, []).append(layer)
-    groups = {
-        f"group_{number}": {
-            "targets": [_pattern(template, "|".join(map(str, layers_of[form]))) for template in experts],
-            "weights": _weights(*form),
+    groups = {}
+    for number, packing in enumerate(packings):
+        layers = {
+            template: [layer for layer, own in sorted(stated.items()) if own == packing]
+            for template, stated in places.items()
+        }
+        groups[f"group_{number}"] = {
+            "targets": [_pattern(template, "|".join(map(str, own))) for template, own in layers.items() if own],
+            "weights": _weights(*packing),
             "input_activations": None,
             "output_activations": None,
             "format": FORMAT,
         }
-        for number, form in enumerate(sorted(layers_of))
-    }
-    ignored = (_pattern(template) for template in others if template.endswith(".weight"))
+    ignored = (_pattern(name) for name in others if name.endswith(".weight") and not linears.get(name))
     return {
         "quant_method": METHOD,
         "format": FORMAT,
@@ -61,8 +83,8 @@ def quantization_config(
     }
 
 
-def read_quantization(config: Mapping[str, Any], layers: int) -> dict[int, tuple[int, int]]:
-    """Return bits and group size of each quantised layer, from the config of a checkpoint; empty without quantisation.
+def read_quantization(config: Mapping[str, Any], layers: int) -> Packed:
+    """Return how the matrices of each quantised layer are packed, from the config of a checkpoint; empty without quantisation.
 
     Args:
         config: the whole config.json.
@@ -71,9 +93,10 @@ def read_quantization(config: Mapping[str, Any], layers: int) -> dict[int, tuple
     Raises:
         CheckpointError: the checkpoint is quantised in another way than ``quantization_config`` writes.
     """
+    found = Packed({}, {})
     stated = config.get("quantization_config")
     if stated is None:
-        return {}
+        return found
     if not isinstance(stated, Mapping):
         raise _unreadable(f"it is {str(stated)[:60]}, not a mapping")
     for key, wanted in (("quant_method", METHOD), ("format", FORMAT), ("quantization_status", "compressed")):
@@ -84,46 +107,56 @@ def read_quantization(config: Mapping[str, Any], layers: int) -> dict[int, tuple
     groups = stated.get("config_groups")
     if not isinstance(groups, Mapping) or not groups:
         raise _unreadable("it has no config_groups")
-    forms: dict[int, tuple[int, int]] = {}
     for name, group in groups.items():
-        form, indices = _read_group(name, group)
-        for layer in indices:
-            if layer >= layers:
-                raise _unreadable(f"{name} names layer {layer}; the model has {layers}")
-            if layer in forms:
-                raise _unreadable(f"layer {layer} is named twice")
-            forms[layer] = form
-    return forms
+        packing, of_experts, of_linears = _read_group(name, group)
+        for forms, indices in ((found.experts, of_experts), (found.linears, of_linears)):
+            for layer in indices:
+                if layer >= layers:
+                    raise _unreadable(f"{name} names layer {layer}; the model has {layers}")
+                if layer in forms:
+                    raise _unreadable(f"layer {layer} is named twice")
+                forms[layer] = packing
+    return found
 
 
-def _read_group(name: str, group: Any) -> tuple[tuple[int, int], list[int]]:
-    """Return bits and group size, and the layers that they are for."""
+def _read_group(name: str, group: Any) -> tuple[Packing, list[int], list[int]]:
+    """Return a packing, the layers whose experts it is for, and those whose other linear layers it is for."""
     if not isinstance(group, Mapping) or set(group) - _GROUP_KEYS or group.get("format") != FORMAT:
         raise _unreadable(f"{name} is {str(group)[:80]}")
     if group.get("input_activations") or group.get("output_activations"):
         raise _unreadable(f"{name} quantises activations")
     weights = group.get("weights")
     stated: Mapping[str, Any] = weights if isinstance(weights, Mapping) else {}
-    bits, size = stated.get("num_bits"), stated.get("group_size")
-    if bits not in (4, 8) or not isinstance(size, int) or size < 1 or weights != _weights(bits, size):
+    bits, size, symmetric = stated.get("num_bits"), stated.get("group_size"), stated.get("symmetric")
+    sound = bits in (4, 8) and isinstance(size, int) and size >= 1 and symmetric is True
+    if not sound or weights != _weights(bits, size, symmetric):  # type: ignore[arg-type]  # checked just before
         raise _unreadable(f"weights of {name} are {weights}; allowed are those of {_weights(4, 128)}, in 4 or 8 bits")
+    packing = Packing(bits, size, symmetric)  # type: ignore[arg-type]
     targets = group.get("targets")
-    if not isinstance(targets, list | tuple) or len(targets) != 3:
-        raise _unreadable(f"{name} targets {str(targets)[:80]}, not the three matrices of the routed experts")
-    matches = [_TARGET.fullmatch(target) if isinstance(target, str) else None for target in targets]
-    found = {match["layers"] if match else None for match in matches}
-    if None in found or len(found) != 1:
+    if not isinstance(targets, list | tuple) or not targets:
+        raise _unreadable(f"{name} targets {str(targets)[:80]}, not matrices of layers")
+    experts: list[str] = []
+    linears: set[int] = set()
+    for target in targets:
+        match = _TARGET.fullmatch(target) if isinstance(target, str) else None
+        if match is None:
+            raise _unreadable(f"{name} targets {str(target)[:120]}, not one matrix of some layers")
+        if r"\d+" in match["after"]:
+            experts.append(match["layers"])
+        else:
+            linears |= {int(layer) for layer in match["layers"].split("|")}
+    if experts and (len(experts) != 3 or len(set(experts)) != 1):
         raise _unreadable(
             f"{name} targets {str(targets)[:120]}, not the same layers of three matrices of routed experts"
         )
-    return (bits, size), [int(layer) for layer in str(found.pop()).split("|")]
+    return packing, [int(layer) for layer in experts[0].split("|")] if experts else [], sorted(linears)
 
 
-def _weights(bits: int, group: int) -> dict[str, Any]:
+def _weights(bits: int, group: int, symmetric: bool = True) -> dict[str, Any]:
     return {
         "num_bits": bits,
         "type": "int",
-        "symmetric": True,
+        "symmetric": symmetric,
         "strategy": "group",
         "group_size": group,
         "dynamic": False,

@@ -10,6 +10,7 @@ import numpy as np
 from bench.families.family import family_named
 from bench.models.tiny import FAMILIES, tiny_config
 from methods.framework.inventory import Inventory
+from methods.framework.linears import sizes as inputs_of
 from methods.framework.stats import CATALOGUE, Array, Stats, StatSpec
 
 SAMPLED_TOKENS = 48
@@ -69,9 +70,11 @@ def _values(spec: StatSpec, inventory: Inventory, rng: np.random.Generator) -> t
         return (rng.uniform(0.1, 1.0, [sizes[dim] for dim in spec.dims]),)
     values: list[Array | None] = []
     for layer in inventory.layers:
-        if spec.scope == "moe" and layer.mlp != "moe":
+        if not spec.defined_in(layer):
             values.append(None)
             continue
+        sizes |= dict(zip("PQ", inputs_of(layer, "attention"), strict=True))
+        sizes |= dict(zip("UV", inputs_of(layer, "network"), strict=True))
         shape = [layer.experts if dim == "E" else sizes[dim] for dim in spec.dims]
         value = np.asarray(rng.uniform(0.1, 1.0, shape))
         if spec.dims[-2:] == (

@@ -17,6 +17,7 @@ from methods.framework.errors import RefusedError, StatsError
 from methods.framework.inventory import EXPERT_ROLES, Inventory
 from methods.framework.knob_space import draw
 from methods.framework.layer_plan import LayerPlan
+from methods.framework.linears import slimmed
 from methods.framework.method import Method
 from methods.framework.plan import Plan
 from methods.framework.stats import CATALOGUE, Stats, by_expert
@@ -126,7 +127,8 @@ def _remaining(plan: Plan, inventory: Inventory, keep: float) -> tuple[float, in
     if not plan.stages:
         return 1.0, 1, 0 if keep == 1.0 else 1
     if plan.stages == {"sparsity"}:
-        matrices = [entry for layer in inventory.layers for entry in layer.with_role(*EXPERT_ROLES)]
+        scopes = {layer.sparsity.scope for layer in plan.layers if layer.sparsity is not None}
+        matrices = [entry for layer in inventory.layers for entry in slimmed(layer, *scopes)]
         weights = sum(entry.numel for entry in matrices)
         rows = sum(entry.shape[0] for entry in matrices)  # each row rounds on its own
         return keep * weights, weights - zeros(plan, inventory), rows

@@ -17,12 +17,22 @@ from transformers import PreTrainedModel
 
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.experts.stored_module import CompressedExperts
-from bench.experts.whole import stored_expert
+from bench.experts.whole import stored_expert, stored_linear
 from methods.framework.errors import CheckpointError
-from methods.framework.forms import COLUMNS, SHARED_PREFIX, part_of, whole_of_packed
+from methods.framework.forms import (
+    COLUMNS,
+    PACKED,
+    SCALE,
+    SHAPE,
+    SHARED_PREFIX,
+    ZERO_POINT,
+    part_of,
+    whole_of_packed,
+)
 from methods.framework.inventory import EXPERT_ROLES, TensorEntry
+from methods.framework.linears import part_of_linear, whole_linear
 
-PACKED_PARTS = frozenset({"packed", "scale", "shape"})
+PACKED_PARTS = frozenset({PACKED, SCALE, SHAPE, ZERO_POINT})
 
 
 def experts_of(model: nn.Module, checkpoint: Checkpoint, layer: int) -> nn.Module:
@@ -49,8 +59,9 @@ def places(model: nn.Module, checkpoint: Checkpoint) -> Iterator[tuple[TensorEnt
                 assert isinstance(experts, CompressedExperts)
                 yield entry, experts.stored(entry.role, entry.expert)
             continue
-        place = checkpoint.family.placement(entry)
-        yield entry, place.within(named[place.name])
+        if part_of_linear(entry) is None:
+            place = checkpoint.family.placement(entry)
+            yield entry, place.within(named[place.name])
 
 
 @torch.no_grad()
@@ -69,6 +80,9 @@ def fill(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
         experts = (entry.expert for entry in layer.tensors if entry.expert is not None and whole_of_packed(entry))
         for expert in dict.fromkeys(experts):
             _unpack(model, checkpoint, index, expert)
+        for whole in filter(None, map(whole_linear, layer.tensors)):
+            place = checkpoint.family.placement(whole)
+            place.within(model.get_parameter(place.name)).copy_(stored_linear(checkpoint, whole))
 
 
 def _check_columns(columns_C: Tensor, entry: TensorEntry, checkpoint: Checkpoint) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.models.filled import places
 from methods.framework.inventory import TensorEntry
+from methods.framework.linears import whole_linear
 
 
 def experts_module(checkpoint: Checkpoint, layer: int) -> str:
@@ -28,9 +29,12 @@ def expert_weights(model: nn.Module, checkpoint: Checkpoint) -> dict[str, nn.Par
 
 
 def other_weights(model: nn.Module, checkpoint: Checkpoint) -> dict[str, nn.Parameter]:
-    """Return the parameters of everything but the routed experts by name."""
+    """Return the parameters of everything but the routed experts by name, without linear layers in few bits."""
     paths = tuple(f"{experts_module(checkpoint, layer)}." for layer in checkpoint.inventory.moe_layers)
-    return {name: weight for name, weight in model.named_parameters() if not name.startswith(paths)}
+    packed = {checkpoint.family.placement(e).name for e in map(whole_linear, checkpoint.inventory.tensors()) if e}
+    return {
+        name: weight for name, weight in model.named_parameters() if not name.startswith(paths) and name not in packed
+    }
 
 
 def weights_of_role(model: nn.Module, checkpoint: Checkpoint, roles: Iterable[str]) -> dict[str, nn.Parameter]:

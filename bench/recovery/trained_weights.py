@@ -85,6 +85,11 @@ def _adapted(
 
     roles = {e.role for e in checkpoint.inventory.tensors() if e.role.startswith(ATTENTION) and len(e.shape) == 2}
     attention = tuple(weights_of_role(model, checkpoint, roles))
+    if not attention and not experts:
+        raise RefusedError(
+            f"lora trains the attention, and that of {checkpoint.name} is stored in few bits; set experts to true where "
+            "experts can be trained, or choose full, which trains what is left"
+        )
     matrices = tuple(name for name in experts if model.get_parameter(name).ndim > 1)
     own = tuple(n for n in matrices if isinstance(model.get_submodule(n.rpartition(".")[0]), CompressedExperts))
     alpha = settings.alpha or float(settings.rank)
@@ -102,7 +107,7 @@ def _adapted(
     def finish() -> PreTrainedModel:
         merge_updates(model, own)
         merged: PreTrainedModel = adapted.merge_and_unload()
-        restore_zeros(merged, {name: mask for name, mask in kept.items() if name in matrices})
+        restore_zeros(merged, {name: mask for name, mask in kept.items() if name in (*attention, *matrices)})
         return merged
 
     return Trained(weights, (*attention, *matrices), finish)

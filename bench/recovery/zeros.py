@@ -1,4 +1,4 @@
-"""Weights of sparse experts that must stay zero while the others are trained."""
+"""Weights of sparse experts and linear layers that must stay zero while the others are trained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.checkpoint.checkpoint import Checkpoint
-from bench.recovery.placed import expert_weights
+from bench.recovery.placed import expert_weights, weights_of_role
+from methods.framework.linears import LINEAR_ROLES
 from methods.framework.plan import Plan
 
 Kept = Mapping[str, Tensor]
@@ -28,8 +29,9 @@ def is_sparse(document: Mapping[str, Any] | None) -> bool:
 
 
 def kept_weights(model: nn.Module, checkpoint: Checkpoint) -> Kept:
-    """Return which weights of the routed experts are not zero now; parameters without a zero are left out."""
-    found = {name: weight.detach() != 0 for name, weight in expert_weights(model, checkpoint).items()}
+    """Return which weights of the experts and other linear layers are not zero now; parameters without a zero are left out."""
+    slimmed = expert_weights(model, checkpoint) | weights_of_role(model, checkpoint, LINEAR_ROLES)
+    found = {name: weight.detach() != 0 for name, weight in slimmed.items()}
     return {name: kept for name, kept in found.items() if not kept.all()}
 
 

@@ -102,9 +102,8 @@ class Recipe:
                 raise RefusedError(f"step {index + 1}, {step.method.name}, runs the model: give it `recalibrate: true`")
             here = calibrator
             if anew:
-                path = write_checkpoint(
-                    checkpoint, plan, store, {"recipe": self.title}, Stats(moments), calibrator.device
-                )
+                so_far = Stats(moments, source.tokens, source.meta)
+                path = write_checkpoint(checkpoint, plan, store, {"recipe": self.title}, so_far, calibrator.device)
                 made = Checkpoint.open(path, trust_remote_code=checkpoint.trust_remote_code)
                 here = calibrator.on(made, step.method.measured)
             stats = here.stats_for(step.method) if anew else source.restricted(plan)

@@ -126,6 +126,8 @@ def kinds_of(plan: Plan, inventory: Inventory) -> tuple[str, ...]:
         found |= {"sparse24"} if layer.sparsity is not None else set()
     for stored in made:
         found |= _kinds_of_layer(stored)
+    linears = (layer.linear_bits for layer in result(plan, inventory).layers)
+    found |= {f"packed{packing.bits}" for packing in linears if packing is not None}
     return tuple(kind for kind in KINDS if kind in found) or ("base",)
 
 
@@ -141,7 +143,7 @@ def _kinds_of_layer(layer: LayerInventory) -> set[str]:
         "factored": form.ranks is not None and form.base is None,
         "shared_base": form.base is not None,
         "bases": form.bases is not None,
-        "packed4": form.bits is not None and form.bits[0] == 4,
-        "packed8": form.bits is not None and form.bits[0] == 8,
+        "packed4": form.bits is not None and form.bits.bits == 4,
+        "packed8": form.bits is not None and form.bits.bits == 8,
     }
     return found | {kind for kind, true in stated.items() if true}

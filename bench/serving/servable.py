@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from bench.families.compressed_config import PREFIX
 from bench.families.family import family_of
 from bench.serving.plugin import STOCK
 from methods.framework.errors import CheckpointError, MoebenchError
-from methods.framework.inventory import ExpertForm
+from methods.framework.inventory import ExpertForm, LayerInventory
 
 
 def unservable(path: Path) -> str | None:
@@ -33,7 +33,7 @@ def unservable(path: Path) -> str | None:
 
 
 def expert_forms(config: Mapping[str, Any]) -> tuple[ExpertForm, ...]:
-    """Return the forms in which layers store their experts, without those that store whole matrices.
+    """Return the forms in which layers store their experts, and few bits of other linear layers, but for whole matrices.
 
     Args:
         config: content of ``config.json``; one that no family of ours reads states none.
@@ -42,7 +42,14 @@ def expert_forms(config: Mapping[str, Any]) -> tuple[ExpertForm, ...]:
         layers = family_of(config).inventory(config).layers
     except MoebenchError:
         return ()
-    return tuple(layer.form for layer in layers if layer.form is not None)
+    return stored_forms(layers)
+
+
+def stored_forms(layers: Iterable[LayerInventory]) -> tuple[ExpertForm, ...]:
+    """Return the forms of ``layers`` in which matrices are not stored whole: those of experts, then those of linear layers."""
+    layers = tuple(layers)
+    experts = tuple(layer.form for layer in layers if layer.form is not None)
+    return (*experts, *(ExpertForm(bits=layer.linear_bits) for layer in layers if layer.linear_bits is not None))
 
 
 def has_zeros(path: Path) -> bool:

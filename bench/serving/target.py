@@ -12,6 +12,7 @@ from bench.families.compressed_config import PREFIX, QUANTISATION_KEY
 from bench.families.family import Family, family_of
 from bench.serving.kinds import KINDS, kinds_of
 from bench.serving.plugin import STOCK
+from bench.serving.servable import stored_forms
 from bench.store.versions import installed
 from methods.framework.errors import PlanError
 from methods.framework.forms import has_own_form
@@ -137,14 +138,16 @@ def _by_table(plan: Plan, inventory: Inventory, family: Family, runner: Runner, 
     notes = [f"{KINDS[kind]}: not tried with {here}" for kind, outcome in outcomes.items() if outcome is None]
     if len(kinds) > 1 and not notes:
         notes = [f"tried with {here} one by one, not together: {', '.join(kinds)}"]
+    if any(layer.linear_bits is not None for layer in result(plan, inventory).layers):
+        notes.append(f"few bits of linear layers beside the experts: not tried with {here}")
     return _by_rules(plan, inventory, runner, tuple(notes))
 
 
 def _by_rules(plan: Plan, inventory: Inventory, runner: Runner, notes: tuple[str, ...]) -> Verdict:
     """Return ``served`` or ``dense`` by what our classes and the stock ones do with each form."""
-    forms = [layer.form for layer in result(plan, inventory).layers if layer.form is not None and layer.form.bits]
+    forms = [form for form in stored_forms(result(plan, inventory).layers) if form.bits]
     if forms and not (runner.few_bits and not any(map(has_own_form, forms))):
-        return Verdict(DENSE, f"experts in few bits are held as the values they stand for on {runner.name}", notes)
+        return Verdict(DENSE, f"matrices in few bits are held as the values they stand for on {runner.name}", notes)
     if any(layer.sparsity is not None for layer in plan.layers):
         return Verdict(DENSE, "zeros among the weights are stored and multiplied like others", notes)
     return Verdict(SERVED, None, notes)

@@ -5,7 +5,7 @@ folder ``methods/stats`` or in another distribution that names the class under t
 Such files take torch from ``methods.framework.deferred`` and import kernels where they use them, since listings read them.
 
 Shape letters: T tokens of a block, N some of them, K experts per token, R router rows, E routed experts, D hidden size, F expert
-width.
+width, X inputs of a linear layer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from methods.framework.stat_spec import Array, StatSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-Shown = Literal["inputs", "channels", "removals", "sampled_logits", "sampled_outputs", "layer_input"]
+Shown = Literal[
+    "inputs", "channels", "removals", "sampled_logits", "sampled_outputs", "layer_input", "attention", "network"
+]
 """What takes work or memory beyond the forward pass, so that it is shown only where an accumulator asks for it."""
 
 
@@ -70,10 +72,20 @@ class Accumulator:
     def begin(self, window_T: Tensor, windows: int) -> None:
         """Take the tokens of the next block, ``window_T`` the window in it that each belongs to."""
 
+    def linear(self, site: str, x_NX: Tensor) -> None:
+        """Take inputs of linear layers that every token passes; only with the site's half of the layer in ``shown``.
+
+        Those of the attention come after ``begin`` and before anything else of the block.
+
+        Args:
+            site: where they are read (``methods.framework.linears``).
+            x_NX: the inputs of some tokens.
+        """
+
     def entered(self, residual_TD: Tensor) -> None:
         """Take the residual stream that enters the feed-forward sub-layer, before its norm; it stays as it is until ``end``.
 
-        Shown after ``begin`` and before anything else of the block.
+        Shown before anything else of the sub-layer.
         """
 
     def decided(self, logits_NR: Tensor, scores_NR: Tensor, indices_NK: Tensor) -> None:

@@ -38,11 +38,11 @@ def compose(first: Plan, second: Plan, inventory: Inventory) -> Plan:
 
 def _substituted(first: LayerPlan, second: LayerPlan, experts: int) -> LayerPlan:
     """Return the two decisions on one surviving decoder layer, of so many experts in the source, as one."""
-    if second.drop != "none":
+    if second.drop == "block":
         return second
-    if first.drop == "moe":
-        return first
     _check_order(first, second)
+    if "moe" in (first.drop, second.drop):
+        return LayerPlan(drop="moe", **_beside_experts(first, second))
     top_k = second.top_k or first.top_k
     inside = _inside(first, second, experts)
     if second.experts is None or first.experts is None:
@@ -67,6 +67,16 @@ def _substituted(first: LayerPlan, second: LayerPlan, experts: int) -> LayerPlan
         **inside,
     )
     return _with_top_k(composed, top_k)
+
+
+def _beside_experts(first: LayerPlan, second: LayerPlan) -> dict[str, Any]:
+    """Return what the two plans state about linear layers beside the experts, once these are dropped."""
+    found: dict[str, Any] = {}
+    for name in ("sparsity", "bits"):
+        for part in (getattr(first, name), getattr(second, name)):
+            if part is not None and part.scope == "all":
+                found[name] = part.model_copy(update={"members": None}) if name == "bits" else part
+    return found
 
 
 _NAMES = {"channels": "cut channels", "rank": "factored", "bases": "mixed from bases", "sparsity": "sparse"}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from methods.framework.forms import LEFT, MIX, SHARED_PREFIX
-from methods.framework.inside_fit import stays
+from methods.framework.inside_fit import left_linears, stays
 from methods.framework.inventory import CONSTANT_ROLE, EXPERT_ROLES, Inventory, LayerInventory, TensorEntry
 from methods.framework.plan import Plan
 from methods.framework.transfer import result
@@ -125,7 +125,9 @@ def zeros(plan: Plan, inventory: Inventory) -> int:
         if layer_plan.sparsity is None:
             continue
         share, kept = layer_plan.sparsity.share, stays(layer_plan, layer)
-        for entry in layer.with_role(*EXPERT_ROLES):
+        if layer_plan.sparsity.scope == "all":
+            total += sum(entry.shape[0] * int(entry.shape[1] * share) for entry in left_linears(layer_plan, layer))
+        for entry in layer.with_role(*EXPERT_ROLES) if layer_plan.drop == "none" else ():
             if entry.expert not in kept:
                 continue
             outputs, inputs = entry.shape
@@ -171,7 +173,7 @@ def _active_matrices(layer: LayerInventory) -> int:
     A base multiplies each token once: gate and up before, down after the weighted sum over experts. Of shared bases each
     expert of a token multiplies its own mixture, the size of one; making the mixture depends on no token and is not counted.
     """
-    fixed = sum(entry.numel for entry in layer.tensors if _is_fixed_matrix(entry))
+    fixed = sum(entry.parameters for entry in layer.tensors if _is_fixed_matrix(entry))
     own = sum(
         e.parameters for e in layer.tensors if _is_routed(e) and e.expert is not None and not e.role.endswith(MIX)
     )

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from methods.framework.inventory import EXPERT_ROLES, ExpertForm, TensorEntry
+from methods.framework.inventory import EXPERT_ROLES, ExpertForm, Packing, TensorEntry
+from methods.framework.linears import LINEAR_ROLES
 
 LEFT, RIGHT = "left", "right"
 """Parts of a factored matrix: left [out, R] and right [R, in]."""
-PACKED, SCALE, SHAPE = "packed", "scale", "shape"
-"""Parts of a matrix in few bits, named as the compressed-tensors library names them."""
+PACKED, SCALE, SHAPE, ZERO_POINT = "packed", "scale", "shape", "zero_point"
+"""Parts of a matrix in few bits, named as the compressed-tensors library names them; zero points only where there are any."""
 MIX = "mix"
 """Part of a matrix made of shared bases: its weights over them."""
 COLUMNS = "columns"
@@ -24,15 +25,27 @@ COLUMNS = "columns"
 SHARED_PREFIX = "expert.shared_"
 """Prefix of the roles of what all experts of a layer share: a base or bases."""
 
-_SUFFIX = {PACKED: "weight_packed", SCALE: "weight_scale", SHAPE: "weight_shape"}
+_SUFFIX = {part: f"weight_{part}" for part in (PACKED, SCALE, SHAPE, ZERO_POINT)}
 _WEIGHT = ".weight"
 
 
-def formed(tensors: Iterable[TensorEntry], form: ExpertForm | None) -> tuple[TensorEntry, ...]:
-    """Return the tensors of a layer in the form in which they are stored, given those with whole experts."""
-    if form is None:
-        return tuple(tensors)
-    return tuple(_formed(tuple(tensors), form))
+def formed(
+    tensors: Iterable[TensorEntry], form: ExpertForm | None, linear_bits: Packing | None = None
+) -> tuple[TensorEntry, ...]:
+    """Return the tensors of a layer in the form in which they are stored, given those with whole matrices.
+
+    Args:
+        tensors: of the layer, all matrices whole.
+        form: of its experts.
+        linear_bits: packing of the linear layers beside them.
+    """
+    found = tuple(tensors) if form is None else tuple(_formed(tuple(tensors), form))
+    return tuple(part for entry in found for part in linear_parts(entry, linear_bits))
+
+
+def linear_parts(entry: TensorEntry, bits: Packing | None) -> tuple[TensorEntry, ...]:
+    """Return what is stored of a tensor beside the experts; whatever is no linear layer stays as it is."""
+    return (entry,) if bits is None or entry.role not in LINEAR_ROLES else _packed(entry, bits)
 
 
 def _formed(tensors: Sequence[TensorEntry], form: ExpertForm) -> Iterator[TensorEntry]:
@@ -85,14 +98,28 @@ def parts(entry: TensorEntry, form: ExpertForm) -> tuple[TensorEntry, ...]:
         count, rank, _ = form.bases
         return (_part(whole, LEFT, (outputs, rank)), _part(whole, MIX, (count,), "F32"))
     if form.bits is not None:
-        bits, group = form.bits
-        words = -(-inputs * bits // 32)
-        return (
-            replace(_part(whole, PACKED, (outputs, words), "I32"), weights=outputs * inputs),
-            replace(_part(whole, SCALE, (outputs, inputs // group)), weights=0),
-            replace(_part(whole, SHAPE, (2,), "I64"), weights=0),
-        )
+        return _packed(whole, form.bits)
     return (whole,)
+
+
+def packed_parts(packing: Packing) -> tuple[str, ...]:
+    """Return the parts of a matrix that is packed so."""
+    return (PACKED, SCALE, SHAPE) if packing.symmetric else (PACKED, SCALE, SHAPE, ZERO_POINT)
+
+
+def _packed(whole: TensorEntry, packing: Packing) -> tuple[TensorEntry, ...]:
+    """Return what is stored of a matrix in few bits."""
+    outputs, inputs = whole.shape
+    words, groups = -(-inputs * packing.bits // 32), inputs // packing.group
+    parts = [
+        replace(_part(whole, PACKED, (outputs, words), "I32"), weights=outputs * inputs),
+        replace(_part(whole, SCALE, (outputs, groups)), weights=0),
+        replace(_part(whole, SHAPE, (2,), "I64"), weights=0),
+    ]
+    if not packing.symmetric:
+        rows = -(-outputs * packing.bits // 32)
+        parts.append(replace(_part(whole, ZERO_POINT, (rows, groups), "I32"), weights=0))
+    return tuple(parts)
 
 
 def _part(entry: TensorEntry, part: str, shape: tuple[int, ...], dtype: str | None = None) -> TensorEntry:

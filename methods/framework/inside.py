@@ -1,5 +1,7 @@
 """Statements of a plan about the inside of the routed experts that stay: factors, shared bases, zeros, few bits.
 
+Zeros and few bits may reach the other linear layers too (``scope``).
+
 What exactly is stored depends on weights and on moments of their inputs, so a plan names the kernel and the sizes, and the
 values are computed where the checkpoint is written.
 """
@@ -13,6 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Rank = Annotated[int, Field(ge=0)]
+
+Scope = Literal["experts", "all"]
+"""What is made sparse or stored in few bits: the routed experts, or all linear layers of the decoder layer (attention, routed and
+shared experts, dense networks) but the router and the gate of the shared experts."""
 
 ENTRY_FISHER = "entry_fisher"
 """Statistic of the mean squared gradient in every entry of the experts' matrices."""
@@ -121,6 +127,7 @@ class Sparsity(BaseModel):
     """Which weights of the routed experts become zero; the same rule for gate, up and down of every expert of a layer.
 
     Args:
+        scope: whether the other linear layers become sparse by the same rule.
         share: zeros among the weights of each matrix; 0.5 for the n:m patterns.
         pattern: ``unstructured`` zeroes that share of every output row, ``2:4`` and ``4:8`` half of every four or eight
             successive inputs.
@@ -131,6 +138,7 @@ class Sparsity(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    scope: Scope = "experts"
     share: Annotated[float, Field(gt=0.0, lt=1.0)]
     pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
     kernel: Literal["magnitude", "wanda", "moe_pruner", "sparsegpt"] = "magnitude"
@@ -139,12 +147,16 @@ class Sparsity(BaseModel):
     def _sound(self) -> Self:
         if self.pattern != "unstructured" and self.share != 0.5:
             raise ValueError(f"pattern {self.pattern!r} has a share of 0.5, found {self.share}")
+        if self.scope == "all" and self.kernel == "moe_pruner":
+            raise ValueError(
+                "moe_pruner weighs tokens by the gates of experts, which other layers do not have; use wanda"
+            )
         return self
 
     @property
     def moments(self) -> frozenset[str]:
         """Statistics that the kernel reads while weights are written."""
-        return SPARSITY_MOMENTS[self.kernel]
+        return SPARSITY_MOMENTS[self.kernel] | (LINEAR_MOMENTS[self.kernel] if self.scope == "all" else frozenset())
 
 
 SPARSITY_MOMENTS: Mapping[str, frozenset[str]] = {
@@ -160,16 +172,19 @@ class Quantisation(BaseModel):
     """Weights of the routed experts as signed integers of few bits, symmetric, with one scale for ``group`` successive inputs.
 
     Args:
+        scope: whether the other linear layers are stored in as many bits.
         bits: 4 or 8.
         group: inputs that share a scale; it divides the inputs of every matrix.
         kernel: ``rtn`` rounds to the nearest, ``gptq`` rounds one input after another and adjusts those after it, ``awq``
-            rounds after scaling inputs, which the norm before the experts, the router, shared experts and the rows of up undo.
+            rounds after scaling inputs, which the norm before the experts, the router, shared experts and the rows of up undo;
+            in other linear layers, the norm before them or the rows of value and up.
         members: experts by which ``awq`` chooses the scale of the inputs that they share, as the stages before leave them; source
             indices, ascending. None: those that stay. Others are named where experts were selected afterwards.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    scope: Scope = "experts"
     bits: Literal[4, 8] = 4
     group: Positive = 128
     kernel: Literal["rtn", "gptq", "awq"] = "rtn"
@@ -186,7 +201,7 @@ class Quantisation(BaseModel):
     @property
     def moments(self) -> frozenset[str]:
         """Statistics that the kernel reads while weights are written."""
-        return QUANTISATION_MOMENTS[self.kernel]
+        return QUANTISATION_MOMENTS[self.kernel] | (LINEAR_MOMENTS[self.kernel] if self.scope == "all" else frozenset())
 
 
 QUANTISATION_MOMENTS: Mapping[str, frozenset[str]] = {
@@ -195,3 +210,13 @@ QUANTISATION_MOMENTS: Mapping[str, frozenset[str]] = {
     "awq": frozenset({"input_gram", "channel_gram", "input_magnitude", "channel_magnitude", "routed_tokens"}),
 }
 """Statistics of the inputs of the experts' matrices for each kernel of ``Quantisation``."""
+
+LINEAR_MOMENTS: Mapping[str, frozenset[str]] = {
+    "magnitude": frozenset(),
+    "wanda": frozenset({"attention_square", "network_square"}),
+    "sparsegpt": frozenset({"attention_gram", "network_gram"}),
+    "rtn": frozenset(),
+    "gptq": frozenset({"attention_gram", "network_gram"}),
+    "awq": frozenset({"attention_gram", "attention_magnitude", "network_gram", "network_magnitude"}),
+}
+"""Statistics of the inputs of the other linear layers for each kernel of ``Sparsity`` and ``Quantisation``."""

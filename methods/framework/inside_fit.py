@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from methods.framework.forms import parts, restricted
-from methods.framework.inventory import EXPERT_ROLES, ExpertForm, LayerInventory
+from methods.framework.inventory import EXPERT_ROLES, MLP_PREFIXES, ExpertForm, LayerInventory, Packing, TensorEntry
+from methods.framework.linears import linears, unknown_readers
 
 if TYPE_CHECKING:
     from methods.framework.inside import SharedBase
@@ -28,7 +29,7 @@ def matrix_shapes(layer: LayerInventory) -> tuple[tuple[int, int], tuple[int, in
 def normal_form(plan: LayerPlan, layer: LayerInventory) -> dict[str, Any]:
     """Return ``channels``, ``rank`` and ``bits`` of ``plan`` without what is true anyway."""
     channels, rank, bits = plan.channels, plan.rank, plan.bits
-    if bits is not None and bits.members == stays(plan, layer):
+    if bits is not None and (bits.members == stays(plan, layer) or layer.mlp != "moe"):
         bits = bits.model_copy(update={"members": None})
     if channels is not None:
         width = matrix_shapes(layer)[0][0]
@@ -40,7 +41,7 @@ def normal_form(plan: LayerPlan, layer: LayerInventory) -> dict[str, Any]:
 
 def form_of(plan: LayerPlan, layer: LayerInventory) -> ExpertForm | None:
     """Return how the experts that ``plan`` changes inside are stored; None: as whole matrices of the layer's own width."""
-    if not plan.inside:
+    if not plan.inside or layer.mlp != "moe":
         return None
     before = restricted(layer.form, plan.experts) or ExpertForm()
     base = plan.rank.base if plan.rank is not None else None
@@ -50,9 +51,41 @@ def form_of(plan: LayerPlan, layer: LayerInventory) -> ExpertForm | None:
         ranks=None if plan.rank is None else plan.rank.ranks,
         base=None if base is None else _stored_columns(base, layer),
         bases=None if bases is None else (bases.count, bases.rank, bases.activation),
-        bits=None if plan.bits is None else (plan.bits.bits, plan.bits.group),
+        bits=packing_of(plan),
     )
     return None if form == ExpertForm() else form
+
+
+def packing_of(plan: LayerPlan) -> Packing | None:
+    """Return how ``plan`` packs matrices in few bits; None where it leaves their type."""
+    return None if plan.bits is None else Packing(plan.bits.bits, plan.bits.group)
+
+
+def linear_bits_of(plan: LayerPlan, layer: LayerInventory) -> Packing | None:
+    """Return how the linear layers beside the experts are packed once ``plan`` is applied to ``layer``."""
+    return packing_of(plan) if plan.bits is not None and plan.bits.scope == "all" else layer.linear_bits
+
+
+def left_linears(plan: LayerPlan, layer: LayerInventory) -> tuple[TensorEntry, ...]:
+    """Return the linear layers beside the experts that ``plan`` does not drop."""
+    dropped = MLP_PREFIXES if plan.drop == "moe" else ()
+    return tuple(entry for entry in linears(layer.tensors) if not entry.role.startswith(dropped))
+
+
+def linear_misfit(plan: LayerPlan, layer: LayerInventory) -> str | None:
+    """Return why ``plan`` cannot be applied to the linear layers of ``layer`` beside the routed experts, or None."""
+    if layer.linear_bits is not None and (plan.inside or plan.linear):
+        return "its linear layers are stored with few bits already; state this step before that one, in one recipe on the source"
+    if not plan.linear:
+        return None
+    awq = plan.bits is not None and plan.bits.scope == "all" and plan.bits.kernel == "awq"
+    if awq and (unknown := unknown_readers(layer)):
+        return f"AWQ scales the inputs of all linear layers, and nobody knows which ones {unknown[0]} reads"
+    for entry in left_linears(plan, layer):
+        for what, size in _input_sizes(plan, everywhere=True):
+            if entry.shape[1] % size:
+                return f"{what} needs inputs in multiples of {size}, {entry.role} has {entry.shape[1]}"
+    return None
 
 
 def _stored_columns(base: SharedBase, layer: LayerInventory) -> tuple[int, int, int]:
@@ -128,11 +161,7 @@ def _rank_misfit(plan: LayerPlan, layer: LayerInventory, kept: tuple[int, ...]) 
 
 def _input_misfit(plan: LayerPlan, layer: LayerInventory) -> str | None:
     """Return why patterns of zeros or groups of few bits cannot be laid over the inputs of the matrices, or None."""
-    needs: list[tuple[str, int]] = []
-    if plan.sparsity is not None and plan.sparsity.pattern != "unstructured":
-        needs.append((f"pattern {plan.sparsity.pattern}", int(plan.sparsity.pattern.partition(":")[2])))
-    if plan.bits is not None:
-        needs += [(f"group size {plan.bits.group}", plan.bits.group), ("packing", 32 // plan.bits.bits)]
+    needs = _input_sizes(plan, everywhere=False)
     places = {expert: place for place, expert in enumerate(stays(plan, layer))}
     widths = ExpertForm(widths=None if plan.channels is None else tuple(len(kept) for kept in plan.channels))
     for entry in layer.with_role(*EXPERT_ROLES) if needs else ():
@@ -144,3 +173,19 @@ def _input_misfit(plan: LayerPlan, layer: LayerInventory) -> str | None:
             if inputs % size:
                 return f"{what} needs inputs in multiples of {size}, {entry.role} has {inputs}"
     return None
+
+
+def _input_sizes(plan: LayerPlan, everywhere: bool) -> list[tuple[str, int]]:
+    """Return what must divide the inputs of a matrix, and why.
+
+    Args:
+        plan: of the layer.
+        everywhere: whether the matrix stands beside the experts, where only what has the scope of all linear layers counts.
+    """
+    needs: list[tuple[str, int]] = []
+    sparsity, bits = plan.sparsity, plan.bits
+    if sparsity is not None and sparsity.pattern != "unstructured" and not (everywhere and sparsity.scope != "all"):
+        needs.append((f"pattern {sparsity.pattern}", int(sparsity.pattern.partition(":")[2])))
+    if bits is not None and not (everywhere and bits.scope != "all"):
+        needs += [(f"group size {bits.group}", bits.group), ("packing", 32 // bits.bits)]
+    return needs

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 BYTES_PER_ELEMENT: Mapping[str, int] = {
     "F64": 8,
@@ -114,6 +114,20 @@ class Router:
         return self.groups * max(-(-top_k // self.groups_kept), 2 if self.group_score == "top2_sum" else 1)
 
 
+class Packing(NamedTuple):
+    """How matrices are stored as integers of few bits.
+
+    Args:
+        bits: of an integer.
+        group: inputs that share a scale.
+        symmetric: whether an integer of 0 stands for a weight of 0; else every group has a zero point beside its scale.
+    """
+
+    bits: int
+    group: int
+    symmetric: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class ExpertForm:
     """How the routed experts of a layer are stored where they are not three whole matrices each.
@@ -123,14 +137,14 @@ class ExpertForm:
         ranks: for each expert the ranks of gate, up and down; 0 is a whole matrix. None: all are whole.
         base: stored columns of the gate, up and down that all experts share, and to which their factors are added.
         bases: count, rank and activation of the bases that gates share, and ups.
-        bits: bits and group size of packed integers.
+        bits: how integers of few bits are packed.
     """
 
     widths: tuple[int, ...] | None = None
     ranks: tuple[tuple[int, int, int], ...] | None = None
     base: tuple[int, int, int] | None = None
     bases: tuple[int, int, Literal["silu", "tanh"]] | None = None
-    bits: tuple[int, int] | None = None
+    bits: Packing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +160,7 @@ class LayerInventory:
             None: row e leads to expert e.
         constants: constant vectors that stand for experts.
         form: how experts are stored; None: as three whole matrices each.
+        linear_bits: how the linear layers beside the experts (``methods.framework.linears``) are packed; None: they are not.
     """
 
     mlp: MlpKind
@@ -155,6 +170,7 @@ class LayerInventory:
     expert_map: tuple[int, ...] | None = None
     constants: int = 0
     form: ExpertForm | None = None
+    linear_bits: Packing | None = None
 
     @property
     def rows(self) -> int:

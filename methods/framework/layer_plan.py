@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -74,8 +74,9 @@ class LayerPlan(BaseModel):
             columns of down), ascending, at least one; None keeps all.
         rank: matrices that are stored as factors; None leaves them whole.
         bases: gate and up as mixtures of bases that the layer's experts share; None leaves them whole.
-        sparsity: weights of the experts that become zero, after merging; None leaves them dense.
-        bits: how the weights that are left are stored in few bits; None keeps their type.
+        sparsity: weights of the experts, or of all linear layers, that become zero, after merging; None leaves them dense.
+        bits: how the weights that are left are stored in few bits; None keeps their type. Beside ``drop='moe'`` these two may
+            state what becomes of the attention.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -101,9 +102,9 @@ class LayerPlan(BaseModel):
     @property
     def stages(self) -> frozenset[str]:
         """Stages that this layer uses."""
-        if self.drop != "none":
-            return frozenset({"blocks" if self.drop == "block" else "sublayers"})
         stated = {
+            "blocks": self.drop == "block",
+            "sublayers": self.drop == "moe",
             "experts": self.experts is not None or self.top_k is not None,
             "channels": self.channels is not None,
             "rank": self.rank is not None or self.bases is not None,
@@ -115,13 +116,19 @@ class LayerPlan(BaseModel):
     @property
     def inside(self) -> bool:
         """Whether the experts that stay are changed beyond merging, so that their matrices are computed."""
-        return not self.stages.isdisjoint(INSIDE)
+        return self.drop == "none" and not self.stages.isdisjoint(INSIDE)
+
+    @property
+    def linear(self) -> bool:
+        """Whether linear layers beside the routed experts are changed."""
+        return any(part is not None and part.scope == "all" for part in (self.sparsity, self.bits))
 
     @property
     def moments(self) -> frozenset[str]:
-        """Names of the statistics whose values go into this layer."""
+        """Names of the statistics whose values go into this layer, where it has what they are of."""
         parts = (part.moments for part in (self.rank, self.sparsity, self.bits) if part is not None)
-        return frozenset({"routed_output_mean"} if self.constants else ()).union(*parts)
+        found = frozenset({"routed_output_mean"} if self.constants else ()).union(*parts)
+        return found if self.drop == "none" else frozenset(name for name in found if name.startswith("attention_"))
 
     @property
     def rows(self) -> tuple[int, ...] | None:
@@ -150,8 +157,18 @@ def _ascending(indices: Sequence[int]) -> bool:
 
 def _drop_fault(plan: LayerPlan) -> str | None:
     """Return what a dropped layer states beside being dropped, or None."""
-    if plan.drop != "none" and plan != LayerPlan.model_construct(drop=plan.drop):
-        return f"a layer with drop={plan.drop!r} has nothing else left to state"
+    if plan.drop == "none":
+        return None
+    left: dict[str, Any] = {}
+    if plan.drop == "moe":
+        stated = {"sparsity": plan.sparsity, "bits": plan.bits}
+        left = {name: part for name, part in stated.items() if part is not None and part.scope == "all"}
+        if plan.bits is not None and plan.bits.members is not None:
+            return "members choose AWQ's scale of the inputs of experts, which are dropped"
+    if plan != LayerPlan.model_construct(drop=plan.drop, **left):
+        return f"a layer with drop={plan.drop!r} has nothing else left to state" + (
+            ", but zeros and few bits with scope='all' of its attention" if plan.drop == "moe" else ""
+        )
     return None
 
 

@@ -75,7 +75,9 @@ class Method(BaseModel, abc.ABC):
         """Return the reason why the method does not apply to this model, or None."""
         if not inventory.moe_layers:
             return "the model has no MoE layer"
-        if not self.stages.isdisjoint(INSIDE) and any(not has_whole_matrices(layer.form) for layer in inventory.layers):
+        if not self.stages.isdisjoint(INSIDE) and any(
+            layer.linear_bits is not None or not has_whole_matrices(layer.form) for layer in inventory.layers
+        ):
             return (
                 "experts of this model are stored in another form already; state the steps in one recipe on the source"
             )

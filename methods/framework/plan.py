@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from methods.framework.errors import PlanError
-from methods.framework.inside_fit import inside_misfit, normal_form
+from methods.framework.inside_fit import inside_misfit, linear_misfit, normal_form
 from methods.framework.inventory import Inventory, LayerInventory
 from methods.framework.layer_plan import LayerPlan, Merge
 from methods.framework.outside import an_object, parse_json
@@ -135,8 +135,12 @@ def _without_idle_members(merge: Merge) -> Merge | None:
 
 def _misfit(plan: LayerPlan, layer: LayerInventory, inventory: Inventory) -> str | None:
     """Return why ``plan`` does not fit ``layer``, or None."""
+    if reason := linear_misfit(plan, layer):
+        return reason
     if layer.mlp != "moe":
-        if plan.stages - {"blocks"}:
+        stated = {"sparsity": plan.sparsity, "bits": plan.bits}
+        everywhere = {name: None for name, part in stated.items() if part is not None and part.scope == "all"}
+        if plan.model_copy(update=everywhere).stages - {"blocks"}:
             return f"its feed-forward sub-layer is {layer.mlp!r}: there are no experts to change"
         return None
     if plan.drop != "none":

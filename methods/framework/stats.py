@@ -130,7 +130,7 @@ def _restrict(spec: StatSpec, values: tuple[Array | None, ...], plan: Plan) -> t
     for value, layer in zip(values, plan.layers, strict=True):
         if layer.drop == "block":
             continue
-        if layer.drop == "moe" and spec.scope == "moe":
+        if layer.drop == "moe" and spec.scope in ("moe", "network"):
             restricted.append(None)
             continue
         if value is not None and layer.experts is not None:

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from methods.framework.forms import parts, restricted, shared
-from methods.framework.inside_fit import form_of, stays
+from methods.framework.forms import linear_parts, parts, restricted, shared
+from methods.framework.inside_fit import form_of, linear_bits_of, packing_of, stays
 from methods.framework.inventory import (
     CONSTANT_ROLE,
     EXPERT_ROLES,
@@ -23,6 +23,7 @@ from methods.framework.inventory import (
     TensorEntry,
 )
 from methods.framework.layer_plan import LayerPlan, Merge
+from methods.framework.linears import LINEAR_ROLES, scaled_beside
 from methods.framework.plan import Plan
 
 
@@ -43,6 +44,17 @@ class InsideExpert:
 
     layer: int
     expert: int | None
+    plan: LayerPlan
+
+
+@dataclass(frozen=True, slots=True)
+class SlimmedLinear:
+    """The target is stored of a linear layer beside the routed experts of decoder layer ``layer`` of the source, or follows it.
+
+    A norm, or the bias of rows, follows where the inputs of linear layers are scaled.
+    """
+
+    layer: int
     plan: LayerPlan
 
 
@@ -93,7 +105,7 @@ class Transfer:
     source: TensorEntry
     target: TensorEntry
     rows: tuple[int, ...] | None = None
-    recipe: MergedExpert | InsideExpert | ScaledInputs | AveragedRows | Constants | None = None
+    recipe: MergedExpert | InsideExpert | SlimmedLinear | ScaledInputs | AveragedRows | Constants | None = None
 
 
 def transfers(plan: Plan, inventory: Inventory) -> Iterator[Transfer]:
@@ -116,8 +128,9 @@ def result(plan: Plan, inventory: Inventory) -> Inventory:
             continue
         surviving = _Surviving(layer_plan, layer, index, len(layers))
         tensors = tuple(transfer.target for transfer in surviving.transfers())
+        linear_bits = linear_bits_of(layer_plan, layer)
         if layer_plan.drop == "moe":
-            layers.append(LayerInventory(mlp="none", experts=0, top_k=0, tensors=tensors))
+            layers.append(LayerInventory(mlp="none", experts=0, top_k=0, tensors=tensors, linear_bits=linear_bits))
             continue
         experts = layer.experts if layer_plan.experts is None else len(layer_plan.experts)
         rows = layer.rows if layer_plan.rows is None else len(layer_plan.rows)
@@ -125,7 +138,7 @@ def result(plan: Plan, inventory: Inventory) -> Inventory:
         constants = layer.constants if layer_plan.experts is None else len(layer_plan.constants)
         top_k = layer_plan.top_k or min(layer.top_k, rows)
         form = form_of(layer_plan, layer) or restricted(layer.form, layer_plan.experts)
-        layers.append(LayerInventory(layer.mlp, experts, top_k, tensors, mapped, constants, form))
+        layers.append(LayerInventory(layer.mlp, experts, top_k, tensors, mapped, constants, form, linear_bits))
     return inventory.with_layers(tuple(layers))
 
 
@@ -162,6 +175,15 @@ class _Surviving:
         return form_of(self.plan, self.layer)
 
     @cached_property
+    def _slimmed(self) -> frozenset[str]:
+        """Roles of the linear layers beside the experts that are computed, and of what follows them."""
+        if not self.plan.linear:
+            return frozenset()
+        bits = self.plan.bits
+        scaled = bits is not None and bits.scope == "all" and bits.kernel == "awq"
+        return frozenset((*LINEAR_ROLES, *(scaled_beside(self.layer) if scaled else ())))
+
+    @cached_property
     def _merges(self) -> dict[int, Merge]:
         return {merge.into: merge for merge in self.plan.merges}
 
@@ -195,6 +217,10 @@ class _Surviving:
         """Yield what becomes of a tensor that belongs to no single expert, and the constants after the router's weight."""
         plan, rows = self.plan, self.plan.rows
         target = replace(entry, layer=self.number)
+        if entry.role in self._slimmed:
+            for part in linear_parts(target, packing_of(plan) if plan.bits and plan.bits.scope == "all" else None):
+                yield Transfer(entry, part, recipe=SlimmedLinear(self.index, plan))
+            return
         scaled = plan.bits is not None and plan.bits.kernel == "awq" and entry.role in SCALED_ROLES
         if rows is None or entry.role not in ROUTER_ROLES:
             yield Transfer(entry, target, recipe=ScaledInputs(self.index, plan) if scaled else None)

@@ -12,7 +12,9 @@ from bench.text.corpus import Corpus
 from methods.framework.stats import CATALOGUE
 from tests.support.tiny import tiny_tokens
 
-NEEDS = frozenset(CATALOGUE)
+LINEARS = frozenset(name for name, spec in CATALOGUE.items() if spec.scope in ("attention", "network"))
+"""Moments of linear layers beside the experts, which have hooks of their own in ``test_calibrate_linears``."""
+NEEDS = frozenset(CATALOGUE) - LINEARS
 RAGGED = Corpus.of([w[:n] for w, n in zip(tiny_tokens(5).tolist(), (24, 7, 24, 1, 7), strict=True)], "ragged")
 SQUARE = Corpus.of(tiny_tokens(), "square")
 

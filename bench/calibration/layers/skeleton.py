@@ -8,7 +8,9 @@ sequences at once and adds it to the residual stream.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,11 +18,15 @@ from torch import Tensor, nn
 
 from bench.calibration.layers.hidden import Block
 from bench.families.family import family_of
-from methods.framework.errors import CheckpointError
+from methods.framework.errors import CheckpointError, StatsError
 from methods.framework.inventory import MLP_PREFIXES, LayerInventory
+from methods.framework.linears import sites, whole_linears
 
 if TYPE_CHECKING:
     from bench.calibration.layers.weights import WeightReader
+
+Show = Callable[[str, int, Tensor], None]
+"""Called with a site of linear layers, the first of some tokens as a row of the block, and their inputs, one a row."""
 
 
 class _Handout(nn.Module):
@@ -109,7 +115,7 @@ class Skeleton:
             layer.set_submodule(norm, nn.Identity())
         entries = {
             _in_layer(self._family.placement(entry).name): entry
-            for entry in inventory.tensors
+            for entry in whole_linears(inventory.tensors)
             if not entry.role.startswith(MLP_PREFIXES)
         }
         expected = {name for name, _ in layer.named_parameters()}
@@ -118,7 +124,12 @@ class Skeleton:
             raise CheckpointError(f"layer {index}: tensors missing {missing}, not of this architecture {surplus}")
         tensors = {name: weights.read(name, entry) for name, entry in entries.items()}
         layer.load_state_dict(tensors, strict=False, assign=True)
-        return Attention(self, index, layer, stub)
+        paths = {entry.role: name.removesuffix(".weight") for name, entry in entries.items()}
+        readers = {
+            site.name: [layer.get_submodule(paths[role]) for role in site.roles]
+            for site in sites(inventory, "attention")
+        }
+        return Attention(self, index, layer, stub, readers)
 
     def arguments(self, index: int, length: int) -> dict[str, Any]:
         """Return the rotary tables, positions and mask that the model would pass to layer ``index``."""
@@ -133,7 +144,14 @@ class Skeleton:
 class Attention:
     """The attention half of one decoder layer, with parameters."""
 
-    def __init__(self, skeleton: Skeleton, index: int, layer: nn.Module, stub: _Handout) -> None:
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        index: int,
+        layer: nn.Module,
+        stub: _Handout,
+        readers: Mapping[str, Sequence[nn.Module]],
+    ) -> None:
         """Keep the parts.
 
         Args:
@@ -141,8 +159,10 @@ class Attention:
             index: of the decoder layer.
             layer: the module, whose parameters are loaded.
             stub: stands in it for the feed-forward sub-layer and keeps what that would take in.
+            readers: by site of the attention, the modules that read its inputs.
         """
         self._skeleton, self._index, self._layer, self._stub = skeleton, index, layer, stub
+        self._readers = readers
 
     def __call__(self, hidden_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """Return the residual stream after attention, and the feed-forward sub-layer's normed input, both (B, S, D)."""
@@ -152,21 +172,49 @@ class Attention:
         self._stub.taken = None
         return residual_BSD, taken_BSD
 
-    def over(self, block: Block, hidden_TD: Tensor, residual_TD: Tensor) -> Tensor:
+    def over(self, block: Block, hidden_TD: Tensor, residual_TD: Tensor, show: Show | None = None) -> Tensor:
         """Run on all tokens of a block, batch by batch, and return the feed-forward sub-layer's normed input, (T, D).
 
         Args:
             block: how the tokens lie.
             hidden_TD: the states that enter the layer.
             residual_TD: takes the residual stream after attention; it may be ``hidden_TD`` itself.
+            show: called with what the linear layers of the attention read.
+
+        Raises:
+            StatsError: linear layers that should read the same inputs do not.
         """
         taken_TD = torch.empty_like(hidden_TD)
-        for batch in block.batches:
-            rows = slice(batch.start - block.start, batch.stop - block.start)
-            residual_BSD, taken_BSD = self(hidden_TD[rows].view(batch.count, batch.length, -1))
-            residual_TD[rows] = residual_BSD.flatten(0, 1)
-            taken_TD[rows] = taken_BSD.flatten(0, 1)
+        read: dict[str, Tensor] = {}
+        with self._listening(read) if show is not None else nullcontext():
+            for batch in block.batches:
+                rows = slice(batch.start - block.start, batch.stop - block.start)
+                residual_BSD, taken_BSD = self(hidden_TD[rows].view(batch.count, batch.length, -1))
+                if show is not None:
+                    for site, x_BSX in read.items():
+                        show(site, rows.start, x_BSX.flatten(0, -2))
+                    read.clear()
+                residual_TD[rows] = residual_BSD.flatten(0, 1)
+                taken_TD[rows] = taken_BSD.flatten(0, 1)
         return taken_TD
+
+    @contextmanager
+    def _listening(self, read: dict[str, Tensor]) -> Iterator[None]:
+        """Put what the linear layers of the attention read into ``read``, by site, whenever the layer runs."""
+
+        def keep(site: str, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            x_BSX = read.setdefault(site, arguments[0])
+            if x_BSX.data_ptr() != arguments[0].data_ptr() or x_BSX.shape != arguments[0].shape:
+                raise StatsError(
+                    f"layer {self._index}: the linear layers of {site!r} do not read the same inputs in this architecture; this "
+                    "is a defect of methods/framework/linears.py, which says that they do"
+                )
+
+        with ExitStack() as hooks:
+            for site, modules in self._readers.items():
+                for module in modules:
+                    hooks.callback(module.register_forward_pre_hook(partial(keep, site)).remove)
+            yield
 
 
 def _in_layer(name: str) -> str:

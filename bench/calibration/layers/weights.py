@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from bench.checkpoint.tensor_files import TORCH_DTYPES
-from bench.experts.whole import stored_expert
+from bench.experts.whole import stored_expert, stored_linear
 from methods.framework.inventory import EXPERT_ROLES, LayerInventory, TensorEntry
+from methods.framework.linears import LINEAR_ROLES
 
 if TYPE_CHECKING:
     from bench.checkpoint.checkpoint import Checkpoint
@@ -43,9 +44,12 @@ class WeightReader:
         self._buffers: dict[str, Tensor] = {}
 
     def read(self, buffer: str, entry: TensorEntry) -> Tensor:
-        """Return the tensor of ``entry`` in the buffer called ``buffer``, whose former content is gone."""
+        """Return the tensor of ``entry`` in the buffer called ``buffer``, whose former content is gone.
+
+        It may be the whole matrix of a linear layer that is stored in few bits, which is read as the values that it stands for.
+        """
         out = self._view(buffer, entry.shape, self._dtype)
-        self._checkpoint.read_into(entry, out)
+        self._read_into(entry, out)
         return out
 
     def read_exact(self, buffer: str, entry: TensorEntry) -> Tensor:
@@ -119,9 +123,16 @@ class WeightReader:
         """
         width, hidden = gate.shape
         gate_up_2FD = self._view(f"{buffer}.gate_up", (2 * width, hidden), self._dtype)
-        self._checkpoint.read_into(gate, gate_up_2FD[:width])
-        self._checkpoint.read_into(up, gate_up_2FD[width:])
+        self._read_into(gate, gate_up_2FD[:width])
+        self._read_into(up, gate_up_2FD[width:])
         return MlpWeights(gate_up_2FD, self.read(f"{buffer}.down", down))
+
+    def _read_into(self, entry: TensorEntry, out: Tensor) -> None:
+        layer = None if entry.layer is None else self._checkpoint.inventory.layers[entry.layer]
+        if entry.role in LINEAR_ROLES and layer is not None and layer.linear_bits is not None:
+            out.copy_(stored_linear(self._checkpoint, entry))
+        else:
+            self._checkpoint.read_into(entry, out)
 
     def _view(self, buffer: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         numel = math.prod(shape)

@@ -21,6 +21,7 @@ from blake3 import blake3
 
 from bench.calibration.layers.weights import expert_width
 from bench.store.atomic import open_scratch, remove_orphans, settle
+from methods.framework import linears
 from methods.framework.accumulator import Accumulator
 from methods.framework.errors import StatsError
 from methods.framework.inventory import Inventory
@@ -248,12 +249,15 @@ def disk_bytes(inventory: Inventory, needs: Collection[str], sampled: int) -> in
     """
     total, passing = 0, 0
     kinds = {CATALOGUE.kind(name) for name in needs}
-    for index in inventory.moe_layers:
-        layer = inventory.layers[index]
-        sizes = {"S": sampled, "E": layer.experts, "D": inventory.hidden, "F": expert_width(layer), "M": 3}
-        specs = [CATALOGUE[name] for name in needs if CATALOGUE[name].on_disk]
-        total += sum(4 * math.prod(sizes[letter] for letter in spec.dims) for spec in specs)
-        passing = max(passing, sum(kind.passing_bytes(sizes) for kind in kinds if issubclass(kind, Accumulator)))
+    specs = [CATALOGUE[name] for name in needs if CATALOGUE[name].on_disk]
+    for layer in inventory.layers:
+        sizes = {"S": sampled, "D": inventory.hidden, "M": 3}
+        sizes |= {"Q": linears.sizes(layer, "attention")[1], "V": linears.sizes(layer, "network")[1]}
+        if layer.mlp == "moe":
+            sizes |= {"E": layer.experts, "F": expert_width(layer)}
+            passing = max(passing, sum(kind.passing_bytes(sizes) for kind in kinds if issubclass(kind, Accumulator)))
+        here = (spec for spec in specs if spec.defined_in(layer))
+        total += sum(4 * math.prod(sizes[letter] for letter in spec.dims) for spec in here)
     return total + passing
 
 

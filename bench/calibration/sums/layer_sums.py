@@ -1,7 +1,7 @@
 """All accumulators of one decoder layer: what the pass shows goes to each, and what it counts is checked.
 
 Shape letters: T tokens of a block, N some of them, E routed experts, K experts per token, R router rows, D hidden size, F expert
-width.
+width, X inputs of a linear layer.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from bench.calibration.sums.places import OneLayer
 from methods.framework.accumulator import Accumulator, Seen, Shown
 from methods.framework.catalogue import CATALOGUE
 from methods.framework.errors import StatsError
+from methods.framework.linears import all_sites
 from methods.framework.stat_spec import Array, Cost
 
 
@@ -36,11 +37,12 @@ class LayerSums:
             counted: tokens that are shown to the sums; None: all. The others pass the layer, and nothing of them is added.
         """
         self._accumulators = accumulators(needs, place, {"routed", "sampled"})
+        self.shown: frozenset[Shown] = frozenset().union(*(one.shown for one in self._accumulators))
+        """What the pass has to keep or compute beyond the forward pass."""
         self._place, self.tokens = place, 0
         self._hits_E = [0] * place.layer.experts
         self._pairs: dict[str, int] = {"inputs": 0, "channels": 0}
-        self.shown: frozenset[Shown] = frozenset().union(*(one.shown for one in self._accumulators))
-        """What the pass has to keep or compute beyond the forward pass."""
+        self._passed = {site.name: 0 for part, site in all_sites(place.layer) if part in self.shown}
         self.sampled_N = torch.empty(0, dtype=torch.int64, device=place.device)
         """The sampled tokens of the block."""
         self._counted, self._decided = counted, 0
@@ -67,6 +69,22 @@ class LayerSums:
         """Close the block."""
         for one in self._accumulators:
             one.end()
+
+    def linear(self, site: str, start: int, x_NX: Tensor) -> None:
+        """Add inputs of linear layers that every token passes.
+
+        Args:
+            site: where they are read.
+            start: the first of their tokens, as a row of the block; the others follow it.
+            x_NX: the inputs.
+        """
+        if site not in self._passed:
+            return
+        if self._some is not None:
+            (x_NX,) = self._some.of_piece(start, x_NX)
+        self._passed[site] += len(x_NX)
+        for one in self._accumulators:
+            one.linear(site, x_NX)
 
     def entered(self, residual_TD: Tensor) -> None:
         """Show the residual stream that enters the sub-layer, before its norm."""
@@ -187,6 +205,12 @@ class LayerSums:
                     f"layer {self._place.index}: {kind} were shown for {self._pairs[kind]} (token, expert) pairs instead of "
                     f"{counted}; this is a defect of the calibration pass"
                 )
+        for site, passed in self._passed.items():
+            if passed != self.tokens:
+                raise StatsError(
+                    f"layer {self._place.index}: inputs of {site!r} were shown for {passed} of {self.tokens} tokens; this is a "
+                    "defect of the calibration pass"
+                )
         return measured(self._accumulators, self._place.index, Seen(self.tokens, self._hits_E, experts))
 
 
@@ -201,7 +225,7 @@ def accumulators(needs: Collection[str], place: OneLayer, costs: Collection[Cost
     wanted: dict[type[Accumulator], set[str]] = {}
     for name in sorted(needs):
         spec, kind = CATALOGUE[name], CATALOGUE.kind(name)
-        if spec.cost in costs and (spec.scope == "block" or place.layer.mlp == "moe") and issubclass(kind, Accumulator):
+        if spec.cost in costs and spec.defined_in(place.layer) and issubclass(kind, Accumulator):
             wanted.setdefault(kind, set()).add(name)
     return [kind(frozenset(names), place) for kind, names in wanted.items()]
 

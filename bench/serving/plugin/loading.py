@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bench.experts.stored_module import CompressedExperts
-from bench.experts.whole import whole_matrix
+from bench.experts.whole import unpacked_matrix, whole_matrix
 from bench.models.filled import PACKED_PARTS
 from methods.framework.errors import CheckpointError
-from methods.framework.forms import has_own_form, part_of
-from methods.framework.inventory import ExpertForm, Inventory, TensorEntry
+from methods.framework.forms import has_own_form, packed_parts, part_of
+from methods.framework.inventory import ExpertForm, Inventory, Packing, TensorEntry
+from methods.framework.linears import part_of_linear
 
 Named = tuple[str, Tensor]
 
@@ -50,6 +51,11 @@ class ExpertWeights:
                 continue
             self._forms[index] = layer.form
             self._ours |= {entry.name: entry for entry in layer.tensors if entry.role.startswith("expert.")}
+        self._linears: dict[int, Packing] = {}
+        for index, layer in enumerate(inventory.layers):
+            if layer.linear_bits is not None and values:
+                self._linears[index] = layer.linear_bits
+                self._ours |= {entry.name: entry for entry in layer.tensors if part_of_linear(entry) is not None}
         self._missing = set(self._ours)
 
     def rest(self, weights: Iterable[Named]) -> Iterator[Named]:
@@ -71,6 +77,9 @@ class ExpertWeights:
 
     def _take(self, entry: TensorEntry, tensor: Tensor) -> Iterator[Named]:
         assert entry.layer is not None
+        if part_of_linear(entry) is not None:
+            yield from self._take_linear(entry, tensor)
+            return
         form, module = self._forms[entry.layer], self._modules.get(entry.layer)
         if has_own_form(form) and module is None:
             return
@@ -79,7 +88,7 @@ class ExpertWeights:
             matrix = _Matrix(entry.layer, entry.expert, role)
             parts = self._parts.setdefault(matrix, {})
             parts[entry.role] = tensor
-            if len(parts) < len(PACKED_PARTS):
+            if form.bits is None or len(parts) < len(packed_parts(form.bits)):
                 return
             del self._parts[matrix]
             values = whole_matrix(role, parts, {}, form)
@@ -91,3 +100,13 @@ class ExpertWeights:
             yield entry.name, tensor
         else:
             module.load(entry.role, entry.expert, tensor)
+
+    def _take_linear(self, entry: TensorEntry, tensor: Tensor) -> Iterator[Named]:
+        """Yield the values of a linear layer beside the experts once all of its parts are there."""
+        assert entry.layer is not None
+        role, packing = entry.role.rpartition(".")[0], self._linears[entry.layer]
+        parts = self._parts.setdefault(_Matrix(entry.layer, None, role), {})
+        parts[entry.role] = tensor
+        if len(parts) == len(packed_parts(packing)):
+            del self._parts[_Matrix(entry.layer, None, role)]
+            yield f"{entry.name.rpartition('.')[0]}.weight", unpacked_matrix(role, parts, packing)

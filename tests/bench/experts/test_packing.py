@@ -15,10 +15,10 @@ from torch import Tensor
 
 from bench.experts.packing import PACKED, SCALE, SHAPE, packed, unpacked
 from bench.families.family import family_of
-from bench.families.quantization_config import quantization_config, read_quantization
+from bench.families.quantization_config import Packed, quantization_config, read_quantization
 from bench.models.tiny import FAMILIES, tiny_config
 from methods.framework.errors import CheckpointError
-from methods.framework.inventory import EXPERT_ROLES
+from methods.framework.inventory import EXPERT_ROLES, Packing
 from methods.kernels.quantisation import Quantised, dequantised, round_to_nearest
 
 SIZES = [(4, 8), (4, 32), (8, 16), (8, 96)]
@@ -101,12 +101,26 @@ def test_tensors_that_do_not_belong_together_are_refused() -> None:
     "forms", [{0: (4, 128)}, {1: (4, 32), 2: (4, 32)}, {1: (8, 64), 3: (4, 128), 5: (8, 64), 11: (4, 8)}]
 )
 def test_what_is_written_is_read(forms: dict[int, tuple[int, int]]) -> None:
+    forms = {layer: Packing(*packing) for layer, packing in forms.items()}
     written = json.loads(json.dumps(quantization_config(EXPERTS, ["lm_head.weight"], forms)))
-    assert read_quantization({"quantization_config": written}, 12) == forms
+    assert read_quantization({"quantization_config": written}, 12) == Packed(forms, {})
     assert len(written["config_groups"]) == len(set(forms.values()))
-    assert read_quantization({}, 12) == {} == read_quantization({"quantization_config": None}, 12)
+    assert read_quantization({}, 12) == Packed({}, {}) == read_quantization({"quantization_config": None}, 12)
     stated = QuantizationConfig.model_validate(written)
     assert stated.format == "pack-quantized"
+
+
+def test_linear_layers_beside_experts_stand_in_the_groups_of_their_packing() -> None:
+    query, dense = "model.layers.{layer}.self_attn.q_proj.weight", "model.layers.{layer}.mlp.up_proj.weight"
+    experts = {1: Packing(4, 32), 2: Packing(8, 32)}
+    linears = {query: {0: Packing(4, 64), 1: Packing(4, 32), 2: Packing(8, 32)}, dense: {0: Packing(4, 64)}}
+    written = json.loads(json.dumps(quantization_config(EXPERTS, [query, dense, "lm_head.weight"], experts, linears)))
+    found = read_quantization({"quantization_config": written}, 3)
+    assert found == Packed(experts, {0: Packing(4, 64), 1: Packing(4, 32), 2: Packing(8, 32)})
+    assert written["ignore"] == ["lm_head"]
+    targets = [group["targets"] for group in written["config_groups"].values()]
+    assert targets[1] == [r"re:model\.layers\.(0)\.self_attn\.q_proj$", r"re:model\.layers\.(0)\.mlp\.up_proj$"]
+    assert [len(names) for names in targets] == [4, 2, 4]
 
 
 def test_no_layer_is_no_config() -> None:

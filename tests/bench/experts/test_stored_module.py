@@ -12,7 +12,7 @@ from bench.experts.packing import packed
 from bench.experts.stored_module import ALL, CompressedExperts, Shard
 from bench.experts.whole import PART_NAMES, whole_expert
 from methods.framework.forms import COLUMNS, PACKED, SCALE, SHAPE, part_of
-from methods.framework.inventory import ExpertForm, LayerInventory
+from methods.framework.inventory import ExpertForm, LayerInventory, Packing
 from methods.kernels.quantisation import round_to_nearest
 
 E, D, WIDTH, T, K = 5, 16, 24, 11, 3
@@ -28,8 +28,8 @@ FORMS = {
     "part of a base": ExpertForm(ranks=((2, 3, 4),) * E, base=(5, D, 9)),
     "bases": ExpertForm(bases=(2, 6, "silu")),
     "bases, tanh": ExpertForm(bases=(3, 4, "tanh")),
-    "bits": ExpertForm(bits=(4, 8)),
-    "widths and bits": ExpertForm(widths=(24, 8, 16, 8, 24), bits=(8, 8)),
+    "bits": ExpertForm(bits=Packing(4, 8)),
+    "widths and bits": ExpertForm(widths=(24, 8, 16, 8, 24), bits=Packing(8, 8)),
 }
 
 Stored = dict[int | None, dict[str, Tensor]]
@@ -50,7 +50,7 @@ def random_tensors(layer: LayerInventory, seed: int = 0) -> Stored:
             assert layer.form is not None and layer.form.bits is not None
             inputs = (entry.weights or 0) // entry.shape[0]
             matrix = torch.randn(entry.shape[0], inputs, generator=draw)
-            bits, group = layer.form.bits
+            bits, group, _ = layer.form.bits
             values = packed(round_to_nearest(matrix, bits, group, torch.float32), bits)
             own |= {f"{role}.{part}": values[name] for part, name in PART_NAMES.items()}
         elif part == COLUMNS:

@@ -10,7 +10,7 @@ import pytest
 from bench.families.family import Family, family_of
 from bench.families.form_config import FORM_KEY, form_document, read_form
 from methods.framework.errors import CheckpointError
-from methods.framework.inventory import ExpertForm, Inventory
+from methods.framework.inventory import ExpertForm, Inventory, Packing
 from methods.framework.layer_plan import LayerPlan
 from methods.framework.plan import Plan
 from methods.framework.transfer import result
@@ -23,8 +23,8 @@ STATED: dict[str, ExpertForm] = {
     "both": ExpertForm(widths=(3, 1, 2), ranks=((0, 1, 2), (3, 0, 0), (4, 5, 6))),
     "base": ExpertForm(ranks=((1, 1, 1),) * 3, base=(7, 7, 4)),
     "bases": ExpertForm(bases=(2, 5, "tanh")),
-    "bits": ExpertForm(bits=(4, 32)),
-    "widths and bits": ExpertForm(widths=(8, 16, 8), bits=(8, 8)),
+    "bits": ExpertForm(bits=Packing(4, 32)),
+    "widths and bits": ExpertForm(widths=(8, 16, 8), bits=Packing(8, 8)),
 }
 
 
@@ -41,7 +41,7 @@ def test_whole_experts_state_nothing() -> None:
     assert form_document(None) == {} == form_document(ExpertForm())
     for nothing in (None, {}):
         assert read_form(nothing, None, 3, 0) is None
-        assert read_form(nothing, (4, 16), 3, 0) == ExpertForm(bits=(4, 16))
+        assert read_form(nothing, Packing(4, 16), 3, 0) == ExpertForm(bits=Packing(4, 16))
 
 
 @pytest.mark.parametrize(

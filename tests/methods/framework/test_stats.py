@@ -31,7 +31,7 @@ def test_catalogue_is_well_formed():
     for name, spec in CATALOGUE.items():
         assert spec.name == name
         assert spec.definition and spec.unit
-        assert set(spec.dims) <= set("EANMBDFRS")
+        assert set(spec.dims) <= set("EANMBDFRSPQUV")
 
 
 def test_reading():
