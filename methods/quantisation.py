@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -38,7 +38,7 @@ class Quantising(LayerwiseMethod):
     stages: ClassVar[frozenset[str]] = frozenset({"bits"})
     shares: ClassVar[tuple[float, ...]] = tuple(BITS)
     """Values of ``keep`` that a layer may have."""
-    unsearched: ClassVar[frozenset[str]] = frozenset({"scope"})
+    unsearched: ClassVar[frozenset[str]] = frozenset({"scope", "symmetric", "act_order"})
     kernel: ClassVar[Literal["rtn", "gptq", "awq"]]
 
     keep: Keep = Field(default=0.25, description="share of 16 bits that remains of a weight: 0.25, 0.5 or 1")
@@ -46,6 +46,9 @@ class Quantising(LayerwiseMethod):
     """The routed experts, or ``all`` linear layers: attention, routed and shared experts, and dense networks."""
     group: Literal[32, 64, 128] | None = None
     """Inputs that share a scale; None: the largest power of two from 8 to 128 that divides the inputs of a layer's matrices."""
+
+    symmetric: bool = True
+    """Whether an integer of 0 stands for a weight of 0; else each group has a zero point beside its scale."""
 
     @property
     def moments(self) -> frozenset[str]:
@@ -77,7 +80,13 @@ class Quantising(LayerwiseMethod):
         if bits is None:
             return LayerPlan()
         group = self.group or self._common_group(inventory, layer)
-        return LayerPlan(bits=Quantisation(scope=self.scope, bits=bits, group=group, kernel=self.kernel))
+        stated = {"scope": self.scope, "symmetric": self.symmetric, "kernel": self.kernel, **self._own}
+        return LayerPlan(bits=Quantisation(bits=bits, group=group, **stated))
+
+    @property
+    def _own(self) -> dict[str, Any]:
+        """Further statements of a kernel."""
+        return {}
 
     def decide(self, inventory: Inventory, stats: Stats) -> list[LayerPlan]:
         """Decide layer by layer; layers without experts stay as they are where experts are all that is quantised."""
@@ -138,6 +147,13 @@ class GPTQ(Quantising):
     title: ClassVar[str] = "GPTQ"
     source: ClassVar[str] = "arXiv 2210.17323, algorithm 1"
     kernel: ClassVar[Literal["rtn", "gptq", "awq"]] = "gptq"
+
+    act_order: bool = False
+    """Whether inputs take turns by falling mean square; groups stay those of successive inputs, with the scales of the source."""
+
+    @property
+    def _own(self) -> dict[str, Any]:
+        return {"act_order": self.act_order}
 
 
 class AWQ(Quantising):

@@ -18,7 +18,7 @@ from bench.applying.linear_maker import LinearMaker
 from bench.applying.moments import ExpertMoments, entry_fisher, expert_moments, gram, layer_moment, used_experts
 from bench.experts.lazy import Chained, Lazy, lazily
 from bench.experts.packing import packed
-from bench.experts.whole import PART_NAMES, Stored, whole_expert
+from bench.experts.whole import ALL_PART_NAMES, Stored, whole_expert
 from methods.framework.forms import COLUMNS, LEFT, MIX, RIGHT, SHARED_PREFIX
 from methods.framework.inside_fit import form_of, stays
 from methods.framework.inventory import EXPERT_ROLES, ExpertForm, Inventory
@@ -146,7 +146,7 @@ class LayerMaker:
         both = Chained(lazily(self._gate_up, members), readers[0])
         grams = Chained(lazily(self._input_gram, members), readers[1])
         tokens = [*(self._tokens(expert) for expert in members), *readers[2]]
-        best_D = input_scale(both, grams, magnitude_D, bits.bits, bits.group, tokens, self._dtypes[0])
+        best_D = input_scale(both, grams, magnitude_D, bits.bits, bits.group, tokens, self._dtypes[0], bits.symmetric)
         return folded_norm(norm_D, best_D)[1]
 
     def _store(self, expert: int) -> Stored:
@@ -316,12 +316,12 @@ class LayerMaker:
             EXPERT_ROLES, made, (grams[0], grams[0], grams[1]), self._dtypes, strict=True
         ):
             if gram_NN is None:
-                codes = round_to_nearest(matrix, rule.bits, rule.group, dtype)
+                codes = round_to_nearest(matrix, rule.bits, rule.group, dtype, rule.symmetric)
             else:
                 zero = matrix == 0 if self._plan.sparsity is not None else None
-                codes = gptq(matrix, rule.bits, rule.group, gram_NN, dtype, zero)
+                codes = gptq(matrix, rule.bits, rule.group, gram_NN, dtype, zero, rule.symmetric, rule.act_order)
             values = packed(codes, rule.bits)
-            stored |= {f"{role}.{part}": values[name] for part, name in PART_NAMES.items()}
+            stored |= {f"{role}.{part}": values[name] for part, name in ALL_PART_NAMES.items() if name in values}
         return stored
 
     def _channel_scale(self, expert: int, made: ExpertMatrices) -> Tensor:
@@ -337,7 +337,8 @@ class LayerMaker:
         magnitude_F, gram_FF = found.magnitude_F, _gram(found.channels, made.down_DF)
         if magnitude_F is None or gram_FF is None or not found.tokens:
             return torch.ones(made.down_DF.shape[1], dtype=made.down_DF.dtype, device=made.down_DF.device)
-        scale_F = channel_scale(made.down_DF, gram_FF, magnitude_F.to(gram_FF), rule.bits, rule.group, self._dtypes[2])
+        size, dtype = magnitude_F.to(gram_FF), self._dtypes[2]
+        scale_F = channel_scale(made.down_DF, gram_FF, size, rule.bits, rule.group, dtype, rule.symmetric)
         return scale_F.to(made.down_DF)
 
     def _gate_up(self, expert: int) -> Tensor:

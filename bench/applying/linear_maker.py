@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.applying.moments import linear_moment
 from bench.checkpoint.tensor_files import TORCH_DTYPES
 from bench.experts.packing import packed, unpacked
-from bench.experts.whole import PART_NAMES
+from bench.experts.whole import ALL_PART_NAMES
 from methods.framework.inside_fit import left_linears, packing_of
 from methods.framework.inventory import Inventory, TensorEntry
 from methods.framework.layer_plan import LayerPlan
@@ -87,7 +87,7 @@ class LinearMaker:
         """
         matrix, _, part = role.rpartition(".")
         if matrix in self._matrices:
-            return self._packed(matrix)[PART_NAMES[part]]
+            return self._packed(matrix)[ALL_PART_NAMES[part]]
         values = self._matrix(role) if role in self._matrices else self._following(role)
         return values.to(TORCH_DTYPES[self._entries[role].dtype])
 
@@ -192,7 +192,7 @@ class LinearMaker:
         magnitude_X = self._row(f"{part}_magnitude", site, stack_OX)
         dtype = TORCH_DTYPES[self._entries[site.roles[0]].dtype]
         gram_XX = self._gram(part, site, stack_OX)
-        best_X = input_scale([stack_OX], [gram_XX], magnitude_X, rule.bits, rule.group, [1.0], dtype)
+        best_X = input_scale([stack_OX], [gram_XX], magnitude_X, rule.bits, rule.group, [1.0], dtype, rule.symmetric)
         return best_X if norm is None else folded_norm(self._read(self._entries[norm]), best_X)[1]
 
     def _matrix(self, role: str) -> Tensor:
@@ -213,15 +213,16 @@ class LinearMaker:
             dtype = TORCH_DTYPES[self._entries[role].dtype]
             if rule.kernel == "gptq":
                 zero_OX = stack_OX == 0 if self._plan.sparsity is not None else None
-                codes = gptq(stack_OX, rule.bits, rule.group, self._gram(part, site, stack_OX), dtype, zero_OX)
+                gram_XX = self._gram(part, site, stack_OX)
+                codes = gptq(stack_OX, rule.bits, rule.group, gram_XX, dtype, zero_OX, rule.symmetric, rule.act_order)
             else:
-                codes = round_to_nearest(stack_OX, rule.bits, rule.group, dtype)
+                codes = round_to_nearest(stack_OX, rule.bits, rule.group, dtype, rule.symmetric)
             self._rounded = site.name, codes
         start = 0
         for one in site.roles:
             stop = start + self._entries[one].shape[0]
             if one == role:
-                return packed(Quantised(*(values[start:stop] for values in self._rounded[1])), rule.bits)
+                return packed(self._rounded[1].rows(slice(start, stop)), rule.bits)
             start = stop
         raise KeyError(role)
 

@@ -13,14 +13,15 @@ from torch import Tensor
 from methods.framework.errors import CheckpointError
 from methods.kernels.quantisation import Quantised
 
-PACKED, SCALE, SHAPE = "weight_packed", "weight_scale", "weight_shape"
-"""Names of the three tensors of a matrix, in place of ``weight``."""
+PACKED, SCALE, SHAPE, ZERO_POINT = "weight_packed", "weight_scale", "weight_shape", "weight_zero_point"
+"""Names of the tensors of a matrix, in place of ``weight``; zero points only where there are any."""
 
 
 def packed(quantised: Quantised, bits: int) -> dict[str, Tensor]:
     """Return ``weight_packed`` int32 [O, W], ``weight_scale`` [O, G] and ``weight_shape`` int64 [2].
 
-    The first input lies in the lowest bits of the first word, with 2^(bits - 1) added to every code.
+    Zero points, if there are any, are ``weight_zero_point``, packed like the codes but along the outputs. The first input lies in
+    the lowest bits of the first word, with 2^(bits - 1) added to every code.
 
     Args:
         quantised: the matrix.
@@ -31,7 +32,10 @@ def packed(quantised: Quantised, bits: int) -> dict[str, Tensor]:
 
     words_OW: Tensor = pack_to_int32(quantised.codes_OX.contiguous(), bits)
     shape = torch.tensor(quantised.codes_OX.shape, dtype=torch.int64)
-    return {PACKED: words_OW.contiguous(), SCALE: quantised.scale_OG.contiguous(), SHAPE: shape}
+    tensors = {PACKED: words_OW.contiguous(), SCALE: quantised.scale_OG.contiguous(), SHAPE: shape}
+    if quantised.zero_OG is not None:
+        tensors[ZERO_POINT] = pack_to_int32(quantised.zero_OG.contiguous(), bits, packed_dim=0).contiguous()
+    return tensors
 
 
 def unpacked(tensors: Mapping[str, Tensor], bits: int, group: int, symmetric: bool = True) -> Quantised:
@@ -51,6 +55,8 @@ def unpacked(tensors: Mapping[str, Tensor], bits: int, group: int, symmetric: bo
     words_OW, scale_OG, shape = tensors[PACKED], tensors[SCALE], tensors[SHAPE].tolist()
     outputs, inputs = shape if len(shape) == 2 else (-1, -1)
     expected = {PACKED: (outputs, -(-inputs * bits // 32)), SCALE: (outputs, -(-inputs // group))}
+    if not symmetric:
+        expected[ZERO_POINT] = (-(-outputs * bits // 32), -(-inputs // group))
     for name, size in expected.items():
         if tuple(tensors[name].shape) != size:
             raise CheckpointError(
@@ -58,4 +64,7 @@ def unpacked(tensors: Mapping[str, Tensor], bits: int, group: int, symmetric: bo
                 f"{list(tensors[name].shape)}: the file is damaged, or its quantization_config belongs to another; write "
                 "or fetch the checkpoint again"
             )
-    return Quantised(unpack_from_int32(words_OW, bits, torch.Size(shape)), scale_OG)
+    zero_OG = None
+    if not symmetric:
+        zero_OG = unpack_from_int32(tensors[ZERO_POINT], bits, scale_OG.shape, packed_dim=0)
+    return Quantised(unpack_from_int32(words_OW, bits, torch.Size(shape)), scale_OG, zero_OG)

@@ -14,8 +14,9 @@ from torch import Tensor
 from bench.experts.packing import PACKED as PACKED_NAME
 from bench.experts.packing import SCALE as SCALE_NAME
 from bench.experts.packing import SHAPE as SHAPE_NAME
+from bench.experts.packing import ZERO_POINT as ZERO_POINT_NAME
 from bench.experts.packing import unpacked
-from methods.framework.forms import COLUMNS, LEFT, MIX, PACKED, RIGHT, SCALE, SHAPE, SHARED_PREFIX
+from methods.framework.forms import COLUMNS, LEFT, MIX, PACKED, RIGHT, SCALE, SHAPE, SHARED_PREFIX, ZERO_POINT
 from methods.framework.inventory import EXPERT_ROLES, ExpertForm, Packing, TensorEntry
 from methods.kernels.merging import ExpertMatrices
 from methods.kernels.quantisation import dequantised
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from bench.checkpoint.checkpoint import Checkpoint
 
 PART_NAMES = {PACKED: PACKED_NAME, SCALE: SCALE_NAME, SHAPE: SHAPE_NAME}
-"""Parts of a packed matrix, and how the compressed-tensors library calls them."""
+"""Parts that every packed matrix has, and how the compressed-tensors library calls them."""
+ALL_PART_NAMES = PART_NAMES | {ZERO_POINT: ZERO_POINT_NAME}
+"""The same with zero points, which only some have."""
 
 Stored = dict[str, Tensor]
 """Tensors of one expert, or of what the experts of a layer share, by role."""
@@ -79,7 +82,7 @@ def unpacked_matrix(role: str, stored: Mapping[str, Tensor], packing: Packing) -
         stored: its parts by role.
         packing: how it is packed.
     """
-    parts = {name: stored[f"{role}.{part}"] for part, name in PART_NAMES.items() if f"{role}.{part}" in stored}
+    parts = {name: stored[f"{role}.{part}"] for part, name in ALL_PART_NAMES.items() if f"{role}.{part}" in stored}
     codes = unpacked(parts, *packing)
     return dequantised(codes, codes.scale_OG.dtype)
 

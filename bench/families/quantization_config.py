@@ -128,7 +128,7 @@ def _read_group(name: str, group: Any) -> tuple[Packing, list[int], list[int]]:
     weights = group.get("weights")
     stated: Mapping[str, Any] = weights if isinstance(weights, Mapping) else {}
     bits, size, symmetric = stated.get("num_bits"), stated.get("group_size"), stated.get("symmetric")
-    sound = bits in (4, 8) and isinstance(size, int) and size >= 1 and symmetric is True
+    sound = bits in (4, 8) and isinstance(size, int) and size >= 1 and isinstance(symmetric, bool)
     if not sound or weights != _weights(bits, size, symmetric):  # type: ignore[arg-type]  # checked just before
         raise _unreadable(f"weights of {name} are {weights}; allowed are those of {_weights(4, 128)}, in 4 or 8 bits")
     packing = Packing(bits, size, symmetric)  # type: ignore[arg-type]

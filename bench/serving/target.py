@@ -140,6 +140,8 @@ def _by_table(plan: Plan, inventory: Inventory, family: Family, runner: Runner, 
         notes = [f"tried with {here} one by one, not together: {', '.join(kinds)}"]
     if any(layer.linear_bits is not None for layer in result(plan, inventory).layers):
         notes.append(f"few bits of linear layers beside the experts: not tried with {here}")
+    if any(form.bits and not form.bits.symmetric for form in stored_forms(result(plan, inventory).layers)):
+        notes.append(f"few bits with zero points: not tried with {here}")
     return _by_rules(plan, inventory, runner, tuple(notes))
 
 

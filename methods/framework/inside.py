@@ -169,12 +169,14 @@ SPARSITY_MOMENTS: Mapping[str, frozenset[str]] = {
 
 
 class Quantisation(BaseModel):
-    """Weights of the routed experts as signed integers of few bits, symmetric, with one scale for ``group`` successive inputs.
+    """Weights of the routed experts as signed integers of few bits, with one scale for ``group`` successive inputs.
 
     Args:
         scope: whether the other linear layers are stored in as many bits.
         bits: 4 or 8.
         group: inputs that share a scale; it divides the inputs of every matrix.
+        symmetric: whether an integer of 0 stands for a weight of 0; else each group has a zero point beside its scale.
+        act_order: whether ``gptq`` takes inputs by falling mean square.
         kernel: ``rtn`` rounds to the nearest, ``gptq`` rounds one input after another and adjusts those after it, ``awq``
             rounds after scaling inputs, which the norm before the experts, the router, shared experts and the rows of up undo;
             in other linear layers, the norm before them or the rows of value and up.
@@ -187,11 +189,15 @@ class Quantisation(BaseModel):
     scope: Scope = "experts"
     bits: Literal[4, 8] = 4
     group: Positive = 128
+    symmetric: bool = True
+    act_order: bool = False
     kernel: Literal["rtn", "gptq", "awq"] = "rtn"
     members: tuple[Annotated[int, Field(ge=0)], ...] | None = None
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
+        if self.act_order and self.kernel != "gptq":
+            raise ValueError(f"act_order is the order in which gptq takes inputs; {self.kernel} rounds all at once")
         if self.members is not None and self.kernel != "awq":
             raise ValueError(f"members choose a scale that {self.kernel} does not have; only awq has one")
         if self.members is not None and (not self.members or list(self.members) != sorted(set(self.members))):

@@ -58,7 +58,7 @@ def form_of(plan: LayerPlan, layer: LayerInventory) -> ExpertForm | None:
 
 def packing_of(plan: LayerPlan) -> Packing | None:
     """Return how ``plan`` packs matrices in few bits; None where it leaves their type."""
-    return None if plan.bits is None else Packing(plan.bits.bits, plan.bits.group)
+    return None if plan.bits is None else Packing(plan.bits.bits, plan.bits.group, plan.bits.symmetric)
 
 
 def linear_bits_of(plan: LayerPlan, layer: LayerInventory) -> Packing | None:

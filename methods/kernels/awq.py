@@ -35,6 +35,7 @@ def input_scale(
     group: int,
     tokens: Sequence[float],
     scale_dtype: torch.dtype,
+    symmetric: bool = True,
 ) -> Tensor:
     """Return the scale s_X [X], float32, of the inputs that all ``matrices`` share.
 
@@ -51,6 +52,7 @@ def input_scale(
         group: inputs that share a scale of Q; a divisor of X.
         tokens: n_j, tokens that reach each matrix; without any, nothing is scaled.
         scale_dtype: type in which scales of Q are stored.
+        symmetric: whether Q has no zero points.
 
     *Source*: arXiv 2306.00978, equations 4 and 5, with the grid and the normalisation of the official code.
 
@@ -65,14 +67,20 @@ def input_scale(
         weight_OX = matrices[place]
         gram_XX = grams[place].to(weight_OX)
         for step, scale_X in enumerate(candidates_AX.to(weight_OX)):
-            rounded = round_to_nearest(weight_OX * scale_X, bits, group, scale_dtype)
+            rounded = round_to_nearest(weight_OX * scale_X, bits, group, scale_dtype, symmetric)
             error_OX = dequantised(rounded, weight_OX.dtype) / scale_X - weight_OX
             losses[step] += float(count) * float(((error_OX @ gram_XX) * error_OX).sum(dtype=torch.float64))
     return candidates_AX[min(range(len(ALPHAS)), key=losses.__getitem__)]
 
 
 def channel_scale(
-    down_DF: Tensor, gram_FF: Tensor, magnitude_F: Tensor, bits: int, group: int, scale_dtype: torch.dtype
+    down_DF: Tensor,
+    gram_FF: Tensor,
+    magnitude_F: Tensor,
+    bits: int,
+    group: int,
+    scale_dtype: torch.dtype,
+    symmetric: bool = True,
 ) -> Tensor:
     """Return the scale s_F [F], float32, of the inputs of one expert's down; ones for an expert without tokens.
 
@@ -83,10 +91,11 @@ def channel_scale(
         bits: of a code.
         group: inputs that share a scale.
         scale_dtype: type in which scales are stored.
+        symmetric: whether there are no zero points.
 
     *Source*: as ``input_scale``.
     """
-    return input_scale([down_DF], [gram_FF], magnitude_F, bits, group, [1.0], scale_dtype)
+    return input_scale([down_DF], [gram_FF], magnitude_F, bits, group, [1.0], scale_dtype, symmetric)
 
 
 def folded_norm(norm_D: Tensor, scale_D: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.kernels.quantisation import Quantised, codes, dequantised, round_to_nearest, scales, values
+from methods.kernels.quantisation import Quantised, codes, dequantised, grid, round_to_nearest, values
 from methods.kernels.sparsity import inverse_factor
 
 BLOCK = 128
@@ -22,6 +22,8 @@ def gptq(
     gram_XX: Tensor | None,
     scale_dtype: torch.dtype,
     zero_OX: Tensor | None = None,
+    symmetric: bool = True,
+    act_order: bool = False,
 ) -> Quantised:
     """Return the matrix in few bits, chosen so that tr((W - Q) H (W - Q)^T) is small.
 
@@ -36,8 +38,12 @@ def gptq(
         gram_XX: H, mean products of the inputs, on any scale; None or zero (no tokens) gives ``round_to_nearest``.
         scale_dtype: type in which scales are stored.
         zero_OX: weights that stay zero; what that changes in the outputs is made up for like a rounding.
+        symmetric: whether all zero points are 0.
+        act_order: whether inputs take turns by falling mean square, ties in their own order, instead of in their own order.
+            Groups stay what they are, of successive inputs, and have the scales of the weights before any is adjusted.
 
-    *Source*: arXiv 2210.17323, algorithm 1, with groups, blocks of 128 inputs and damping 0.01; inputs in their own order.
+    *Source*: arXiv 2210.17323, algorithm 1, with groups, blocks of 128 inputs and damping 0.01; ``act_order`` with static groups
+    as in the authors' later code (--act-order --static-groups), which needs no order in the file.
 
     *Differs*: a row that rounding to the nearest serves better, by the same loss on the calibration tokens, keeps that. Weights
     of inputs that never occurred are rounded, where the official code sets them to zero. Errors are those of the values as they
@@ -46,16 +52,26 @@ def gptq(
     block began, so that the two agree where a group is a whole block.
     """
     kept_OX = weight_OX if zero_OX is None else weight_OX.masked_fill(zero_OX, 0.0)
-    nearest = round_to_nearest(kept_OX, bits, group, scale_dtype)
+    nearest = round_to_nearest(kept_OX, bits, group, scale_dtype, symmetric)
     if gram_XX is None or not bool(gram_XX.diagonal().any()):
         return nearest
-    factor_XX = inverse_factor(gram_XX)
+    order_X = gram_XX.diagonal().argsort(descending=True, stable=True) if act_order else None
+    factor_XX = inverse_factor(gram_XX if order_X is None else gram_XX[order_X][:, order_X])
     if factor_XX is None:
         return nearest
-    adjusted = _adjusted(weight_OX, bits, group, factor_XX.to(weight_OX), scale_dtype, zero_OX)
+    if order_X is None:
+        adjusted = _adjusted(weight_OX, bits, group, factor_XX.to(weight_OX), scale_dtype, zero_OX, symmetric)
+    else:
+        adjusted = _in_order(weight_OX, bits, nearest, factor_XX.to(weight_OX), zero_OX, order_X)
     gram_XX = gram_XX.to(weight_OX)
     better_O1 = (_loss(weight_OX, adjusted, gram_XX) < _loss(weight_OX, nearest, gram_XX)).unsqueeze(1)
-    return Quantised(*(torch.where(better_O1, ours, theirs) for ours, theirs in zip(adjusted, nearest, strict=True)))
+    chosen = [
+        None if ours is None or theirs is None else torch.where(better_O1, ours, theirs)
+        for ours, theirs in zip(adjusted, nearest, strict=True)
+    ]
+    codes_OX, scale_OG, best_zero_OG = chosen
+    assert codes_OX is not None and scale_OG is not None
+    return Quantised(codes_OX, scale_OG, best_zero_OG)
 
 
 def _loss(weight_OX: Tensor, quantised: Quantised, gram_XX: Tensor) -> Tensor:
@@ -64,16 +80,71 @@ def _loss(weight_OX: Tensor, quantised: Quantised, gram_XX: Tensor) -> Tensor:
     return ((change_OX @ gram_XX) * change_OX).sum(dim=1)
 
 
-def _adjusted(
-    weight_OX: Tensor, bits: int, group: int, factor_XX: Tensor, scale_dtype: torch.dtype, zero_OX: Tensor | None
+def _in_order(
+    weight_OX: Tensor, bits: int, nearest: Quantised, factor_XX: Tensor, zero_OX: Tensor | None, order_X: Tensor
 ) -> Quantised:
-    """Return what the recursion over the inputs gives; ``factor_XX`` is U in the dtype of the matrix."""
+    """Return what the recursion gives with inputs in another order and the scales and zero points of ``nearest``.
+
+    Args:
+        weight_OX: the matrix.
+        bits: of a code.
+        nearest: tells scales and zero points.
+        factor_XX: U of the inputs in their order, in the dtype of the matrix.
+        zero_OX: weights that stay zero.
+        order_X: the inputs, the first one first.
+    """
+    weight_XO = weight_OX.T[order_X]  # a copy
+    zero_XO = None if zero_OX is None else zero_OX.T[order_X]
+    inputs, groups = len(weight_XO), nearest.scale_OG.shape[1]
+    scale_GO = nearest.scale_OG.T.contiguous()
+    point_GO = (
+        torch.zeros_like(scale_GO, dtype=torch.int8) if nearest.zero_OG is None else nearest.zero_OG.T.contiguous()
+    )
+    codes_XO = torch.empty_like(weight_XO, dtype=torch.int8)
+    for start in range(0, inputs, BLOCK):
+        stop = min(start + BLOCK, inputs)
+        factor_BB, block_BO = factor_XX[start:stop, start:stop], weight_XO[start:stop]
+        error_BO = torch.empty_like(block_BO)
+        for place, index in enumerate(order_X[start:stop].tolist()):
+            here = index // (inputs // groups)
+            code_O = codes(block_BO[place], scale_GO[here].to(block_BO.dtype), bits, point_GO[here])
+            if zero_XO is not None:
+                code_O = torch.where(zero_XO[start + place], point_GO[here], code_O)
+            codes_XO[index] = code_O
+            value_O = values(code_O, scale_GO[here], point_GO[here]).to(block_BO.dtype)
+            error_BO[place] = (block_BO[place] - value_O) / factor_BB[place, place]
+            block_BO[place + 1 :].addr_(factor_BB[place, place + 1 :], error_BO[place], alpha=-1.0)
+        weight_XO[stop:].addmm_(factor_XX[start:stop, stop:].T, error_BO, alpha=-1.0)
+    return Quantised(codes_XO.T.contiguous(), nearest.scale_OG, nearest.zero_OG)
+
+
+def _adjusted(
+    weight_OX: Tensor,
+    bits: int,
+    group: int,
+    factor_XX: Tensor,
+    scale_dtype: torch.dtype,
+    zero_OX: Tensor | None,
+    symmetric: bool,
+) -> Quantised:
+    """Return what the recursion over the inputs gives.
+
+    Args:
+        weight_OX: the matrix.
+        bits: of a code.
+        group: inputs that share a scale.
+        factor_XX: U in the dtype of the matrix.
+        scale_dtype: type in which scales are stored.
+        zero_OX: weights that stay zero.
+        symmetric: whether all zero points are 0.
+    """
     # Transposed, so that the weights of one input lie side by side.
     weight_XO = weight_OX.T.clone(memory_format=torch.contiguous_format)
     zero_XO = None if zero_OX is None else zero_OX.T.contiguous()
     inputs, dtype = len(weight_XO), weight_XO.dtype
     codes_XO = torch.empty_like(weight_XO, dtype=torch.int8)
     scale_GO = torch.empty_like(weight_XO[: inputs // group], dtype=scale_dtype)
+    point_GO = None if symmetric else torch.empty_like(scale_GO, dtype=torch.int8)
     size = group * max(1, BLOCK // group)  # whole groups, so that a group begins with weights that are up to date
     for start in range(0, inputs, size):
         stop = min(start + size, inputs)
@@ -86,13 +157,19 @@ def _adjusted(
                 group_MO = block_BO[place : place + group]
                 if zero_XO is not None:
                     group_MO = group_MO.masked_fill(zero_XO[index : index + group], 0.0)
-                stored_O = scale_GO[index // group] = scales(group_MO.abs().amax(dim=0), bits, scale_dtype)
+                stored_O, point_O = grid(group_MO.T, bits, scale_dtype, symmetric)
+                scale_GO[index // group] = stored_O
+                if point_GO is not None and point_O is not None:
+                    point_GO[index // group] = point_O
                 scale_O = stored_O.to(dtype)
-            code_O = codes(block_BO[place], scale_O, bits)
+            code_O = codes(block_BO[place], scale_O, bits, point_O)
             if zero_XO is not None:
-                code_O.masked_fill_(zero_XO[index], 0)
+                nothing_O = torch.zeros_like(code_O) if point_O is None else point_O
+                code_O = torch.where(zero_XO[index], nothing_O, code_O)
             codes_XO[index] = code_O
-            error_BO[place] = (block_BO[place] - values(code_O, stored_O).to(dtype)) / factor_BB[place, place]
+            error_BO[place] = (block_BO[place] - values(code_O, stored_O, point_O).to(dtype)) / factor_BB[place, place]
             block_BO[place + 1 :].addr_(factor_BB[place, place + 1 :], error_BO[place], alpha=-1.0)
         weight_XO[stop:].addmm_(factor_XX[start:stop, stop:].T, error_BO, alpha=-1.0)
-    return Quantised(codes_XO.T.contiguous(), scale_GO.T.contiguous())
+    return Quantised(
+        codes_XO.T.contiguous(), scale_GO.T.contiguous(), None if point_GO is None else point_GO.T.contiguous()
+    )

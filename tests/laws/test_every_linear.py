@@ -42,7 +42,24 @@ class EveryAWQ(AWQ):
     law_knobs: ClassVar[Mapping[str, Any]] = EVERYWHERE
 
 
-CLASSES: tuple[type[Method], ...] = (EveryMagnitude, EveryWanda, EverySparseGPT, EveryRTN, EveryGPTQ, EveryAWQ)
+class OrderedGPTQ(GPTQ):
+    law_knobs: ClassVar[Mapping[str, Any]] = {"scope": "all", "act_order": True, "symmetric": False}
+
+
+class AsymmetricAWQ(AWQ):
+    law_knobs: ClassVar[Mapping[str, Any]] = {"symmetric": False}
+
+
+CLASSES: tuple[type[Method], ...] = (
+    EveryMagnitude,
+    EveryWanda,
+    EverySparseGPT,
+    EveryRTN,
+    EveryGPTQ,
+    EveryAWQ,
+    OrderedGPTQ,
+    AsymmetricAWQ,
+)
 LAWS = (
     decisions.json_round_trip,
     decisions.validity,

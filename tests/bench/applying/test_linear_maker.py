@@ -18,7 +18,7 @@ from bench.applying.apply import apply
 from bench.applying.in_memory import realised
 from bench.calibration.calibrate import calibrate
 from bench.checkpoint.checkpoint import Checkpoint
-from bench.experts.whole import PART_NAMES, stored_linear
+from bench.experts.whole import ALL_PART_NAMES, stored_linear
 from bench.models.load import load_model
 from bench.text.corpus import Corpus
 from methods.framework.errors import PlanError
@@ -92,25 +92,29 @@ def test_zeros_are_where_the_definition_puts_them(model: str, tmp_path: Path) ->
             assert torch.equal(source.read(entry), out.read(entry)), f"{entry.name} is none of them"
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("kernel", ["rtn", "gptq", "awq"])
-def test_one_set_of_values(kernel: str, tmp_path: Path) -> None:
+def test_one_set_of_values(kernel: str, symmetric: bool, tmp_path: Path) -> None:
     """What is written, what the model computes with, and what the library of the format reads: bit for bit."""
     source, moments = measured("latent queries", torch.bfloat16)
-    rule = Quantisation(scope="all", bits=4, group=8, kernel=kernel)  # type: ignore[arg-type]  # one of three words
+    rule = Quantisation(scope="all", group=8, kernel=kernel, symmetric=symmetric, act_order=kernel == "gptq")  # type: ignore[arg-type]  # one of three words
     out = Checkpoint.open(apply(source, everywhere(source, LayerPlan(bits=rule)), tmp_path / "out", moments=moments))
     model = load_model(out.path, dtype=torch.bfloat16)
     scheme = QuantizationScheme(
-        targets=["Linear"], weights=QuantizationArgs(num_bits=4, strategy="group", group_size=8)
+        targets=["Linear"], weights=QuantizationArgs(num_bits=4, strategy="group", group_size=8, symmetric=symmetric)
     )
     seen = 0
     for layer in out.inventory.layers:
         stored = {entry.role: entry for entry in layer.tensors if entry.expert is None}
         for whole in filter(None, map(whole_linear, layer.tensors)):
             parts = {
-                n: out.read(stored[f"{whole.role}.{p}"]) for p, n in PART_NAMES.items() if f"{whole.role}.{p}" in stored
+                n: out.read(stored[f"{whole.role}.{p}"])
+                for p, n in ALL_PART_NAMES.items()
+                if f"{whole.role}.{p}" in stored
             }
             library = PackedQuantizationCompressor.decompress(parts, scheme)["weight"]
             held = model.get_parameter(source.family.placement(whole).name)
+            assert len(parts) == (3 if symmetric else 4)
             assert torch.equal(library, stored_linear(out, whole)) and torch.equal(library, held.detach())
             seen += 1
     assert seen == 5 * 3 + 3 * 3, "five matrices of each attention, three of each network that every token passes"

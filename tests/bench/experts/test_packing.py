@@ -137,7 +137,7 @@ FOREIGN: list[tuple[str, list[Any], Any]] = [
     ("group_0 is", ["config_groups", "group_0", "format"], "nvfp4-pack-quantized"),
     ("quantises activations", ["config_groups", "group_0", "input_activations"], {"num_bits": 8}),
     ("weights of group_0", ["config_groups", "group_0", "weights", "num_bits"], 3),
-    ("weights of group_0", ["config_groups", "group_0", "weights", "symmetric"], False),
+    ("weights of group_0", ["config_groups", "group_0", "weights", "symmetric"], "no"),
     ("weights of group_0", ["config_groups", "group_0", "weights", "group_size"], None),
     ("weights of group_0", ["config_groups", "group_0", "weights", "zp_dtype"], "int8"),
     ("weights of group_0", ["config_groups", "group_0", "weights"], None),
