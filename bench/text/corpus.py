@@ -16,6 +16,7 @@ from bench.settings.mixture import shares_of, windows_of
 from bench.settings.stage_settings import Bos
 from bench.text.cutting import Marked, opened, packed
 from bench.text.encoder import MASKS, Encoder
+from bench.text.instructions import instruction_texts
 from methods.framework.errors import ConfigError, UnknownNameError
 from methods.framework.outside import parse_json, read_text
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 FORMS = (
     "a text file, a file of token ids (.npy, .safetensors, .json), datasets:NAME[:CONFIG][:SPLIT][:FIELD], "
-    "pocket[:domain,domain], chat:FILE (.jsonl with messages), several of them joined by +, or with shares of the windows "
+    "pocket[:domain,domain], chat:FILE (.jsonl with messages), instructions:FILE[:TEMPLATE] (.jsonl with "
+    "instruction and output), several of them joined by +, or with shares of the windows "
     "as SOURCE=0.5,SOURCE=0.5"
 )
 _PIECE = 1 << 16
@@ -220,6 +222,8 @@ class _Source:
             return self._packed(self._encoded(_dataset(rest, self.seed)), sequences, length)
         if kind == "chat":
             return self._packed(self._encoded(_conversations(Path(rest), self.seed)), sequences, length)
+        if kind == "instructions":
+            return self._packed(self._encoded(instruction_texts(rest, self.seed)), sequences, length)
         path = Path(self.source)
         if not path.is_file():
             raise ConfigError(f"corpus {self.source!r}: there is no such file; allowed: {FORMS}")
