@@ -64,13 +64,16 @@ class Skeleton:
         Raises:
             CheckpointError: ``config`` describes another number of layers.
         """
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoModel
         from transformers.activations import ACT2FN
+
+        from bench.models.model_config import model_config
 
         document = {
             key: value for key, value in config.items() if key not in ("per_layer_config", "quantization_config")
         }
-        parsed = AutoConfig.for_model(**document)
+        self._family = family_of(config)
+        parsed = model_config(self._family, document)
         with torch.device("meta"):
             model = AutoModel.from_config(parsed, attn_implementation="sdpa", dtype=dtype).eval()
         self.activation = ACT2FN[parsed.hidden_act]
@@ -79,7 +82,6 @@ class Skeleton:
             raise CheckpointError(
                 f"config.json describes {len(self._layers)} decoder layers, the checkpoint holds {len(layers)}"
             )
-        self._family = family_of(config)
         self._kinds = [layer.mlp for layer in layers]
         self._listeners = [_Eavesdropper() for _ in layers]
         model.layers = nn.ModuleList(self._listeners)
