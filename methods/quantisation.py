@@ -138,3 +138,12 @@ class AWQ(Quantising):
     title: ClassVar[str] = "AWQ"
     source: ClassVar[str] = "arXiv 2306.00978, section 3.2"
     kernel: ClassVar[Literal["rtn", "gptq", "awq"]] = "awq"
+
+    def refuse(self, inventory: Inventory) -> str | None:
+        """Refuse models whose norms are stored less a constant, since the scale is folded into the stored weight alone."""
+        if inventory.norm_offset:
+            return (
+                f"the norm before the experts multiplies by its stored weight plus {inventory.norm_offset:g}, into which no "
+                "scale is folded here; use gptq or rtn"
+            )
+        return super().refuse(inventory)

@@ -323,7 +323,9 @@ def _leave_out(undo: ExitStack, model: PreTrainedModel, survivors: list[int]) ->
     blocks = list(stack.layers)
     _set(undo, stack, "layers", torch.nn.ModuleList(blocks[index] for index in survivors))
     for number, index in enumerate(survivors):
-        _set(undo, blocks[index].self_attn, "layer_idx", number)
+        for module in blocks[index].modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                _set(undo, module, "layer_idx", number)
     for config in {id(config): config for config in (model.config, stack.config)}.values():
         # Written past the config's own setters, which check the list of layer types against the number of layers.
         fields = vars(config)

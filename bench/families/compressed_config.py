@@ -131,6 +131,10 @@ def compressed_config(family: FamilyFile, config: Mapping[str, Any], plan: Plan,
     Raises:
         PlanError: no config can state this result.
     """
+    if family.norm_offset and any(layer.bits is not None and layer.bits.kernel == "awq" for layer in plan.layers):
+        raise PlanError(
+            f"{family.name} stores its norms less {family.norm_offset:g}, into which AWQ folds no scale here"
+        )
     written = copy.deepcopy(dict(config))
     for key in ("per_layer_config", QUANTISATION_KEY, *OWN_KEYS):
         written.pop(key, None)

@@ -158,6 +158,7 @@ class Family(Layout):
             layers=tuple(layers),
             outer=tuple(_entries(self.file.tensors.outer, known, dtype)),
             tied_embeddings=bool(known["tie_word_embeddings"]),
+            norm_offset=self.file.norm_offset,
             config=dict(config),
         )
 

@@ -190,6 +190,8 @@ class FamilyFile(_Part):
         requires: conditions on the config.
         block_drop_requires: conditions for dropping decoder layers.
         vllm: vLLM's classes; None where the plug-in does not serve the family.
+        norm_offset: added to the stored weights of norms before they multiply.
+        layer_outputs: values that a decoder layer of transformers returns; the first is the residual stream.
         laws: ``every`` method is tried on it in the project's own tests, or a ``covering`` choice, one of each kind.
         tiny: keys of the config of the tiny model on which laws and tests are tried, beside the sizes that
             ``bench.models.tiny`` gives to all families; None where transformers cannot build one.
@@ -213,6 +215,8 @@ class FamilyFile(_Part):
     requires: tuple[Requirement, ...] = ()
     block_drop_requires: tuple[Requirement, ...] = ()
     vllm: VllmRule | None = None
+    norm_offset: float = 0.0
+    layer_outputs: int = 1
     laws: Literal["every", "covering"] = "covering"
     tiny: Values | None = None
     variant: Values = Field(default_factory=dict)

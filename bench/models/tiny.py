@@ -61,7 +61,7 @@ def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
                 parameter.copy_(torch.randn_like(parameter) * 0.3 * scale[:, None, None])
             elif roles.get(name) in ("expert.gate", "expert.up", "router.weight", "shared.scalar_gate"):
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
-        for name, buffer in model.named_buffers():
+        for name, buffer in (*model.named_parameters(), *model.named_buffers()):
             if roles.get(name) == "router.correction":
                 buffer.copy_(torch.randn_like(buffer) * 0.05)
     return model

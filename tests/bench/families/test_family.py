@@ -15,6 +15,7 @@ from bench.families.family import Family, families, family_named, family_of
 from bench.families.family_file import read_family_file
 from bench.models.tiny import RUNNABLE
 from methods.framework.errors import CheckpointError, ConfigError, NotMoEError, PlanError
+from methods.framework.inside import Quantisation
 from methods.framework.inventory import Inventory
 from methods.framework.layer_plan import LayerPlan, Merge
 from methods.framework.plan import Plan
@@ -354,3 +355,20 @@ def test_a_list_of_kinds_follows_the_layers() -> None:
     assert written["mlp_layer_types"] == ["sparse", "sparse"] and written["first_k_dense_replace"] == 0
     with pytest.raises(CheckpointError, match="mlp_layer_types"):
         opened({**unsaid, "first_k_dense_replace": 3})
+
+
+def test_a_list_that_a_config_leaves_out_is_stated_once_layers_go() -> None:
+    unsaid = {**config_dict("qwen3_next", num_hidden_layers=5), "layer_types": None, "full_attention_interval": 2}
+    keep, drop = LayerPlan(), LayerPlan(drop="block")
+    written, inventory = compressed(unsaid, [keep, keep, drop, keep, keep])
+    assert written["layer_types"] == ["linear_attention", "full_attention", "full_attention", "linear_attention"]
+    mixed = [any(entry.role == "mixer.in" for entry in layer.tensors) for layer in inventory.layers]
+    assert mixed == [kind == "linear_attention" for kind in written["layer_types"]]
+    bits = LayerPlan(bits=Quantisation(bits=4, group=16, kernel="awq"))
+    with pytest.raises(PlanError, match="AWQ"):
+        compressed(config_dict("qwen3_next"), [bits, keep, keep])
+
+
+def test_layers_that_share_an_index_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="indexer_types"):
+        opened(config_dict("glm_moe_dsa", indexer_types=["full", "shared", "full"]))
