@@ -173,7 +173,12 @@ class AWQ(Quantising):
     kernel: ClassVar[Literal["rtn", "gptq", "awq"]] = "awq"
 
     def refuse(self, inventory: Inventory) -> str | None:
-        """Refuse attentions of which nobody knows what reads the inputs that are to be scaled."""
+        """Refuse norms into which no scale can be folded, and attentions of which nobody knows what reads the scaled inputs."""
+        if inventory.norm_offset:
+            return (
+                f"the norm before the experts multiplies by its stored weight plus {inventory.norm_offset:g}, into which no "
+                "scale is folded here; use gptq or rtn"
+            )
         if reason := super().refuse(inventory):
             return reason
         unknown = [name for layer in inventory.layers for name in unknown_readers(layer)]

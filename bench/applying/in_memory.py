@@ -147,7 +147,8 @@ def _slice_router(
     if plan.rows is not None and plan.router == "mean":
         own = _averages(resident, router, averaged_rows(plan.rows, plan.merges), scale_D)
     sliced = _SlicedRouter(router, rows, top_k, resident.family.router_attributes(), own)
-    _set(undo, router, "forward", _sliced_forward(router, sliced, rows, layer.rows))
+    arguments = [own.get(role) for role in resident.family.router_arguments()]
+    _set(undo, router, "forward", _sliced_forward(router, sliced, rows, layer.rows, arguments))
 
 
 def _averages(
@@ -161,17 +162,30 @@ def _averages(
             if scale_D is not None and role in SCALED_ROLES:
                 mean = scaled(mean, role, scale_D)
             found[name] = mean.to(resident.dtypes[role]).to(value.dtype)
+    for role in resident.family.router_arguments():
+        for entry in resident.layer.with_role(role):
+            value = resident.tensor(entry)
+            found[role] = averaged(recipe, value.detach()).to(resident.dtypes[role]).to(value.dtype)
     return found
 
 
 def _sliced_forward(
-    router: nn.Module, sliced: _SlicedRouter, rows: Tensor, experts: int
-) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """Return a forward that routes as ``sliced`` does and answers in the numbering of the source."""
+    router: nn.Module, sliced: _SlicedRouter, rows: Tensor, experts: int, arguments: Sequence[Tensor | None]
+) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """Return a forward that routes as ``sliced`` does and answers in the numbering of the source.
+
+    Args:
+        router: the module.
+        sliced: what stands for it.
+        rows: rows that stay, shape (S,).
+        experts: of the source.
+        arguments: what stands for the tensors of all experts that it is given beside its input; None: their rows.
+    """
     original: Callable[..., tuple[Tensor, Tensor, Tensor]] = type(router).forward
 
-    def forward(hidden_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits_TS, weights_TK, chosen_TK = original(sliced, hidden_TD)
+    def forward(hidden_TD: Tensor, *given: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = [_rows(value, rows, own) for value, own in zip(given, arguments, strict=False)]
+        logits_TS, weights_TK, chosen_TK = original(sliced, hidden_TD, *inputs)
         here = rows.to(chosen_TK.device)
         # Consumers of router logits (`output_router_logits`) count experts by column, so removed ones stay as -inf.
         logits_TE = logits_TS.new_full((logits_TS.shape[0], experts), float("-inf"))
@@ -179,6 +193,13 @@ def _sliced_forward(
         return logits_TE, weights_TK, here[chosen_TK]
 
     return forward
+
+
+def _rows(value_E: Tensor | None, rows: Tensor, own: Tensor | None) -> Tensor | None:
+    """Return the rows of a tensor of all experts, or what stands for them; None where the model has none."""
+    if value_E is None:
+        return None
+    return value_E[rows.to(value_E.device)] if own is None else own.to(value_E.device)
 
 
 @torch.no_grad()
@@ -353,7 +374,9 @@ def _leave_out(undo: ExitStack, model: PreTrainedModel, survivors: list[int]) ->
     blocks = list(stack.layers)
     _set(undo, stack, "layers", torch.nn.ModuleList(blocks[index] for index in survivors))
     for number, index in enumerate(survivors):
-        _set(undo, blocks[index].self_attn, "layer_idx", number)
+        for module in blocks[index].modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                _set(undo, module, "layer_idx", number)
     for config in {id(config): config for config in (model.config, stack.config)}.values():
         # Written past the config's own setters, which check the list of layer types against the number of layers.
         fields = vars(config)

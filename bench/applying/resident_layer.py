@@ -82,7 +82,7 @@ class ResidentLayer:
     def tensor(self, entry: TensorEntry) -> Tensor:
         """Return where the model keeps ``entry``: a parameter or a view of a part of it."""
         place = self.family.placement(entry)
-        found: Tensor = place.within(self.model.get_parameter(place.name))
+        found: Tensor = place.within(_named(self.model, place.name))
         return found
 
     def matrices(self, expert: int) -> ExpertMatrices:
@@ -111,3 +111,10 @@ class ResidentLayer:
     def _module(self, path: str) -> nn.Module:
         found: nn.Module = self.model.get_submodule(path)
         return found
+
+
+def _named(model: nn.Module, name: str) -> Tensor:
+    """Return a parameter or buffer of ``model``."""
+    owner, _, attribute = name.rpartition(".")
+    found: Tensor = getattr(model.get_submodule(owner), attribute)
+    return found

@@ -1,34 +1,86 @@
-"""``moebench inspect``: what a checkpoint contains, read from its config and its files' headers."""
+"""``moebench inspect``: what a checkpoint contains, read from its config and its files' headers, or from its config alone."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from itertools import groupby
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+from rich.console import Console
 from rich.table import Table
 
+from bench.checkpoint.outline import has_weights, outline
+from bench.checkpoint.source import local_folder
 from bench.commands.options import Model
 from bench.commands.printing import console
 from bench.library.opening import open_checkpoint
 from methods.framework.cost import cost_of
 
+if TYPE_CHECKING:
+    from methods.framework.inventory import Inventory
 
-def inspect(model: Model, revision: str | None = None) -> None:
-    """Print runs of equal layers, the router and the cost of a checkpoint."""
+
+def inspect(
+    model: Model,
+    revision: str | None = None,
+    methods: Annotated[bool, typer.Option("--methods", help="also tell what each method would need")] = False,
+) -> None:
+    """Print runs of equal layers, the router and the cost of a checkpoint; config.json alone suffices."""
     out = console()
-    checkpoint = open_checkpoint(model, revision)
-    inventory = checkpoint.inventory
-    table = Table("layers", "sub-layer", "experts", "top-k", title=f"{checkpoint.name} ({inventory.family})")
+    folder, commit = local_folder(model, revision)
+    if (folder / "config.json").exists() and not has_weights(folder):
+        found = outline(folder)
+        inventory, stored = found.inventory, found.stored
+        _print_inventory(out, inventory, folder.resolve().name if commit is None else str(model))
+        against = (
+            "config.json alone"
+            if found.compared is None
+            else f"config.json and the {found.compared} names of the index"
+        )
+        out.print(f"told by {against}; there are no weights")
+        if stored is not None:
+            out.print(f"its files hold weights as {stored}; bytes below are those of {_types(inventory)}")
+    else:
+        checkpoint = open_checkpoint(model, revision)
+        inventory = checkpoint.inventory
+        _print_inventory(out, inventory, checkpoint.name)
+        if checkpoint.left_out:
+            number, first = len(checkpoint.left_out), checkpoint.left_out[0]
+            out.print(
+                f"left out: {number} tensors of layers that only predict further tokens, {first} the first; no result has them"
+            )
+    for name, value in asdict(cost_of(inventory)).items():
+        out.print(f"{name:>18}  {value:,}")
+    if methods:
+        _print_demands(out, inventory)
+
+
+def _print_inventory(out: Console, inventory: Inventory, name: str) -> None:
+    """Print runs of equal layers and the router."""
+    table = Table("layers", "sub-layer", "experts", "top-k", title=f"{name} ({inventory.family})")
     for shape, run in groupby(enumerate(inventory.layers), key=lambda one: (one[1].mlp, one[1].experts, one[1].top_k)):
         indices = [index for index, _ in run]
         layers = f"{indices[0]}-{indices[-1]}" if len(indices) > 1 else str(indices[0])
         table.add_row(layers, *map(str, shape))
     out.print(table)
     out.print(inventory.router)
-    if checkpoint.left_out:
-        number, first = len(checkpoint.left_out), checkpoint.left_out[0]
-        out.print(
-            f"left out: {number} tensors of layers that only predict further tokens, {first} the first; no result has them"
-        )
-    for name, value in asdict(cost_of(inventory)).items():
-        out.print(f"{name:>18}  {value:,}")
+
+
+def _types(inventory: Inventory) -> str:
+    return " and ".join(sorted({entry.dtype for entry in inventory.tensors()}))
+
+
+def _print_demands(out: Console, inventory: Inventory) -> None:
+    """Print for each method how the model has to run and what its statistics take, or why it does not apply."""
+    from bench.calibration.demands import demand
+    from methods.registry import method_class, names
+
+    table = Table("method", "the model runs", "statistics in bytes")
+    for name in names():
+        needed = demand(method_class(name)(), inventory)
+        if needed.refusal is not None:
+            table.add_row(name, f"refused: {needed.refusal}", "")
+        else:
+            table.add_row(name, needed.runs, f"{needed.stat_bytes:,}")
+    out.print(table)

@@ -132,6 +132,10 @@ def compressed_config(family: FamilyFile, config: Mapping[str, Any], plan: Plan,
     Raises:
         PlanError: no config can state this result.
     """
+    if family.norm_offset and any(layer.bits is not None and layer.bits.kernel == "awq" for layer in plan.layers):
+        raise PlanError(
+            f"{family.name} stores its norms less {family.norm_offset:g}, into which AWQ folds no scale here"
+        )
     written = copy.deepcopy(dict(config))
     for key in ("per_layer_config", QUANTISATION_KEY, *OWN_KEYS):
         written.pop(key, None)
@@ -205,11 +209,19 @@ def _drop_blocks(family: FamilyFile, written: dict[str, Any], survivors: list[in
     for requirement in family.block_drop_requires:
         if not evaluate(requirement.test, known):
             raise PlanError(f"decoder layers of this model cannot be dropped: {requirement.reason}")
-    for key in family.keys.per_layer_lists:
+    for key, meant in family.keys.derived_lists.items():
+        if written.get(key) is None:
+            written[key] = [
+                evaluate(meant, names(known, {"layer": index})) for index in range(written[family.keys.layers])
+            ]
+    for key in (*family.keys.per_layer_lists, *family.keys.derived_lists):
         values = written.get(key)
         if values is not None:
             written[key] = [values[index] for index in survivors]
     written[family.keys.layers] = len(survivors)
+    if family.layers.kinds is not None:
+        kinds = family.layers.kinds
+        written[kinds.key] = [kinds.dense if layer.mlp == "dense" else kinds.moe for layer in result.layers]
     dense = [index for index, layer in enumerate(result.layers) if layer.mlp == "dense"]
     if family.layers.dense_prefix is not None:
         if dense != list(range(len(dense))):

@@ -41,7 +41,25 @@ _ALLOWED = (
     ast.Constant,
     ast.List,
     ast.Tuple,
+    ast.Subscript,
+    ast.Call,
 )
+
+
+def _one(values: Any) -> Any:
+    """Return the value that every entry of a list has, or a value that is no list.
+
+    Raises:
+        ValueError: entries differ, or there is none.
+    """
+    if not isinstance(values, list | tuple):
+        return values
+    if not values or any(value != values[0] for value in values):
+        raise ValueError("entries of the list differ")
+    return values[0]
+
+
+_FUNCTIONS = {"one": _one}
 
 
 class _Names(dict[str, Any]):
@@ -63,18 +81,21 @@ def names(values: Mapping[str, Any], *more: Mapping[str, Any]) -> dict[str, Any]
 def parse(text: str) -> CodeType:
     """Compile ``text`` after checking that it holds only names, constants, arithmetic, comparison and logic.
 
+    ``key[layer]`` is an entry of a list, ``one(key)`` the value that all of its entries have.
+
     Raises:
-        ConfigError: not an expression, or it calls, indexes or reads attributes.
+        ConfigError: not an expression, or it calls anything else, or reads attributes.
     """
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except SyntaxError as error:
         raise ConfigError(f"{text!r} is not an expression: {error.msg}") from None
     for node in ast.walk(tree):
-        if not isinstance(node, _ALLOWED):
+        called = isinstance(node, ast.Call) and not (isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS)
+        if called or not isinstance(node, _ALLOWED):
             raise ConfigError(
                 f"{text!r}: {type(node).__name__} is not allowed; use names, constants, + - * // %, comparisons, "
-                "and/or/not, if-else"
+                "and/or/not, if-else, key[layer], one(key)"
             )
     return compile(tree, "<family>", "eval")
 
@@ -87,7 +108,7 @@ def evaluate(text: str, known: dict[str, Any]) -> Any:
     """
     code = parse(text)
     try:
-        return eval(code, {"__builtins__": {}}, known)
-    except (TypeError, ValueError, ArithmeticError) as error:
-        used = {name: str(known[name])[:60] for name in code.co_names}
+        return eval(code, {"__builtins__": {}}, names(known, _FUNCTIONS) if "one" in code.co_names else known)
+    except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+        used = {name: str(known[name])[:60] for name in code.co_names if name not in _FUNCTIONS}
         raise ConfigError(f"cannot evaluate {text!r} with {used}: {error}") from None

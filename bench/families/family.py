@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 from bench.families.compressed_config import (
@@ -19,59 +19,32 @@ from bench.families.compressed_config import (
 )
 from bench.families.config_values import MOST_LAYERS, check_counts, check_values, shown
 from bench.families.expression import evaluate, names
-from bench.families.family_file import FamilyFile, TensorRule
+from bench.families.family_file import TensorRule
 from bench.families.form_config import FORM_KEY, read_form
 from bench.families.known_families import read_families
+from bench.families.layout import Layout
 from bench.families.quantization_config import Packed, read_quantization
 from methods.framework.errors import CheckpointError, ConfigError, NotMoEError
-from methods.framework.forms import formed, whole_of_packed
+from methods.framework.forms import formed
 from methods.framework.inventory import (
     CONSTANT_ROLE,
     EXPERT_ROLES,
-    ROUTER_ROLES,
     Attention,
-    ExpertForm,
     Inventory,
     LayerInventory,
     MlpKind,
     Router,
     TensorEntry,
 )
-from methods.framework.linears import part_of_linear, whole_linear
 from methods.framework.plan import Plan
 from methods.framework.transfer import constant_template
 
 _DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where transformers keeps a tensor: parameter ``name``, and for experts rows ``start:stop`` of ``[expert]``."""
-
-    name: str
-    expert: int | None = None
-    start: int = 0
-    stop: int | None = None
-
-    def within(self, parameter: Any) -> Any:
-        """Return the part of ``parameter``, the tensor called ``name``, that is meant: a view."""
-        return parameter if self.expert is None else parameter[self.expert][self.start : self.stop]
-
-
-@dataclass(frozen=True, slots=True)
-class FusedSlot:
-    """A matrix inside a 3-D tensor on disk: candidate ``names``, the full ``shape`` [E, rows, columns], first row."""
-
-    names: tuple[str, ...]
-    shape: tuple[int, int, int]
-    start: int
-
-
 @dataclass(frozen=True, eq=False)
-class Family:
+class Family(Layout):
     """One family of MoE models, as its file states it."""
-
-    file: FamilyFile
 
     @property
     def name(self) -> str:
@@ -134,72 +107,6 @@ class Family:
         """
         return compressed_config(self.file, config, plan, result)
 
-    def placement(self, entry: TensorEntry) -> Placement:
-        """Return where the transformers model keeps ``entry``; experts are fused into 3-D parameters there."""
-        if entry.role in EXPERT_ROLES and (slot := self.fused_slot(entry, experts=0)):
-            return Placement(slot.names[0], entry.expert, slot.start, slot.start + entry.shape[0])
-        return Placement(self.disk_names(entry)[-1])
-
-    def disk_names(self, entry: TensorEntry) -> tuple[str, ...]:
-        """Return the names that ``entry`` may have on disk as a tensor of its own, the classic one first."""
-        module = self._modules.get(entry.template)
-        return (entry.name,) if module is None else (entry.name, module.format(layer=entry.layer, expert=entry.expert))
-
-    def fused_slot(self, entry: TensorEntry, experts: int) -> FusedSlot | None:
-        """Return where ``entry`` lies in a fused layout of ``experts`` experts; None if it is no expert's matrix."""
-        for rule in self.file.tensors.fused:
-            if entry.role in rule.roles:
-                rows, columns = entry.shape
-                shape = (experts, rows * len(rule.roles), columns)
-                return FusedSlot(
-                    tuple(name.format(layer=entry.layer) for name in rule.names),
-                    shape,
-                    rows * rule.roles.index(entry.role),
-                )
-        return None
-
-    def mlp_modules(self, layer: int) -> tuple[str, str]:
-        """Return the transformers module names of the norm before a layer's MoE block, and of the block itself."""
-        norm = next(rule for rule in self.file.tensors.layer if rule.role == "norm.mlp")
-        path = (norm.module or norm.name).rpartition(".")[0].format(layer=layer)
-        return path, self.experts_module(layer).rpartition(".")[0]
-
-    def experts_module(self, layer: int) -> str:
-        """Return the transformers name of the module that runs the routed experts of a layer."""
-        return self.file.tensors.fused[0].names[0].rpartition(".")[0].format(layer=layer)
-
-    def router_module(self, layer: int) -> str:
-        """Return the transformers name of the module that chooses the experts of a layer."""
-        router = next(rule for rule in self.file.tensors.moe if rule.role == "router.weight")
-        return (router.module or router.name).rpartition(".")[0].format(layer=layer)
-
-    def router_attributes(self) -> dict[str, str]:
-        """Return the attributes of that module whose first axis is the routed expert, with their roles."""
-        rules = (rule for rule in self.file.tensors.moe if rule.role in ROUTER_ROLES)
-        return {(rule.module or rule.name).rpartition(".")[2]: rule.role for rule in rules}
-
-    def module_shapes(self, inventory: Inventory) -> dict[str, tuple[int, ...]]:
-        """Return every parameter and stored buffer that the transformers model of ``inventory`` has, with its shape.
-
-        Those of experts that are stored in another form are left out, since ``bench.experts.stored_module`` holds them; but for
-        few bits alone, where the stock module holds what they stand for.
-        """
-        shapes: dict[str, tuple[int, ...]] = {}
-        experts = [0] * len(inventory.outer) + [n.experts for n in inventory.layers for _ in n.tensors]
-        for entry, count in zip(inventory.tensors(), experts, strict=True):
-            if (form := _form(inventory, entry)) is not None:
-                whole = whole_of_packed(entry) if form == ExpertForm(bits=form.bits) else None
-                if whole is None:
-                    continue
-                entry = whole
-            linear = whole_linear(entry)
-            if linear is None and part_of_linear(entry) is not None:
-                continue  # the module holds the matrix, not what describes its integers
-            entry = linear or entry
-            slot = self.fused_slot(entry, count)
-            shapes[self.placement(entry).name] = entry.shape if slot is None else slot.shape
-        return shapes
-
     def ignorable(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """Return globs of tensors that files may hold and that are not part of the model."""
         known = self._names(config)
@@ -210,14 +117,6 @@ class Family:
             for further in range(min(evaluate(rule.count, known), MOST_LAYERS))
         )
         return tuple(dict.fromkeys(globs))
-
-    @cached_property
-    def _modules(self) -> dict[str, str]:
-        tensors = self.file.tensors
-        rules = (*tensors.outer, *tensors.layer, *tensors.dense, *tensors.moe)
-        modules = {rule.name: rule.module for rule in rules if rule.module is not None}
-        routers = [(rule.name, rule.module) for rule in rules if rule.role == "router.weight" and rule.module]
-        return modules | {_constants_beside(name): _constants_beside(module) for name, module in routers}
 
     def _inventory(self, config: Mapping[str, Any]) -> Inventory:
         known = self._names(config)
@@ -258,6 +157,7 @@ class Family:
             layers=tuple(layers),
             outer=tuple(_entries(self.file.tensors.outer, known, dtype)),
             tied_embeddings=bool(known["tie_word_embeddings"]),
+            norm_offset=self.file.norm_offset,
             config=dict(config),
         )
 
@@ -273,6 +173,8 @@ class Family:
     ) -> LayerInventory:
         """Return layer ``index``; ``stated`` is what the config states about it alone, ``packed`` what about few bits."""
         known["layer"] = index
+        for symbol, expression in self.file.layer_symbols.items():
+            known[symbol] = evaluate(expression, known)
         tensors = self.file.tensors
         kind: MlpKind = "dense"
         rows = top_k = 0
@@ -305,17 +207,6 @@ class Family:
         form = read_form(stated.get(FORM_KEY), few, experts, index) if kind == "moe" else None
         tensors_here = formed(entries, form, linear_bits)
         return LayerInventory(kind, experts, top_k, tensors_here, mapped, constants, form, linear_bits)
-
-
-def _form(inventory: Inventory, entry: TensorEntry) -> ExpertForm | None:
-    """Return the form of the experts whose tensor ``entry`` is; None where they are whole, and for other tensors."""
-    if entry.layer is None or not entry.role.startswith("expert."):
-        return None
-    return inventory.layers[entry.layer].form
-
-
-def _constants_beside(router: str) -> str:
-    return constant_template(TensorEntry(router, "router.weight", (), ""))
 
 
 def _entries(

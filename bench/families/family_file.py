@@ -8,6 +8,7 @@ config, the text ``None`` stands for no value, which TOML cannot say.
 from __future__ import annotations
 
 import tomllib
+from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Annotated, Any, Literal
 
@@ -92,12 +93,25 @@ class AttentionRule(_Part):
 
 
 class KeysRule(_Part):
-    """Config keys that a compressed checkpoint changes; the first spelling is the one transformers stores."""
+    """Config keys that a compressed checkpoint changes; the first spelling is the one transformers stores.
+
+    ``per_layer_lists`` have an entry for each decoder layer. ``derived_lists`` are such lists that a config may leave out: their
+    expression in ``layer`` says what is meant then, and they are stated once decoder layers have gone.
+    """
 
     layers: str = "num_hidden_layers"
     experts: tuple[str, ...]
     top_k: tuple[str, ...] = ("num_experts_per_tok",)
     per_layer_lists: tuple[str, ...] = ()
+    derived_lists: dict[str, Expression] = Field(default_factory=dict)
+
+
+class KindsRule(_Part):
+    """A list in the config that names the kind of each layer's feed-forward sub-layer."""
+
+    key: str
+    moe: str
+    dense: str
 
 
 class LayersRule(_Part):
@@ -107,12 +121,14 @@ class LayersRule(_Part):
         moe: expression in ``layer``.
         dense_prefix: key that counts the dense layers at the start.
         dense_list: key that lists dense layers by index.
+        kinds: list that names the kind of each layer.
         neutral: keys set when ``dense_list`` states everything.
     """
 
     moe: Expression = "True"
     dense_prefix: str | None = None
     dense_list: str | None = None
+    kinds: KindsRule | None = None
     neutral: dict[str, int] = Field(default_factory=dict)
 
 
@@ -162,24 +178,34 @@ class FamilyFile(_Part):
 
     Args:
         name: the family's key.
+        like: family of the package whose file this one begins with: tables are filled up with its keys, the text ``None`` takes
+            one away (but for values of configs), lists replace its own, and ``tensors.also`` adds to them.
         model_types: values of ``model_type`` that it covers.
         architecture: transformers class of the causal language model; None where transformers has none.
+        loads_as: ``model_type`` under which transformers has it, where that is none of its own.
         defaults: values of keys that configs of this family may leave out.
         symbols: shape letters; D hidden, V vocabulary, L layers, E experts and K experts per token are required.
+        layer_symbols: further ones, expressions in ``layer``.
         result: keys that every written config gets, for parts of a model that are not carried over.
         requires: conditions on the config.
         block_drop_requires: conditions for dropping decoder layers.
         vllm: vLLM's classes; None where the plug-in does not serve the family.
+        norm_offset: added to the stored weights of norms before they multiply.
+        layer_outputs: values that a decoder layer of transformers returns; the first is the residual stream.
+        laws: ``every`` method is tried on it in the project's own tests, or a ``covering`` choice, one of each kind.
         tiny: keys of the config of the tiny model on which laws and tests are tried, beside the sizes that
             ``bench.models.tiny`` gives to all families; None where transformers cannot build one.
         variant: keys in which a second tiny model differs, so that tensors which ``tiny`` lacks are there, and the reverse.
     """
 
     name: str
+    like: str | None = None
     model_types: tuple[str, ...]
     architecture: str | None = None
+    loads_as: str | None = None
     defaults: dict[str, Any] = Field(default_factory=dict)
     symbols: dict[str, Expression]
+    layer_symbols: dict[str, Expression] = Field(default_factory=dict)
     result: dict[str, int] = Field(default_factory=dict)
     keys: KeysRule
     attention: AttentionRule
@@ -189,6 +215,9 @@ class FamilyFile(_Part):
     requires: tuple[Requirement, ...] = ()
     block_drop_requires: tuple[Requirement, ...] = ()
     vllm: VllmRule | None = None
+    norm_offset: float = 0.0
+    layer_outputs: int = 1
+    laws: Literal["every", "covering"] = "covering"
     tiny: Values | None = None
     variant: Values = Field(default_factory=dict)
 
@@ -200,7 +229,7 @@ def read_family_file(path: Traversable) -> FamilyFile:
         ConfigError: not TOML, an unknown key, or a value that is not allowed; the message names the place.
     """
     try:
-        family = FamilyFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        family = FamilyFile.model_validate(_document(path))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"family file {path.name} is not TOML: {error}") from None
     except ValidationError as error:
@@ -210,3 +239,31 @@ def read_family_file(path: Traversable) -> FamilyFile:
     if missing := {"D", "V", "L", "E", "K"} - family.symbols.keys():
         raise ConfigError(f"family file {path.name}: symbols lacks {', '.join(sorted(missing))}")
     return family
+
+
+def _document(path: Traversable) -> dict[str, Any]:
+    """Return the content of a family file, with that of the one that it is like below it."""
+    own = tomllib.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(like := own.get("like"), str):
+        return own
+    before = files("bench") / "families" / f"{like}.toml"
+    if like == own.get("name") or not like.isidentifier() or not before.is_file():
+        raise ConfigError(f"family file {path.name}: like names {like!r}, which is no family of the package")
+    merged = _merged(_document(before), own, ())
+    tensors = merged["tensors"]
+    for part, rules in tensors.pop("also", {}).items():
+        tensors[part] = [*tensors.get(part, []), *rules]
+    return merged
+
+
+def _merged(before: dict[str, Any], own: dict[str, Any], place: tuple[str, ...]) -> dict[str, Any]:
+    """Return ``own`` filled up with the keys of ``before``."""
+    merged = dict(before)
+    for key, value in own.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merged(merged[key], value, (*place, key))
+        elif value == "None" and place[:1] not in (("tiny",), ("variant",)):
+            merged.pop(key, None)
+        else:
+            merged[key] = value
+    return merged

@@ -47,9 +47,11 @@ def firsts(cls: type[Method], case: Case) -> list[str]:
 
 @cache
 def _kinds(case: Case) -> list[list[str]]:
-    """Return the names of all methods, those together whose plans compose alike."""
+    """Return the names of all methods that apply to the model, those together whose plans compose alike."""
     kinds: dict[frozenset[str], list[str]] = {}
     for name in names():
+        if tried(method_class(name)).refuse(case.inventory) is not None:
+            continue
         kinds.setdefault(kind_of(planned(method_class(name), case)), []).append(name)
     return list(kinds.values())
 

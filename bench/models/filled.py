@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.experts.stored_module import CompressedExperts
 from bench.experts.whole import stored_expert, stored_linear
+from bench.models.model_config import model_config
 from methods.framework.errors import CheckpointError
 from methods.framework.forms import (
     COLUMNS,
@@ -127,10 +128,9 @@ def filled_model(
     Raises:
         CheckpointError: transformers cannot build the model.
     """
-    from transformers import AutoConfig
     from transformers.initialization import no_init_weights
 
-    config = AutoConfig.from_pretrained(checkpoint.path)
+    config = model_config(checkpoint.family, checkpoint.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the values in memory are not in few bits
     try:

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.source import local_folder
@@ -28,6 +28,7 @@ from bench.experts.stored_module import CompressedExperts
 from bench.families.compressed_config import PREFIX
 from bench.families.family import Family
 from bench.models.filled import filled_model
+from bench.models.model_config import model_config
 from methods.framework.errors import CheckpointError
 from methods.framework.forms import has_own_form
 from methods.framework.inventory import Inventory
@@ -65,6 +66,8 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, **kwargs: A
         checkpoint.close()
     # Tensors of another shape are listed below; transformers' own refusal would not name them.
     settings = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True, **kwargs}
+    if checkpoint.family.file.loads_as is not None:
+        settings["config"] = model_config(checkpoint.family, checkpoint.config)
     try:
         model, info = model_class.from_pretrained(folder, **settings)
     except (OSError, ValueError, RuntimeError) as error:
@@ -103,7 +106,7 @@ def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
     """Return the model of a checkpoint without weights, on the meta device."""
     model_class = _class_for(checkpoint.family, checkpoint.config)
     with torch.device("meta"):
-        return model_class(AutoConfig.from_pretrained(checkpoint.path))
+        return model_class(model_config(checkpoint.family, checkpoint.config))
 
 
 def check_loadable(checkpoint: Checkpoint) -> None:

@@ -5,6 +5,7 @@ What a family needs beside the sizes below stands in its file (``tiny``).
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from bench.families.family import family_named
 from bench.families.known_families import read_families
 
-FAMILIES = tuple(name for name, family in read_families().items() if family.tiny is not None)
+RUNNABLE = tuple(name for name, family in read_families().items() if family.tiny is not None)
 """Families of which transformers can build a model."""
+
+FAMILIES = tuple(name for name in RUNNABLE if family_named(name).file.laws == "every")
+"""Those of them on which every method is tried in the project's own tests; the others get a covering choice of methods."""
 
 EXPERTS, TOP_K = 8, 2
 
@@ -39,7 +43,9 @@ def tiny_config(family: str, **overrides: Any) -> PreTrainedConfig:
     # Of several spellings of a key only one may be there, or they could contradict each other.
     first = {key: spellings[0] for spellings in (keys.experts, keys.top_k) for key in spellings}
     own = {first.get(key, key): value for key, value in overrides.items()}
-    return AutoConfig.for_model(file.model_types[0], **{**_SIZES, **counts, **(file.tiny or {}), **own})
+    return AutoConfig.for_model(
+        file.loads_as or file.model_types[0], **{**_SIZES, **counts, **(file.tiny or {}), **own}
+    )
 
 
 def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
@@ -55,7 +61,7 @@ def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
                 parameter.copy_(torch.randn_like(parameter) * 0.3 * scale[:, None, None])
             elif roles.get(name) in ("expert.gate", "expert.up", "router.weight", "shared.scalar_gate"):
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
-        for name, buffer in model.named_buffers():
+        for name, buffer in (*model.named_parameters(), *model.named_buffers()):
             if roles.get(name) == "router.correction":
                 buffer.copy_(torch.randn_like(buffer) * 0.05)
     return model
@@ -80,6 +86,10 @@ def tiny_checkpoint(
         overrides: values for keys of its config; see ``tiny_config``.
     """
     tiny_model(family, seed, **overrides).to(dtype).save_pretrained(folder)
+    file = family_named(family).file
+    if file.loads_as is not None:
+        document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (folder / "config.json").write_text(json.dumps({**document, "model_type": file.model_types[0]}, indent=2))
     return folder
 
 

@@ -193,7 +193,10 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """A whole checkpoint, in source coordinates. ``outer`` holds embedding, final norm and output head."""
+    """A whole checkpoint, in source coordinates. ``outer`` holds embedding, final norm and output head.
+
+    ``norm_offset`` is added to the stored weights of norms before they multiply.
+    """
 
     family: str
     hidden: int
@@ -203,6 +206,7 @@ class Inventory:
     layers: tuple[LayerInventory, ...]
     outer: tuple[TensorEntry, ...]
     tied_embeddings: bool = False
+    norm_offset: float = 0.0
     config: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False, repr=False)
 
     @property

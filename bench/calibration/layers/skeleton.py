@@ -44,13 +44,14 @@ class _Handout(nn.Module):
 class _Eavesdropper(nn.Module):
     """Stands where a decoder layer was and keeps the keyword arguments that the model passes to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: int) -> None:
         super().__init__()
+        self.outputs = outputs
         self.heard: dict[str, Any] = {}
 
-    def forward(self, hidden_BSD: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_BSD: Tensor, **kwargs: Any) -> Tensor | tuple[Tensor | None, ...]:
         self.heard = kwargs
-        return hidden_BSD
+        return hidden_BSD if self.outputs == 1 else (hidden_BSD, *(None for _ in range(self.outputs - 1)))
 
 
 class Skeleton:
@@ -70,13 +71,16 @@ class Skeleton:
         Raises:
             CheckpointError: ``config`` describes another number of layers.
         """
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoModel
         from transformers.activations import ACT2FN
+
+        from bench.models.model_config import model_config
 
         document = {
             key: value for key, value in config.items() if key not in ("per_layer_config", "quantization_config")
         }
-        parsed = AutoConfig.for_model(**document)
+        self._family = family_of(config)
+        parsed = model_config(self._family, document)
         with torch.device("meta"):
             model = AutoModel.from_config(parsed, attn_implementation="sdpa", dtype=dtype).eval()
         self.activation = ACT2FN[parsed.hidden_act]
@@ -85,9 +89,8 @@ class Skeleton:
             raise CheckpointError(
                 f"config.json describes {len(self._layers)} decoder layers, the checkpoint holds {len(layers)}"
             )
-        self._family = family_of(config)
         self._kinds = [layer.mlp for layer in layers]
-        self._listeners = [_Eavesdropper() for _ in layers]
+        self._listeners = [_Eavesdropper(self._family.file.layer_outputs) for _ in layers]
         model.layers = nn.ModuleList(self._listeners)
         model.norm = nn.Identity()
         # Built again outside of the meta device, because its frequencies are computed, not loaded.
@@ -166,7 +169,8 @@ class Attention:
 
     def __call__(self, hidden_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """Return the residual stream after attention, and the feed-forward sub-layer's normed input, both (B, S, D)."""
-        residual_BSD = self._layer(hidden_BSD, **self._skeleton.arguments(self._index, hidden_BSD.shape[1]))
+        found = self._layer(hidden_BSD, **self._skeleton.arguments(self._index, hidden_BSD.shape[1]))
+        residual_BSD = found[0] if isinstance(found, tuple) else found
         taken_BSD = self._stub.taken
         assert taken_BSD is not None
         self._stub.taken = None

@@ -13,7 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from bench.families.expression import evaluate, names
 from bench.families.family import Family, families, family_named, family_of
 from bench.families.family_file import read_family_file
+from bench.models.tiny import RUNNABLE
 from methods.framework.errors import CheckpointError, ConfigError, NotMoEError, PlanError
+from methods.framework.inside import Quantisation
 from methods.framework.inventory import Inventory
 from methods.framework.layer_plan import LayerPlan, Merge
 from methods.framework.plan import Plan
@@ -78,8 +80,9 @@ def test_placement_names_the_parameters_of_transformers(name: str) -> None:
 def test_every_family_that_can_be_run_is_tried_and_served() -> None:
     for name in families():
         file = family_named(name).file
-        assert (file.architecture is not None) == (name in FAMILIES) == (file.vllm is not None), name
-        assert name not in FAMILIES or (file.variant and not file.variant.items() <= (file.tiny or {}).items())
+        assert (file.architecture is not None) == (name in RUNNABLE), name
+        assert name not in FAMILIES or file.vllm is not None, name
+        assert name not in RUNNABLE or (file.variant and not file.variant.items() <= (file.tiny or {}).items()), name
 
 
 def test_router_semantics_follow_the_config() -> None:
@@ -315,3 +318,57 @@ def test_expressions() -> None:
         evaluate("absent * 2", known)
     with pytest.raises(ConfigError, match="Attribute"):
         evaluate("a.real", known)
+
+
+def test_a_file_may_begin_with_that_of_another_family(tmp_path: Path) -> None:
+    path = tmp_path / "new.toml"
+    path.write_text(
+        'name = "new"\nlike = "glm4_moe"\nmodel_types = ["new"]\nvllm = "None"\n[defaults]\nn_group = 2\n'
+        '[tiny]\nhead_dim = "None"\n'
+        '[tensors]\ndense = []\n[tensors.also]\nignorable = [{ name = "extra.*" }]\n'
+    )
+    ours, theirs = read_family_file(path), family_named("glm4_moe").file
+    assert ours.vllm is None and theirs.vllm is not None and ours.tiny is not None and ours.tiny["head_dim"] is None
+    assert ours.defaults == {**theirs.defaults, "n_group": 2} and ours.symbols == theirs.symbols
+    assert ours.tensors.dense == () and ours.tensors.layer == theirs.tensors.layer
+    assert [rule.name for rule in ours.tensors.ignorable] == [*(r.name for r in theirs.tensors.ignorable), "extra.*"]
+    for like in ("new", "missing", "../families/glm4_moe"):
+        path.write_text(f'name = "new"\nlike = "{like}"\n')
+        with pytest.raises(ConfigError, match="which is no family of the package"):
+            read_family_file(path)
+
+
+def test_expressions_look_into_lists() -> None:
+    known = names({"kinds": ["a", "b"], "layer": 1, "alike": [3, 3]})
+    assert evaluate("kinds[layer] == 'b'", known) and evaluate("one(alike) + one(layer)", known) == 4
+    for text, words in (("kinds[layer + 1]", "out of range"), ("one(kinds)", "differ"), ("len(kinds)", "Call")):
+        with pytest.raises(ConfigError, match=words):
+            evaluate(text, known)
+
+
+def test_a_list_of_kinds_follows_the_layers() -> None:
+    config = config_dict("glm4_moe_lite", mlp_layer_types=["sparse", "dense", "sparse"])
+    written, _ = compressed(config, [LayerPlan(drop="block"), LayerPlan(), LayerPlan()])
+    assert written["mlp_layer_types"] == ["dense", "sparse"]
+    unsaid = {**config_dict("glm4_moe_lite"), "mlp_layer_types": None, "first_k_dense_replace": 1}
+    written, _ = compressed(unsaid, [LayerPlan(drop="block"), LayerPlan(), LayerPlan()])
+    assert written["mlp_layer_types"] == ["sparse", "sparse"] and written["first_k_dense_replace"] == 0
+    with pytest.raises(CheckpointError, match="mlp_layer_types"):
+        opened({**unsaid, "first_k_dense_replace": 3})
+
+
+def test_a_list_that_a_config_leaves_out_is_stated_once_layers_go() -> None:
+    unsaid = {**config_dict("qwen3_next", num_hidden_layers=5), "layer_types": None, "full_attention_interval": 2}
+    keep, drop = LayerPlan(), LayerPlan(drop="block")
+    written, inventory = compressed(unsaid, [keep, keep, drop, keep, keep])
+    assert written["layer_types"] == ["linear_attention", "full_attention", "full_attention", "linear_attention"]
+    mixed = [any(entry.role == "mixer.in" for entry in layer.tensors) for layer in inventory.layers]
+    assert mixed == [kind == "linear_attention" for kind in written["layer_types"]]
+    bits = LayerPlan(bits=Quantisation(bits=4, group=16, kernel="awq"))
+    with pytest.raises(PlanError, match="AWQ"):
+        compressed(config_dict("qwen3_next"), [bits, keep, keep])
+
+
+def test_layers_that_share_an_index_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="indexer_types"):
+        opened(config_dict("glm_moe_dsa", indexer_types=["full", "shared", "full"]))

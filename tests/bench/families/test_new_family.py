@@ -20,7 +20,8 @@ from tests.support.places import ROOT
 
 pytestmark = pytest.mark.thorough
 
-NEW = Path(__file__).with_name("glm4_moe.toml")
+NEW = ROOT / "bench" / "families" / "glm4_moe.toml"
+"""Taken out of the copies first: neither it nor what is like it is there then."""
 
 # Runs where the copy comes first on the path; prints what it found as JSON.
 _TRIAL = """
@@ -35,9 +36,9 @@ from bench.calibration.calibrate import calibrate
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.families.family import families, family_named, family_of
 from bench.laws import decisions, realised as written_laws
-from bench.laws.cases import case, cases
+from bench.laws.cases import case
 from bench.models.load import check_loadable, load_model
-from bench.models.tiny import FAMILIES, tiny_checkpoint, tiny_tokens
+from bench.models.tiny import RUNNABLE, tiny_checkpoint, tiny_tokens
 from bench.serving.kinds import compression
 from bench.serving.plugin import STOCK
 from bench.serving.engine import engine_named
@@ -46,7 +47,7 @@ from methods.framework.inventory import Inventory
 from methods.registry import method_class
 
 folder = Path(sys.argv[1])
-found = {"families": families(), "tiny": FAMILIES, "cases": [one.family for one in cases()], "stock": STOCK["Glm4MoeForCausalLM"]}
+found = {"families": families(), "tiny": RUNNABLE, "stock": STOCK["Glm4MoeForCausalLM"]}
 
 family = family_named("glm4_moe")
 source = Checkpoint.open(tiny_checkpoint("glm4_moe", folder / "source"))
@@ -85,11 +86,13 @@ print(json.dumps(found))
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """Return a copy of the product with the new file in its folder of families."""
+    """Return a copy of the product that lacks the new family, and those that are like it."""
     root = tmp_path / "copy"
     for package in ("bench", "methods"):
         shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("weights", "__pycache__"))
-    shutil.copy(NEW, root / "bench" / "families")
+    for path in (root / "bench" / "families").glob("*.toml"):
+        if path.name == NEW.name or 'like = "glm4_moe"' in path.read_text():
+            path.unlink()
     return root
 
 
@@ -119,9 +122,10 @@ def run(arguments: list[str], path: list[Path]) -> Any:
 
 
 def test_one_file_is_a_family(copy: Path, distribution: Path, tmp_path: Path) -> None:
+    shutil.copy(NEW, copy / "bench" / "families")
     found = run(["-c", _TRIAL, str(tmp_path)], [copy, distribution])
     assert {"glm4_moe", "offered", "mixtral"} <= set(found["families"])
-    assert "glm4_moe" in found["tiny"] and found["tiny"] == found["cases"]
+    assert "glm4_moe" in found["tiny"] and "dots1" not in found["tiny"]
     assert found["stock"] == ["vllm.model_executor.models.glm4_moe", "Glm4MoE"]
     assert found["layers"] == [["dense", "moe", "moe"], ["moe", "moe", "moe"]]
     assert found["router"] == ["sigmoid", 1.5]
@@ -156,10 +160,10 @@ if __name__ == "__main__":
 
 
 @pytest.mark.e2e
-def test_the_plugin_serves_it_too(distribution: Path, tmp_path: Path) -> None:
+def test_the_plugin_serves_it_too(copy: Path, distribution: Path, tmp_path: Path) -> None:
     shutil.copy(NEW, distribution / "offering")
     (tmp_path / "served.py").write_text(_SERVED)
-    found = run([str(tmp_path / "served.py"), str(tmp_path)], [ROOT, distribution])
+    found = run([str(tmp_path / "served.py"), str(tmp_path)], [copy, distribution])
     assert found == {"counts": True, "sublayer": True}
 
 
@@ -174,16 +178,17 @@ def test_an_offer_without_a_family_or_with_a_taken_name_is_refused(
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("vacant_offer", "double_offer"):
         (tmp_path / name).mkdir()
-    (tmp_path / "path_offer.py").write_text(f"FILE = {str(NEW)!r}\n")
+    text = NEW.read_text().replace('"glm4_moe"', '"fresh_moe"')
+    (tmp_path / "fresh.toml").write_text(text)
+    (tmp_path / "path_offer.py").write_text(f"FILE = {str(tmp_path / 'fresh.toml')!r}\n")
     offer(monkeypatch, "vacant_offer")
     with pytest.raises(ConfigError, match=r"'mine' of moebench\.families gives .* holds no family file"):
         known_families.read_families.__wrapped__()
     offer(monkeypatch, "path_offer:FILE")
-    assert "glm4_moe" in known_families.read_families.__wrapped__()
-    text = NEW.read_text()
+    assert "fresh_moe" in known_families.read_families.__wrapped__()
     for old, new, words in (
-        ('name = "glm4_moe"', 'name = "olmoe"', "both have the name 'olmoe'"),
-        ('["glm4_moe"]', '["mixtral"]', "both have the model type 'mixtral'"),
+        ('name = "fresh_moe"', 'name = "olmoe"', "both have the name 'olmoe'"),
+        ('["fresh_moe"]', '["mixtral"]', "both have the model type 'mixtral'"),
     ):
         (tmp_path / "double_offer" / "one.toml").write_text(text.replace(old, new))
         offer(monkeypatch, "double_offer")
