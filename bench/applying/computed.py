@@ -16,7 +16,15 @@ from bench.experts.lazy import lazily
 from methods.framework.inventory import EXPERT_ROLES, Inventory, TensorEntry
 from methods.framework.layer_plan import LayerPlan, Merge
 from methods.framework.stats import Stats
-from methods.framework.transfer import AveragedRows, Constants, InsideExpert, MergedExpert, ScaledInputs, Transfer
+from methods.framework.transfer import (
+    AveragedRows,
+    Constants,
+    Dequantised,
+    InsideExpert,
+    MergedExpert,
+    ScaledInputs,
+    Transfer,
+)
 from methods.kernels.merging import ExpertMatrices, averaged, merged
 
 
@@ -49,6 +57,8 @@ class Recipes:
         if isinstance(recipe, MergedExpert):
             matrices = self._merge(transfer.source.layer, recipe.merge)
             return matrices[EXPERT_ROLES.index(transfer.source.role)].to(dtype)
+        if isinstance(recipe, Dequantised):
+            return self._checkpoint.read(transfer.source).to(dtype)
         if isinstance(recipe, AveragedRows):
             return averaged(recipe, self._checkpoint.read(transfer.source)).to(dtype)
         assert isinstance(recipe, Constants)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from itertools import groupby
 
@@ -25,6 +26,9 @@ def inspect(model: Model, revision: str | None = None) -> None:
         table.add_row(layers, *map(str, shape))
     out.print(table)
     out.print(inventory.router)
+    stored = Counter(entry.stored.format for entry in inventory.tensors() if entry.stored is not None)
+    for kind, number in stored.items():
+        out.print(f"quantised source: {number} matrices are stored as {kind}, and read as the values they stand for")
     if checkpoint.left_out:
         number, first = len(checkpoint.left_out), checkpoint.left_out[0]
         out.print(

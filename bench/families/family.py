@@ -24,6 +24,7 @@ from bench.families.family_file import FamilyFile, TensorRule
 from bench.families.form_config import FORM_KEY, read_form
 from bench.families.known_families import read_families
 from bench.families.quantization_config import read_quantization
+from bench.families.stored_formats import stored_formats
 from methods.framework.errors import CheckpointError, ConfigError, NotMoEError
 from methods.framework.forms import formed, whole_of_packed
 from methods.framework.inventory import (
@@ -224,14 +225,15 @@ class Family:
                 f"dtype {config.get('dtype') or config.get('torch_dtype')!r} is unknown; known: {', '.join(_DTYPES)}"
             )
         count = _integer("L", known)
-        bits = read_quantization(config, count) if config.get(QUANTISATION_KEY) else {}
+        stored = stored_formats(config)
+        bits = read_quantization(config, count) if stored is None and config.get(QUANTISATION_KEY) else {}
         layers = []
         for index in range(count):
             here = known if index not in overrides else self._names({**config, **overrides[index]})
             layers.append(self._layer(index, here, dtype, overrides.get(index, {}), bits.get(index)))
         router, attention = self.file.router, self.file.attention
         grouped = evaluate(router.groups, known) or 1
-        return Inventory(
+        inventory = Inventory(
             family=self.name,
             hidden=_integer("D", known),
             vocab=_integer("V", known),
@@ -256,6 +258,7 @@ class Family:
             tied_embeddings=bool(known["tie_word_embeddings"]),
             config=dict(config),
         )
+        return inventory if stored is None else stored.expected(inventory)
 
     def _names(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return defaults, config keys and symbols, each symbol seeing those before it."""
