@@ -9,11 +9,16 @@ from pathlib import Path
 
 from bench.checkpoint.headers import Span
 from bench.families.family import Family
-from bench.families.stored_formats import Layout, StoredFormats, stored_formats
+from bench.families.source_formats import stored_formats
+from bench.families.stored_formats import COMPANIONS, VALUES, Scheme, StoredFormats
 from methods.framework.errors import CheckpointError
-from methods.framework.inventory import Inventory, TensorEntry
+from methods.framework.inventory import Inventory, Piece, Storage, TensorEntry
 
 FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
+
+_ALIKE = (FLOATS | {"F8_E8M0"}, frozenset({"I64", "I32"}))
+"""Types that scales may have in each other's place, and counts."""
+_COUNTS = ("weight_shape", "weight_g_idx", "g_idx")
 
 Spans = dict[TensorEntry, tuple[Span, ...]]
 """Where the pieces of each tensor lie."""
@@ -99,46 +104,67 @@ class _Search:
         """Return ``entry`` as it is stored, where the files hold codes and scales for it."""
         if self.formats is None or len(entry.shape) != 2:
             return None
-        layout = self.formats.layout
         for name in self.family.disk_names(entry):
             stem = name.removesuffix("weight")
-            if stem != name and (f"{stem}{layout.mark}" in self.headers or self._holds_codes(name, layout)):
-                return self._codes(entry, stem, layout)
+            if stem == name:
+                continue
+            for scheme, _ in self.formats.schemes:
+                if f"{stem}{scheme.mark}" in self.headers or self._holds_codes(name, scheme):
+                    return self._codes(entry, stem, scheme, self.formats)
+            if name in self.headers and self._beside(stem):
+                return self._values_with(entry, name)
         return None
 
-    def _holds_codes(self, name: str, layout: Layout) -> bool:
-        span, codes = self.headers.get(name), layout.make(1, 1)[0]
+    def _holds_codes(self, name: str, scheme: Scheme) -> bool:
+        span, codes = self.headers.get(name), scheme.make(1, 1)[0]
         return span is not None and codes.name == "weight" and span.dtype == codes.dtype
 
-    def _codes(self, entry: TensorEntry, stem: str, layout: Layout) -> TensorEntry:
-        assert self.formats is not None
-        if self.formats.of(entry) is None:
+    def _codes(self, entry: TensorEntry, stem: str, found: Scheme, formats: StoredFormats) -> TensorEntry:
+        scheme = formats.of(entry)
+        if scheme is None:
             raise CheckpointError(
-                f"{self.path}: {entry.name} is stored as {layout.format}, but quantization_config excepts its module, and "
+                f"{self.path}: {entry.name} is stored as {found.format}, but quantization_config excepts its module, and "
                 "readers differ in whom they believe; take the module off the list"
             )
-        if reason := layout.why_not(*entry.shape):
-            raise CheckpointError(f"{self.path}: {entry.name} cannot be stored as {layout.format}: {reason}")
-        pieces, spans = [], []
-        for piece in layout.storage(entry.shape).pieces:
+        if reason := scheme.why_not(*entry.shape):
+            raise CheckpointError(f"{self.path}: {entry.name} cannot be stored as {scheme.format}: {reason}")
+        storage = scheme.storage(entry.shape)
+        for piece in storage.pieces:
             name = stem + piece.name
             span = self.headers.get(name)
             if span is None:
                 raise CheckpointError(
-                    f"{self.path}: {entry.name} is stored as {layout.format}, whose codes mean nothing without {name}, and "
+                    f"{self.path}: {entry.name} is stored as {scheme.format}, whose codes mean nothing without {name}, and "
                     "that is not in the files; fetch the checkpoint again, or take the 16-bit one"
                 )
-            self.used.add(name)
             self._check_shape(name, span, piece.shape)
-            if span.dtype != piece.dtype and not {span.dtype, piece.dtype} <= FLOATS | {"F8_E8M0"}:
+            if span.dtype != piece.dtype and not _may_stand(span.dtype, piece):
                 raise CheckpointError(
-                    f"{self.path}: {name} holds {span.dtype}, but {layout.format} has {piece.dtype} there; fetch it again"
+                    f"{self.path}: {name} holds {span.dtype}, but {scheme.format} has {piece.dtype} there; fetch it again"
                 )
-            pieces.append(replace(piece, dtype=span.dtype))
-            spans.append(span)
-        found = replace(entry, stored=replace(layout.storage(entry.shape), pieces=tuple(pieces)))
-        self.spans[found] = tuple(spans)
+        return self._stored(entry, stem, storage, [piece.name for piece in storage.pieces])
+
+    def _values_with(self, entry: TensorEntry, name: str) -> TensorEntry | None:
+        """Return ``entry`` with its values in ``name`` and scales of activations beside them; None where these are no values."""
+        span = self.headers[name]
+        if span.dtype not in FLOATS:
+            return None
+        self._check_shape(name, span, entry.shape)
+        entry = replace(entry, dtype=span.dtype)
+        return self._stored(entry, name.removesuffix("weight"), Storage(VALUES, (1, 1), ()), ["weight"])
+
+    def _stored(self, entry: TensorEntry, stem: str, storage: Storage, needed: list[str]) -> TensorEntry:
+        """Return ``entry`` with the pieces that the files hold, and note where they lie."""
+        names = [*needed, *self._beside(stem)]
+        spans = tuple(self.headers[stem + name] for name in names)
+        self.used.update(stem + name for name in names)
+        pieces = tuple(Piece(name, span.dtype, span.shape) for name, span in zip(names, spans, strict=True))
+        found = replace(entry, stored=replace(storage, pieces=pieces))
+        self.spans[found] = spans
         return found
+
+    def _beside(self, stem: str) -> list[str]:
+        return [name for name in COMPANIONS if stem + name in self.headers]
 
     def _check_shape(self, name: str, span: Span, shape: tuple[int, ...]) -> None:
         if span.shape != shape:
@@ -163,6 +189,14 @@ class _Search:
                     )
                 return whole.part(entry.expert, slot.start, entry.shape[0])
         return None
+
+
+def _may_stand(dtype: str, piece: Piece) -> bool:
+    """Return whether tensors of ``dtype`` may stand where a format has ``piece``: scales of another type, other integers."""
+    floats, integers = _ALIKE
+    if piece.name in _COUNTS:
+        return {dtype, piece.dtype} <= integers
+    return {dtype, piece.dtype} <= floats
 
 
 def _some(names: list[str]) -> str:

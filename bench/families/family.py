@@ -24,7 +24,7 @@ from bench.families.family_file import FamilyFile, TensorRule
 from bench.families.form_config import FORM_KEY, read_form
 from bench.families.known_families import read_families
 from bench.families.quantization_config import read_quantization
-from bench.families.stored_formats import stored_formats
+from bench.families.source_formats import stored_formats
 from methods.framework.errors import CheckpointError, ConfigError, NotMoEError
 from methods.framework.forms import formed, whole_of_packed
 from methods.framework.inventory import (

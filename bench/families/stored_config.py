@@ -7,14 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bench.families.stored_formats import (
-    KEY,
-    excepted_key,
-    is_quantised_role,
-    listed_modules,
-    module_of,
-    stored_formats,
-)
+from bench.families.source_formats import listed_modules, stored_formats
+from bench.families.stored_formats import KEY, holds_values, is_quantised_role, module_of
 from methods.framework.inventory import Inventory
 from methods.framework.plan import Plan
 
@@ -35,19 +29,32 @@ def stored_config(config: Mapping[str, Any], plan: Plan, result: Inventory) -> d
         result: inventory of what the plan makes of it.
     """
     stated: dict[str, Any] = copy.deepcopy(dict(config[KEY]))
-    key = excepted_key(stated)
-    listed = [name for old in listed_modules(stated) for name in _renamed(old, plan)]
-    if listed or key in stated:
-        stated[key] = listed
+    before = stored_formats(config)
+    assert before is not None
+    stood = stated.get(before.key)
+    old = list(stood) if isinstance(stood, Mapping) else listed_modules(stated, before.key)
+    listed = [name for one in old for name in _renamed(one, plan)]
+    _list(stated, before.key, listed)
     formats = stored_formats({KEY: stated})
     assert formats is not None
     for layer in result.layers:
-        plain = [e for e in layer.tensors if e.stored is None and is_quantised_role(e.role) and formats.of(e)]
-        names = dict.fromkeys(module_of(e) if e.expert is None else _experts(module_of(e)) for e in plain)
-        if names:
-            listed = [*listed, *names]
-            stated[key] = listed
+        plain = [e for e in layer.tensors if holds_values(e) and is_quantised_role(e.role) and formats.of(e)]
+        for entry in plain:
+            module = module_of(entry) if entry.expert is None else _experts(module_of(entry))
+            listed.append(formats.entry_of(module, entry.expert is not None))
+    _list(stated, before.key, listed)
     return stated
+
+
+def _list(stated: dict[str, Any], key: str, listed: list[str]) -> None:
+    """Put ``listed`` under ``key``, each once; a mapping stays one, and a key that is not there comes only for something."""
+    stood, names = stated.get(key), dict.fromkeys(listed)
+    if key == "dynamic":
+        stood = stood if isinstance(stood, Mapping) else {}
+        if names or key in stated:
+            stated[key] = {name: stood.get(name, {}) for name in names}
+    elif names or key in stated:
+        stated[key] = list(names)
 
 
 def _experts(module: str) -> str:

@@ -64,11 +64,13 @@ class Storage:
         group: rows and columns that share a scale.
         pieces: the tensors that hold it, the codes first; each is called like the matrix, with its own name in place of
             ``weight``.
+        bits: of a code.
     """
 
     format: str
     group: tuple[int, int]
     pieces: tuple[Piece, ...]
+    bits: int = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from bench.calibration.conditions import Conditions
 from bench.calibration.streaming import StreamedPass
 from bench.checkpoint.checkpoint import SINGLE, Checkpoint
 from bench.checkpoint.dequantised import dequantised
-from bench.families.stored_formats import stored_formats
+from bench.families.source_formats import stored_formats
 from bench.models.load import load_model
 from bench.recovery.trained_weights import prepared
 from bench.settings.recovery import RecoverySettings
@@ -72,7 +72,7 @@ def test_blocks_may_reach_over_the_edge() -> None:
     stored = fp8_encoded(value_MN)
     formats = stored_formats({"quantization_config": fp8_config()})
     assert formats is not None
-    storage = formats.layout.storage(tuple(value_MN.shape))
+    storage = formats.schemes[0][0].storage(tuple(value_MN.shape))
     assert [piece.shape for piece in storage.pieces] == [(37, 19), (3, 2)]
     entry = TensorEntry("w.weight", "expert.gate", (37, 19), "BF16", stored=storage)
     found = dequantised(entry, [stored["weight"], stored["weight_scale_inv"]])
@@ -199,7 +199,6 @@ SPOILED: dict[str, tuple[dict[str, torch.Tensor | None], dict[str, Any], str]] =
     "excepted layer": ({}, {"modules_to_not_convert": ["model.layers.1"]}, "excepts its module"),
     "no such list": ({}, {"modules_to_not_convert": "lm_head"}, "a list of modules"),
     "no pattern": ({}, {"modules_to_not_convert": ["(lm_head"]}, "names and regular expressions"),
-    "static": ({}, {"activation_scheme": "static"}, "scales of activations"),
     "one scale": ({}, {"weight_block_size": None}, "two positive integers"),
     "other format": ({}, {"fmt": "e5m2"}, "allowed: e4m3"),
     "other method": ({}, {"quant_method": "bitsandbytes"}, "cannot be read"),
