@@ -10,9 +10,22 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bench.families.stored_formats import FP8, GPTQ, GPTQ_V2, PACKED, VALUES
+from bench.families.stored_formats import (
+    FP8,
+    GPTQ,
+    GPTQ_V2,
+    MXFP4,
+    MXFP4_FUSED,
+    NVFP4,
+    NVFP4_MODELOPT,
+    PACKED,
+    VALUES,
+)
 from methods.framework.errors import CheckpointError
 from methods.framework.inventory import Storage, TensorEntry
+
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+"""Values of the codes of four bits: a sign, two bits of exponent, one of mantissa."""
 
 Pieces = Mapping[str, Tensor]
 """Tensors of a matrix by their own names."""
@@ -64,6 +77,28 @@ def _gptq(entry: TensorEntry, storage: Storage, pieces: Pieces) -> Tensor:
     return ((codes_NM - zero_GM[places_N]).to(scale_GM.dtype) * scale_GM[places_N]).T.contiguous()
 
 
+def _nvfp4(entry: TensorEntry, storage: Storage, pieces: Pieces) -> Tensor:
+    """Return codes times the quotient of both scales, as the compressed-tensors library forms it."""
+    scale = pieces["weight_scale"].float() / pieces["weight_global_scale"].float()
+    return halves(pieces["weight_packed"]) * spread(scale, storage.group, entry.shape)
+
+
+def _nvfp4_modelopt(entry: TensorEntry, storage: Storage, pieces: Pieces) -> Tensor:
+    scale = pieces["weight_scale"].float() * pieces["weight_scale_2"].float()
+    return halves(pieces["weight"]) * spread(scale, storage.group, entry.shape)
+
+
+def _mxfp4(entry: TensorEntry, storage: Storage, pieces: Pieces) -> Tensor:
+    codes, exponents = (pieces[piece.name] for piece in storage.pieces[:2])
+    return torch.ldexp(halves(codes), spread(exponents.int() - 127, storage.group, entry.shape))
+
+
+def halves(bytes_MX: Tensor) -> Tensor:
+    """Return the values of codes of four bits, two in each byte, the one in the lower half first."""
+    codes = torch.stack([bytes_MX & 15, bytes_MX >> 4], dim=-1).flatten(1)
+    return torch.tensor(_E2M1)[codes.int()]
+
+
 def _groups(entry: TensorEntry, stated_N: Tensor | None, size: int, groups: int) -> Tensor:
     """Return the group of each input of a matrix: the stated one, or ``size`` successive inputs share one.
 
@@ -103,5 +138,9 @@ _RULES: Mapping[str, Callable[[TensorEntry, Storage, Pieces], Tensor]] = {
     PACKED: _packed,
     GPTQ: _gptq,
     GPTQ_V2: _gptq,
+    NVFP4: _nvfp4,
+    NVFP4_MODELOPT: _nvfp4_modelopt,
+    MXFP4: _mxfp4,
+    MXFP4_FUSED: _mxfp4,
     VALUES: lambda entry, storage, pieces: pieces["weight"],
 }

@@ -69,7 +69,7 @@ class _Search:
 
     def locate(self, entry: TensorEntry, experts: int) -> TensorEntry:
         """Return ``entry`` with the type of the files; of a layer with so many ``experts``."""
-        if (found := self._as_codes(entry)) is not None:
+        if (found := self._as_codes(entry) or self._as_fused_codes(entry, experts)) is not None:
             return found
         entry = entry if entry.stored is None else replace(entry, stored=None)
         span = self._as_values(entry, experts)
@@ -109,10 +109,43 @@ class _Search:
             if stem == name:
                 continue
             for scheme, _ in self.formats.schemes:
+                if scheme.fused:
+                    continue
                 if f"{stem}{scheme.mark}" in self.headers or self._holds_codes(name, scheme):
                     return self._codes(entry, stem, scheme, self.formats)
             if name in self.headers and self._beside(stem):
                 return self._values_with(entry, name)
+        return None
+
+    def _as_fused_codes(self, entry: TensorEntry, experts: int) -> TensorEntry | None:
+        """Return ``entry`` as it is stored, where the files hold codes of all ``experts`` of its layer in one tensor."""
+        slot = self.family.fused_slot(entry, experts)
+        scheme = next((one for one, _ in self.formats.schemes if one.fused), None) if self.formats is not None else None
+        if slot is None or scheme is None or entry.expert is None:
+            return None
+        for name in slot.names:
+            if f"{name}_blocks" not in self.headers and f"{name}_scales" not in self.headers:
+                continue
+            if reason := scheme.why_not(*entry.shape):
+                raise CheckpointError(f"{self.path}: {entry.name} cannot be stored as {scheme.format}: {reason}")
+            storage, spans = scheme.storage(entry.shape), []
+            for piece in storage.pieces:
+                span = self.headers.get(f"{name}_{piece.name}")
+                if span is None:
+                    raise CheckpointError(
+                        f"{self.path}: {name} is stored as {scheme.format}, and {name}_{piece.name} is not in the files; fetch "
+                        "the checkpoint again"
+                    )
+                groups = slot.shape[2] // scheme.group[1]
+                self._check_shape(
+                    f"{name}_{piece.name}", span, (*slot.shape[:2], groups, *((16,) if piece.name == "blocks" else ()))
+                )
+                self.used.add(f"{name}_{piece.name}")
+                flat = replace(span, shape=(*slot.shape[:2], piece.shape[1]))
+                spans.append(flat.part(entry.expert, slot.start, entry.shape[0]))
+            found = replace(entry, stored=storage)
+            self.spans[found] = tuple(spans)
+            return found
         return None
 
     def _holds_codes(self, name: str, scheme: Scheme) -> bool:

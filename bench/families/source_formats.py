@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bench.families.config_values import shown
-from bench.families.stored_formats import FP8, GPTQ, GPTQ_V2, KEY, PACKED, Modules, Scheme, StoredFormats
+from bench.families.four_bit_floats import mxfp4, mxfp4_fused, nvfp4, nvfp4_modelopt
+from bench.families.stored_formats import (
+    FP8,
+    GPTQ,
+    GPTQ_V2,
+    KEY,
+    MXFP4,
+    NVFP4,
+    PACKED,
+    Modules,
+    Scheme,
+    StoredFormats,
+)
 from methods.framework.errors import CheckpointError
 from methods.framework.inventory import Piece
 
@@ -28,6 +41,13 @@ def stored_formats(config: Mapping[str, Any]) -> StoredFormats | None:
             return _fp8(stated)
         case "gptq":
             return _gptq(stated)
+        case "modelopt":
+            return _modelopt(stated)
+        case "mxfp4":
+            patterns = compiled(
+                fnmatch.translate(f"{name}*") for name in listed_modules(stated, "modules_to_not_convert")
+            )
+            return StoredFormats(((mxfp4_fused(), None),), Modules(patterns=patterns), "modules_to_not_convert")
         case "compressed-tensors":
             return None if _is_ours(stated) else _compressed_tensors(stated)
     return None
@@ -82,9 +102,10 @@ def _compressed_tensors(stated: Mapping[str, Any]) -> StoredFormats:
         if not isinstance(group, Mapping) or not isinstance(weights := group.get("weights"), Mapping):
             raise unreadable(f"{name} is {shown(group)}", "targets and weights")
         kind = group.get("format") or stated.get("format")
-        if kind != PACKED:
-            raise unreadable(f"format of {name} is {shown(kind)}", PACKED)
-        schemes.append((_packed(name, weights), _targets(name, group)))
+        if kind not in (PACKED, NVFP4, MXFP4):
+            raise unreadable(f"format of {name} is {shown(kind)}", f"{PACKED}, {NVFP4} and {MXFP4}")
+        scheme = _packed(name, weights) if kind == PACKED else _floats(name, kind, weights)
+        schemes.append((scheme, _targets(name, group)))
     listed = listed_modules(stated, "ignore")
     patterns = compiled(entry.removeprefix("re:") for entry in listed if entry.startswith("re:"))
     names = frozenset(entry for entry in listed if not entry.startswith("re:"))
@@ -93,6 +114,31 @@ def _compressed_tensors(stated: Mapping[str, Any]) -> StoredFormats:
         return f"re:{re.escape(module)}\\..*" if within else module
 
     return StoredFormats(tuple(schemes), Modules(names, patterns), "ignore", entry_of)
+
+
+def _floats(name: str, kind: str, weights: Mapping[str, Any]) -> Scheme:
+    scheme = nvfp4() if kind == NVFP4 else mxfp4()
+    stated = tuple(weights.get(key) for key in ("num_bits", "type", "group_size"))
+    if stated != (4, "float", scheme.group[1]) or weights.get("symmetric", True) is not True:
+        raise unreadable(
+            f"weights of {name} are {shown(dict(weights))}", f"4 bits, float, in groups of {scheme.group[1]}"
+        )
+    return scheme
+
+
+def _modelopt(stated: Mapping[str, Any]) -> StoredFormats:
+    """Read the form of NVIDIA's ModelOpt, for four bits."""
+    if (kind := stated.get("quant_algo")) != "NVFP4":
+        raise unreadable(f"quant_algo is {shown(kind)}", "NVFP4 for all matrices")
+    if (size := stated.get("group_size", 16)) != 16:
+        raise unreadable(f"group_size is {shown(size)}", "16")
+    patterns = compiled(fnmatch.translate(name) for name in listed_modules(stated, "ignore") if "*" in name)
+    names = frozenset(name for name in listed_modules(stated, "ignore") if "*" not in name)
+
+    def entry_of(module: str, within: bool) -> str:
+        return f"{module}*" if within else module
+
+    return StoredFormats(((nvfp4_modelopt(), None),), Modules(names, patterns), "ignore", entry_of)
 
 
 def _targets(name: str, group: Mapping[str, Any]) -> Modules | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.families.source_formats import listed_modules, stored_formats
 from bench.families.stored_formats import KEY, holds_values, is_quantised_role, module_of
+from methods.framework.errors import PlanError
 from methods.framework.inventory import Inventory
 from methods.framework.plan import Plan
 
@@ -27,10 +28,18 @@ def stored_config(config: Mapping[str, Any], plan: Plan, result: Inventory) -> d
         config: of the source.
         plan: what becomes of its layers.
         result: inventory of what the plan makes of it.
+
+    Raises:
+        PlanError: what is stored in this way cannot be written.
     """
     stated: dict[str, Any] = copy.deepcopy(dict(config[KEY]))
     before = stored_formats(config)
     assert before is not None
+    if any(scheme.fused for scheme, _ in before.schemes):
+        raise PlanError(
+            f"experts that lie as {before.schemes[0][0].format} in one tensor for a whole layer are read here, but not written, "
+            "and no reader takes them apart; convert the checkpoint to 16 bits first"
+        )
     stood = stated.get(before.key)
     old = list(stood) if isinstance(stood, Mapping) else listed_modules(stated, before.key)
     listed = [name for one in old for name in _renamed(one, plan)]

@@ -21,6 +21,13 @@ PACKED = "pack-quantized"
 GPTQ, GPTQ_V2 = "gptq", "gptq_v2"
 """Integers in words of 32 bits, transposed, with a zero for each group: ``qweight``, ``qzeros``, ``scales``, ``g_idx``. The first
 form holds each zero less one."""
+NVFP4, NVFP4_MODELOPT = "nvfp4-pack-quantized", "nvfp4"
+"""Codes e2m1, two in a byte, scales e4m3 of 16 inputs, one scale for the matrix: of compressed-tensors, which divides by it
+(``weight_packed``, ``weight_scale``, ``weight_global_scale``), and of ModelOpt, which multiplies (``weight``, ``weight_scale``,
+``weight_scale_2``)."""
+MXFP4, MXFP4_FUSED = "mxfp4-pack-quantized", "mxfp4"
+"""Codes e2m1, two in a byte, and powers of two as scales of 32 inputs: of compressed-tensors (``weight_packed``,
+``weight_scale``), and of gpt-oss, where all experts of a layer lie in one tensor (``_blocks``, ``_scales``)."""
 VALUES = "values"
 """No codes, but scales of what goes through the module: ``weight``, ``k_scale``."""
 COMPANIONS = ("input_scale", "k_scale", "v_scale", "input_global_scale", "activation_scale")
@@ -64,6 +71,7 @@ class Scheme:
         mark: piece that tells that a matrix is stored so.
         why_not: why a matrix of M rows and N columns cannot be stored so, or None.
         bits: of a code.
+        fused: whether the matrices of all experts of a layer lie in one tensor.
     """
 
     format: str
@@ -72,6 +80,7 @@ class Scheme:
     mark: str
     why_not: Callable[[int, int], str | None] = field(default=lambda rows, columns: None)
     bits: int = 8
+    fused: bool = False
 
     def storage(self, shape: tuple[int, ...]) -> Storage:
         """Return how a matrix of ``shape`` is stored."""
