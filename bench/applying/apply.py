@@ -15,6 +15,7 @@ from bench.applying.computed_by import computed_by
 from bench.applying.moments import moments_digest
 from bench.applying.shards import write_shards
 from bench.checkpoint.checkpoint import Checkpoint
+from bench.checkpoint.config_file import MODELOPT_FILE
 from bench.checkpoint.content import PLAN_FILE, plan_document
 from bench.store.staging import staged_folder
 from methods.framework.errors import CheckpointError, PlanError
@@ -88,7 +89,7 @@ def apply(
         _check_space(out.parent, needed)
         with staged_folder(out) as folder:
             write_shards(checkpoint, list(transfers(plan, inventory)), folder, shard_bytes, progress, moments, device)
-            copy_small_files(checkpoint.path, folder, anew=("config.json", PLAN_FILE))
+            copy_small_files(checkpoint.path, folder, anew=("config.json", MODELOPT_FILE, PLAN_FILE))
             _write_json(folder / "config.json", config)
             _write_json(folder / PLAN_FILE, _plan_document(checkpoint, plan, origin, measured, maker, provenance))
             seal(folder, expected)

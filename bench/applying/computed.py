@@ -21,6 +21,7 @@ from methods.framework.stats import Stats
 from methods.framework.transfer import (
     AveragedRows,
     Constants,
+    Dequantised,
     InsideExpert,
     MergedExpert,
     ScaledInputs,
@@ -62,6 +63,8 @@ class Recipes:
         if isinstance(recipe, MergedExpert):
             matrices = self._merge(transfer.source.layer, recipe.merge)
             return matrices[EXPERT_ROLES.index(transfer.source.role)].to(dtype)
+        if isinstance(recipe, Dequantised):
+            return self._checkpoint.read(transfer.source).to(dtype)
         if isinstance(recipe, AveragedRows):
             return averaged(recipe, self._checkpoint.read(transfer.source)).to(dtype)
         assert isinstance(recipe, Constants)

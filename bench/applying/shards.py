@@ -50,7 +50,8 @@ def write_shards(
             if progress is not None:
                 progress(done, total)
     if width > 1:
-        weight_map = {item.target.name: name for name, shard in zip(names, shards, strict=True) for item in shard}
+        placed = ((name, item) for name, shard in zip(names, shards, strict=True) for item in shard)
+        weight_map = {piece.name: name for name, item in placed for piece in item.target.pieces()}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
@@ -74,10 +75,11 @@ def _write(checkpoint: Checkpoint, recipes: Recipes, items: list[Transfer], path
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     starts: dict[str, int] = {}
     offset = 0
-    for target in sorted((item.target for item in items), key=lambda target: -BYTES_PER_ELEMENT[target.dtype]):
-        starts[target.name], start = offset, offset
-        offset += target.nbytes
-        header[target.name] = {"dtype": target.dtype, "shape": list(target.shape), "data_offsets": [start, offset]}
+    pieces = (piece for item in items for piece in item.target.pieces())
+    for piece in sorted(pieces, key=lambda piece: -BYTES_PER_ELEMENT[piece.dtype]):
+        starts[piece.name], start = offset, offset
+        offset += piece.nbytes
+        header[piece.name] = {"dtype": piece.dtype, "shape": list(piece.shape), "data_offsets": [start, offset]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb", buffering=0) as file:
@@ -85,9 +87,10 @@ def _write(checkpoint: Checkpoint, recipes: Recipes, items: list[Transfer], path
         write_all(descriptor, len(text).to_bytes(8, "little") + text)
         first = 8 + len(text)
         for item in items:  # in their own order, so that an expert that is computed gives all of its tensors at once
-            os.lseek(descriptor, first + starts[item.target.name], os.SEEK_SET)
-            if item.recipe is None:
-                checkpoint.copy_to(item.source, descriptor, item.rows)
-            else:
-                write_all(descriptor, recipes.bytes_of(item))
+            for number, piece in enumerate(item.target.pieces()):
+                os.lseek(descriptor, first + starts[piece.name], os.SEEK_SET)
+                if item.recipe is None:
+                    checkpoint.copy_to(item.source, descriptor, item.rows, number)
+                else:
+                    write_all(descriptor, recipes.bytes_of(item))
             yield item.target.nbytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from bench.checkpoint.config_file import read_config
 from bench.checkpoint.content import companions, content_digest, stated_digest
 from bench.checkpoint.headers import Span, read_header
+from bench.checkpoint.located import FLOATS, located
 from bench.checkpoint.source import local_folder
 from bench.checkpoint.tied import check_tied
 from bench.families.family import Family, family_of
@@ -30,7 +31,8 @@ SINGLE = "model.safetensors"
 _SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 _LONGEST_NAME = 255
 """Bytes of a file's name that file systems allow."""
-_FLOATS = {"F64", "F32", "BF16", "F16"}
+_NOT_A_NUMBER = {"F8_E4M3": (0x7F, 0x7F), "F8_E8M0": (0xFF, 0xFF)}
+"""Bits to look at in a byte of these types, and what stands there where it is no number."""
 _TOKENIZER = (
     "tokenizer*",
     "vocab*",
@@ -64,7 +66,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     family: Family
     inventory: Inventory
-    _spans: Mapping[TensorEntry, Span] = field(repr=False)
+    _spans: Mapping[TensorEntry, tuple[Span, ...]] = field(repr=False)
     left_out: tuple[str, ...] = ()
     trust_remote_code: bool = False
 
@@ -78,15 +80,14 @@ class Checkpoint:
             trust_remote_code: whether its tokenizer may run Python code that lies in the folder.
 
         Raises:
-            CheckpointError: missing, truncated, inconsistent, quantised or not obtainable; it names the culprit.
+            CheckpointError: missing, truncated, inconsistent, quantised in an unknown way, not obtainable; names the culprit.
             NotMoEError: not a MoE model, or of an unknown family.
         """
         path, commit = local_folder(source, revision)
         config = read_config(path)
         family = family_of(config)
         headers = read_headers(path)
-        spans: dict[TensorEntry, Span] = {}
-        inventory = _located(family.inventory(config), family, headers, spans, path)
+        inventory, spans = located(family.inventory(config), family, headers, path)
         check_tied(inventory, family, headers, path)
         name = path.resolve().name if commit is None else str(source)
         left_out = _left_out(family, config, headers)
@@ -108,7 +109,8 @@ class Checkpoint:
         Raises:
             CheckpointError: a checkpoint that moebench wrote does not hold what was written.
         """
-        found = content_digest(self.config, {*(span.file for span in self._spans.values()), *companions(self.path)})
+        weights = {span.file for spans in self._spans.values() for span in spans}
+        found = content_digest(self.config, {*weights, *companions(self.path)})
         stated = stated_digest(self.path)
         if stated is not None and stated != found:
             raise CheckpointError(
@@ -124,8 +126,8 @@ class Checkpoint:
             p for p in sorted(self.path.iterdir()) if any(fnmatch.fnmatch(p.name, glob) for glob in _TOKENIZER)
         )
 
-    def span(self, entry: TensorEntry) -> Span:
-        """Return where the bytes of ``entry`` lie.
+    def spans(self, entry: TensorEntry) -> tuple[Span, ...]:
+        """Return where the bytes of each piece of ``entry`` lie.
 
         Raises:
             CheckpointError: this checkpoint has no such tensor.
@@ -140,10 +142,18 @@ class Checkpoint:
     def read(self, entry: TensorEntry, rows: Sequence[int] | None = None) -> torch.Tensor:
         """Return a tensor, or the ``rows`` (ascending indices of the first axis) of it, in the dtype of the file.
 
+        Codes of a quantised source are read as the values that they stand for, in the type that these have.
+
         Raises:
             CheckpointError: the file was cut, or values are not finite.
         """
-        return _finite(self._files.read(self.span(entry), rows), entry, self.path)
+        spans = self.spans(entry)
+        if entry.stored is None:
+            return _finite(self._files.read(spans[0], rows), entry, self.path)
+        from bench.checkpoint.dequantised import dequantised
+
+        values = dequantised(entry, [self._files.read(span, None) for span in spans])
+        return _finite(values if rows is None else values[list(rows)], entry, self.path)
 
     def read_into(self, entry: TensorEntry, out: torch.Tensor, rows: Sequence[int] | None = None) -> None:
         """Read a tensor (or its ``rows``) into ``out``: straight into its memory, or with conversion to its dtype.
@@ -159,14 +169,23 @@ class Checkpoint:
         shape = entry.shape if rows is None else (len(rows), *entry.shape[1:])
         if tuple(out.shape) != shape:
             raise CheckpointError(f"{entry.name} has shape {list(shape)}; the target has {list(out.shape)}")
-        self._files.load(self.span(entry), rows, out)
+        if entry.stored is not None:
+            out.copy_(self.read(entry, rows))
+            return
+        self._files.load(self.spans(entry)[0], rows, out)
         _finite(out, entry, self.path)
 
-    def bytes_of(self, entry: TensorEntry, rows: Sequence[int] | None = None) -> Iterator[memoryview]:
-        """Yield the bytes of a tensor (or of its ``rows``); each chunk is valid until the next is taken."""
-        return self._files.chunks(self.span(entry), rows)
+    def bytes_of(self, entry: TensorEntry, rows: Sequence[int] | None = None, piece: int = 0) -> Iterator[memoryview]:
+        """Yield the bytes of a tensor (or of its ``rows``); each chunk is valid until the next is taken.
 
-    def copy_to(self, entry: TensorEntry, descriptor: int, rows: Sequence[int] | None = None) -> None:
+        Args:
+            entry: tensor of the inventory.
+            rows: indices along the first axis, in this order; None yields all.
+            piece: which of its pieces.
+        """
+        return self._files.chunks(self.spans(entry)[piece], rows)
+
+    def copy_to(self, entry: TensorEntry, descriptor: int, rows: Sequence[int] | None = None, piece: int = 0) -> None:
         """Append the bytes of a tensor (or of its ``rows``) to an open file, and look at its values.
 
         Where it can, the copy is made inside the kernel.
@@ -175,21 +194,29 @@ class Checkpoint:
             entry: tensor of the inventory.
             descriptor: of a file that is open for writing.
             rows: indices along the first axis, in this order; None copies all.
+            piece: which of its pieces.
 
         Raises:
             OSError: the disk refuses.
             CheckpointError: values are not finite.
         """
-        self._files.copy(self.span(entry), rows, descriptor)
-        if entry.dtype in _FLOATS:
+        span = self.spans(entry)[piece]
+        self._files.copy(span, rows, descriptor)
+        if span.dtype in FLOATS or span.dtype in _NOT_A_NUMBER:
             import torch
 
             from bench.checkpoint.tensor_files import TORCH_DTYPES
 
             wrong = total = 0
-            for chunk in self.bytes_of(entry, rows):
-                values = torch.frombuffer(chunk, dtype=TORCH_DTYPES[entry.dtype])
-                wrong, total = wrong + _wrong(values), total + values.numel()
+            for chunk in self.bytes_of(entry, rows, piece):
+                if span.dtype in FLOATS:
+                    values = torch.frombuffer(chunk, dtype=TORCH_DTYPES[span.dtype])
+                    wrong += _wrong(values)
+                else:
+                    mask, found = _NOT_A_NUMBER[span.dtype]
+                    values = torch.frombuffer(chunk, dtype=torch.uint8)
+                    wrong += int((values & mask).eq(found).sum())
+                total += values.numel()
             _refuse(wrong, total, entry, self.path)
 
     def close(self) -> None:
@@ -250,47 +277,6 @@ def _is_plain_name(name: Any) -> bool:
     return plain and len(name.encode("utf-8", "replace")) <= _LONGEST_NAME
 
 
-def _located(
-    expected: Inventory, family: Family, headers: Mapping[str, Span], spans: dict[TensorEntry, Span], path: Path
-) -> Inventory:
-    """Return ``expected`` with the dtypes of the files, and fill ``spans``; compare names and shapes both ways."""
-    used: set[str] = set()
-    missing: list[str] = []
-
-    def locate(entry: TensorEntry, experts: int) -> TensorEntry:
-        span = _find(entry, experts, family, headers, used)
-        if span is None:
-            missing.append(entry.name)
-            return entry
-        if span.shape != entry.shape:
-            raise CheckpointError(
-                f"{path}: {entry.name} has shape {list(span.shape)}, but the config asks for {list(entry.shape)}"
-            )
-        if span.dtype != entry.dtype and not {span.dtype, entry.dtype} <= _FLOATS:
-            raise CheckpointError(
-                f"{path}: {entry.name} holds {span.dtype}, but the config asks for {entry.dtype}. Codes of few bits mean "
-                "nothing without their scales, which this checkpoint does not state; take the 16-bit checkpoint"
-            )
-        found = entry if span.dtype == entry.dtype else replace(entry, dtype=span.dtype)
-        spans[found] = span
-        return found
-
-    outer = tuple(locate(entry, 0) for entry in expected.outer)
-    layers = tuple(
-        replace(layer, tensors=tuple(locate(entry, layer.experts) for entry in layer.tensors))
-        for layer in expected.layers
-    )
-    if missing:
-        raise CheckpointError(f"{path} lacks {len(missing)} tensors that its config asks for: {_some(missing)}")
-    globs = family.ignorable(expected.config)
-    extra = [name for name in headers if name not in used and not any(fnmatch.fnmatch(name, g) for g in globs)]
-    if extra:
-        raise CheckpointError(
-            f"{path} holds {len(extra)} tensors that a {family.name} model does not have: {_some(extra)}"
-        )
-    return replace(expected, outer=outer, layers=layers)
-
-
 def _left_out(family: Family, config: Mapping[str, Any], headers: Mapping[str, Span]) -> tuple[str, ...]:
     """Return tensors of whole layers that are not carried over; what can be made again, such as tied heads, is none."""
     globs = [glob for glob in family.ignorable(config) if glob.endswith(".*")]
@@ -317,26 +303,3 @@ def _wrong(values: torch.Tensor) -> int:
 def _refuse(wrong: int, total: int, entry: TensorEntry, path: Path) -> None:
     if wrong:
         raise CheckpointError(f"{path}: {wrong} of {total} values of {entry.name} are NaN or infinite; fetch it again")
-
-
-def _find(entry: TensorEntry, experts: int, family: Family, headers: Mapping[str, Span], used: set[str]) -> Span | None:
-    """Return the bytes of ``entry`` in the classic or in the fused layout, and note which tensors were used."""
-    for name in family.disk_names(entry):
-        if name in headers:
-            used.add(name)
-            return headers[name]
-    slot = family.fused_slot(entry, experts)
-    for name in slot.names if slot is not None else ():
-        if slot is not None and name in headers:
-            used.add(name)
-            whole = headers[name]
-            if whole.shape != slot.shape or entry.expert is None:
-                raise CheckpointError(
-                    f"{name} has shape {list(whole.shape)}, but the config asks for {list(slot.shape)}"
-                )
-            return whole.part(entry.expert, slot.start, entry.shape[0])
-    return None
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
@@ -45,6 +46,11 @@ def inspect(
         checkpoint = open_checkpoint(model, revision)
         inventory = checkpoint.inventory
         _print_inventory(out, inventory, checkpoint.name)
+        kinds = Counter(entry.stored.format for entry in inventory.tensors() if entry.stored is not None)
+        for kind, number in kinds.items():
+            out.print(
+                f"quantised source: {number} matrices are stored as {kind}, and read as the values they stand for"
+            )
         if checkpoint.left_out:
             number, first = len(checkpoint.left_out), checkpoint.left_out[0]
             out.print(

@@ -15,7 +15,8 @@ from bench.settings.stage_settings import CalibrationConfig, EvaluationConfig
 from bench.settings.strict import read_settings, validated
 
 _CALIBRATION = ("corpus", "sequences", "length", "seed", "bos", "answers_only", "propagation", "device")
-_EVALUATION = ("tasks", "include_path", "limit", "num_fewshot", "max_length", "batch_size", "dtype")
+_CHAT = ("apply_chat_template", "system_instruction", "fewshot_as_multiturn", "enable_thinking")
+_EVALUATION = ("tasks", "include_path", "limit", "num_fewshot", "max_length", "batch_size", "dtype", *_CHAT)
 
 KEPT = "finished statistics, checkpoints, scores and timings are kept in the store; the same command goes on from there"
 """Said on Ctrl-C."""

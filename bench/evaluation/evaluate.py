@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.calibration.code_digest import EVALUATING, code_digest
+from bench.evaluation.chat import Chat
 from bench.evaluation.items import Items, items_from
 from bench.evaluation.quiet import quiet_lm_eval
 from bench.evaluation.scores import group_scores, task_scores
@@ -57,6 +58,7 @@ def evaluate(
     model_digest: str,
     cache: Path | None = None,
     max_length: int | None = None,
+    chat: Chat | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
     """Evaluate ``model`` on lm-eval tasks.
@@ -76,6 +78,7 @@ def evaluate(
         model_digest: digest of weights, tokenizer and plan: everything about the model that can change an answer.
         cache: folder of finished tasks, None for no cache.
         max_length: longest input in tokens, None for the model's own limit.
+        chat: how prompts become conversations; None asks them as they are.
         progress: called with task, requests done and requests in all.
 
     Returns:
@@ -85,7 +88,7 @@ def evaluate(
         EvaluationError: a task is unknown or fails, or its data cannot be loaded.
     """
     started = time.process_time()
-    leaves, groups = load_tasks(tasks, include_path, num_fewshot=num_fewshot, limit=limit, seed=seed)
+    leaves, groups = load_tasks(tasks, include_path, num_fewshot=num_fewshot, limit=limit, seed=seed, chat=chat)
     settings = {"dtype": str(model.dtype).removeprefix("torch."), "max_length": max_length}
     tokens = _tokenizer_digest(tokenizer)
     computed_by = {"versions": versions(), "code": code_digest(EVALUATING)} if cache else {}

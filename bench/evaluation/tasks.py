@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from bench.evaluation.chat import Chat
 from bench.evaluation.quiet import quiet_lm_eval
 from methods.framework.errors import EvaluationError, UnknownNameError
 
@@ -95,7 +96,13 @@ _LOADED: dict[tuple[Any, ...], tuple[dict[str, LoadedTask], dict[str, Any]]] = {
 
 
 def load_tasks(
-    tasks: Sequence[str], include_path: Path | None, *, num_fewshot: int | None, limit: int | None, seed: int
+    tasks: Sequence[str],
+    include_path: Path | None,
+    *,
+    num_fewshot: int | None,
+    limit: int | None,
+    seed: int,
+    chat: Chat | None = None,
 ) -> tuple[dict[str, LoadedTask], dict[str, Any]]:
     """Return the leaf tasks in order, and the groups among ``tasks``, loaded at most once in this process.
 
@@ -105,30 +112,34 @@ def load_tasks(
         num_fewshot: examples in the prompt, None for each task's own number.
         limit: first items of each task, None for all.
         seed: seed of the choice of examples.
+        chat: how prompts become conversations; None asks them as they are.
 
     Raises:
-        EvaluationError: unknown name, or the data of a task cannot be loaded.
+        EvaluationError: unknown name, a chat template that is missing or refuses, or the data of a task cannot be loaded.
     """
     manager = task_manager(tasks, include_path)
     leaves: dict[str, LoadedTask] = {}
     groups: dict[str, Any] = {}
+    spoken = None if chat is None else chat.key
     for name in tasks:
         entry = manager.task_index[name]
-        key = (name, str(entry.yaml_path), _folder_signature(include_path), num_fewshot, limit, seed)
+        key = (name, str(entry.yaml_path), _folder_signature(include_path), num_fewshot, limit, seed, spoken)
         known = _LOADED.get(key)
         if known is None or any(one.data != _data_signature(one.task) for one in known[0].values()):
-            known = _LOADED[key] = _load(manager, name, num_fewshot, limit, seed)
+            known = _LOADED[key] = _load(manager, name, num_fewshot, limit, seed, chat)
         leaves |= known[0]
         groups |= known[1]
     return leaves, groups
 
 
 def _load(
-    manager: Any, name: str, num_fewshot: int | None, limit: int | None, seed: int
+    manager: Any, name: str, num_fewshot: int | None, limit: int | None, seed: int, chat: Chat | None
 ) -> tuple[dict[str, LoadedTask], dict[str, Any]]:
     try:
         with quiet_lm_eval():
-            return _build(manager.load([name]), num_fewshot, limit, seed)
+            return _build(manager.load([name]), num_fewshot, limit, seed, chat)
+    except EvaluationError:
+        raise
     except Exception as error:  # lm-eval, datasets and task code raise anything
         told = " ".join(str(error).split())[:300]
         raise EvaluationError(
@@ -138,7 +149,7 @@ def _load(
 
 
 def _build(
-    loaded: dict[str, Any], num_fewshot: int | None, limit: int | None, seed: int
+    loaded: dict[str, Any], num_fewshot: int | None, limit: int | None, seed: int, chat: Chat | None
 ) -> tuple[dict[str, LoadedTask], dict[str, Any]]:
     from lm_eval.evaluator_utils import get_sample_size
 
@@ -150,7 +161,20 @@ def _build(
             task.set_config(key="num_fewshot", value=num_fewshot or 0)
         task.set_fewshot_seed(seed=seed)
         first = get_sample_size(task, limit)
-        task.build_all_requests(limit=first)
+        if chat is None:
+            task.build_all_requests(limit=first)
+        else:
+            if chat.thinking and task.OUTPUT_TYPE != "generate_until":
+                raise EvaluationError(
+                    f"task {leaf!r} scores given answers, before which no model thinks; disable thinking"
+                )
+            task.build_all_requests(
+                limit=first,
+                system_instruction=chat.system,
+                apply_chat_template=True,
+                fewshot_as_multiturn=chat.turns,
+                chat_template=chat.render,
+            )
         # The evaluator builds the requests of every task again for every model; they are the same, so they are kept.
         task.build_all_requests = lambda **_: None
         leaves[leaf] = LoadedTask(leaf, task, first, _task_digest(task, limit, seed), _data_signature(task))

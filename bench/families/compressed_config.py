@@ -23,6 +23,7 @@ from bench.families.family_file import FamilyFile
 from bench.families.form_config import FORM_KEY, form_document
 from bench.families.known_families import expert_keys
 from bench.families.quantization_config import quantization_config
+from bench.families.stored_config import stored_config
 from methods.framework.errors import CheckpointError, PlanError
 from methods.framework.inventory import EXPERT_ROLES, Inventory, LayerInventory, Packing
 from methods.framework.linears import whole_linear
@@ -163,9 +164,16 @@ def compressed_config(family: FamilyFile, config: Mapping[str, Any], plan: Plan,
     else:
         written["architectures"] = stock
     written.update(family.result)
+    if any(entry.stored for entry in result.tensors()):
+        written[QUANTISATION_KEY] = stored_config(config, plan, result)
     bits = {index: layer.form.bits for index, layer in enumerate(result.layers) if layer.form and layer.form.bits}
     linears = _packed_linears(result)
     if bits or linears:
+        if QUANTISATION_KEY in written:
+            raise PlanError(
+                "a config cannot state matrices in few bits beside others that the source stores in another way; put those "
+                "of the 16-bit checkpoint in few bits"
+            )
         tensors = family.tensors
         experts = [rule.name for rule in tensors.moe if rule.role in EXPERT_ROLES]
         rules = (*tensors.outer, *tensors.layer, *tensors.dense, *tensors.moe)

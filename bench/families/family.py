@@ -24,6 +24,7 @@ from bench.families.form_config import FORM_KEY, read_form
 from bench.families.known_families import read_families
 from bench.families.layout import Layout
 from bench.families.quantization_config import Packed, read_quantization
+from bench.families.source_formats import stored_formats
 from methods.framework.errors import CheckpointError, ConfigError, NotMoEError
 from methods.framework.forms import formed
 from methods.framework.inventory import (
@@ -127,14 +128,15 @@ class Family(Layout):
                 f"dtype {config.get('dtype') or config.get('torch_dtype')!r} is unknown; known: {', '.join(_DTYPES)}"
             )
         count = _integer("L", known)
-        packed = read_quantization(config, count)
+        stored = stored_formats(config)
+        packed = read_quantization(config, count) if stored is None else Packed({}, {})
         layers = []
         for index in range(count):
             here = known if index not in overrides else self._names({**config, **overrides[index]})
             layers.append(self._layer(index, here, dtype, overrides.get(index, {}), packed))
         router, attention = self.file.router, self.file.attention
         grouped = evaluate(router.groups, known) or 1
-        return Inventory(
+        inventory = Inventory(
             family=self.name,
             hidden=_integer("D", known),
             vocab=_integer("V", known),
@@ -160,6 +162,7 @@ class Family(Layout):
             norm_offset=self.file.norm_offset,
             config=dict(config),
         )
+        return inventory if stored is None else stored.expected(inventory)
 
     def _names(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return defaults, config keys and symbols, each symbol seeing those before it."""

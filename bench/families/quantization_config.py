@@ -16,8 +16,8 @@ from methods.framework.inventory import Packing
 
 METHOD, FORMAT = "compressed-tensors", "pack-quantized"
 _REMEDY = (
-    "Only checkpoints quantised by moebench itself are read; take the 16-bit checkpoint, or have the library that wrote this "
-    "one write it back in 16 bits"
+    "Read are FP8 with block scales, packed integers of compressed-tensors and GPTQ, NVFP4, MXFP4, and what moebench itself "
+    "quantised; take the 16-bit checkpoint, or have the library that wrote this one write it back in 16 bits"
 )
 _TARGET = re.compile(r"re:(?P<before>[^|()]*)\((?P<layers>\d+(\|\d+)*)\)(?P<after>[^|()]*)\$")
 _NONE: Mapping[str, Mapping[int, Packing]] = MappingProxyType({})

@@ -60,7 +60,9 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, **kwargs: A
     _check_generation_settings(folder)
     model_class = _class_for(checkpoint.family, checkpoint.config)
     try:
-        if any(layer.form is not None or layer.linear_bits is not None for layer in checkpoint.inventory.layers):
+        if any(layer.form is not None or layer.linear_bits is not None for layer in checkpoint.inventory.layers) or any(
+            entry.stored is not None for entry in checkpoint.inventory.tensors()
+        ):
             return filled_model(model_class, checkpoint, dtype, **kwargs)
     finally:
         checkpoint.close()

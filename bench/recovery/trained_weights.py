@@ -50,6 +50,12 @@ def prepared(model: PreTrainedModel, checkpoint: Checkpoint, settings: RecoveryS
     Raises:
         RefusedError: none of the weights that ``settings`` name can be trained.
     """
+    stored = next((entry for entry in checkpoint.inventory.tensors() if entry.stored is not None), None)
+    if stored is not None and stored.stored is not None and settings.kind != "router_kd":
+        raise RefusedError(
+            f"{settings.kind} trains matrices that {checkpoint.name} stores as {stored.stored.format} ({stored.name}), where "
+            "trained values have no place; choose router_kd, which trains the router alone, or train the 16-bit checkpoint"
+        )
     experts = expert_weights(model, checkpoint)
     if settings.trains_experts and not experts:
         raise RefusedError(

@@ -35,10 +35,10 @@ class TrainedCheckpoint(Checkpoint):
 
     trained: dict[TensorEntry, Tensor] = field(default_factory=dict)
 
-    def copy_to(self, entry: TensorEntry, descriptor: int, rows: Any = None) -> None:
+    def copy_to(self, entry: TensorEntry, descriptor: int, rows: Any = None, piece: int = 0) -> None:
         """Append the bytes of a tensor to an open file: its own values, or those of the file."""
         if entry not in self.trained:
-            return super().copy_to(entry, descriptor, rows)
+            return super().copy_to(entry, descriptor, rows, piece)
         value = self.trained[entry].to(device="cpu", dtype=TORCH_DTYPES[entry.dtype]).contiguous()
         flat: Any = value.reshape(-1).view(torch.uint8).numpy()
         write_all(descriptor, memoryview(flat))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from bench.applying.moments import cold_experts
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.content import stated_digest
+from bench.checkpoint.tokenizer_files import open_tokenizer
 from bench.evaluation.evaluate import check_tasks
 from bench.evaluation.items import save_items
 from bench.evaluation.paired import pair_scores
@@ -35,6 +36,7 @@ from bench.running.planned import Compression, Planned
 from bench.running.recipe import Recipe
 from bench.running.record_parts import cost_info, group_sizes, ratio_info, realisation, recovery_info, similarity_info
 from bench.running.stages import (
+    chat_of,
     evaluate_checkpoint,
     recover_checkpoint,
     time_checkpoint,
@@ -133,7 +135,10 @@ class Run:
         tasks: dict[str, str] = {}
         if asked.tasks:
             shots, limit, seed = asked.num_fewshot, asked.limit, asked.seed
-            leaves, _ = load_tasks(asked.tasks, asked.include_path, num_fewshot=shots, limit=limit, seed=seed)
+            chat = chat_of(asked, lambda: open_tokenizer(self.checkpoint.path, self.checkpoint.trust_remote_code))
+            leaves, _ = load_tasks(
+                asked.tasks, asked.include_path, num_fewshot=shots, limit=limit, seed=seed, chat=chat
+            )
             tasks = {name: leaf.digest for name, leaf in leaves.items()}
         shared = shared_key(self.config, self.checkpoint.content, tasks)
         for subject in self.subjects:

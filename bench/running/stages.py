@@ -14,6 +14,7 @@ from bench.applying.computed_by import computed_by
 from bench.applying.moments import moments_digest
 from bench.calibration.code_digest import TIMING, code_digest
 from bench.checkpoint.checkpoint import Checkpoint
+from bench.evaluation.chat import Chat
 from bench.evaluation.evaluate import Evaluation, evaluate
 from bench.models.device import resolved_device
 from bench.records.environment import device_name
@@ -131,9 +132,10 @@ def evaluate_checkpoint(
     from bench.models.load import load_model, load_tokenizer
 
     model = load_model(path, dtype=getattr(torch, config.dtype)).to(resolved_device(config.device))
+    tokenizer = load_tokenizer(path, trust_remote_code)
     return evaluate(
         model,
-        load_tokenizer(path, trust_remote_code),
+        tokenizer,
         config.tasks,
         include_path=config.include_path,
         limit=config.limit,
@@ -143,8 +145,16 @@ def evaluate_checkpoint(
         model_digest=content,
         cache=store.cache / "scores",
         max_length=config.max_length,
+        chat=chat_of(config, lambda: tokenizer),
         progress=progress,
     )
+
+
+def chat_of(config: EvaluationConfig, tokenizer: Callable[[], Any]) -> Chat | None:
+    """Return how prompts become conversations, None where they are asked as they are; ``tokenizer`` loads that of the model."""
+    if not config.apply_chat_template:
+        return None
+    return Chat(tokenizer(), config.system_instruction, config.fewshot_as_multiturn, config.enable_thinking)
 
 
 def time_checkpoint(

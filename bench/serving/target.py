@@ -147,7 +147,13 @@ def _by_table(plan: Plan, inventory: Inventory, family: Family, runner: Runner, 
 
 def _by_rules(plan: Plan, inventory: Inventory, runner: Runner, notes: tuple[str, ...]) -> Verdict:
     """Return ``served`` or ``dense`` by what our classes and the stock ones do with each form."""
-    forms = [form for form in stored_forms(result(plan, inventory).layers) if form.bits]
+    made = result(plan, inventory)
+    kept = next((entry.stored.format for entry in made.tensors() if entry.stored is not None), None)
+    if kept is not None:
+        if runner.name == "transformers":
+            return Verdict(DENSE, f"matrices stored as {kept} are held as the values they stand for here", notes)
+        notes = (*notes, f"a source stored as {kept}: not tried with {runner.name}")
+    forms = [form for form in stored_forms(made.layers) if form.bits]
     if forms and not (runner.few_bits and not any(map(has_own_form, forms))):
         return Verdict(DENSE, f"matrices in few bits are held as the values they stand for on {runner.name}", notes)
     if any(layer.sparsity is not None for layer in plan.layers):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bench.settings.mixture import CorpusLine
-from bench.settings.strict import Extended, Strict
+from bench.settings.strict import Extended
 
 Bos = Literal["as evaluated", "always", "never"]
 """When a window of text begins with the tokenizer's beginning of a sequence."""
@@ -47,8 +47,15 @@ class CalibrationConfig(Extended):
     )
 
 
-class EvaluationConfig(Strict):
+class EvaluationConfig(Extended):
     """What is scored, and how."""
+
+    later: ClassVar[tuple[str, ...]] = (
+        "apply_chat_template",
+        "system_instruction",
+        "fewshot_as_multiturn",
+        "enable_thinking",
+    )
 
     tasks: tuple[str, ...] = Field(default=(), description="lm-eval task names, or pocket; none scores nothing")
     include_path: Path | None = Field(default=None, description="folder of local task files")
@@ -59,6 +66,23 @@ class EvaluationConfig(Strict):
     seed: int = Field(default=0, ge=0, description="seed of few-shot draws and bootstrap")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="compute type")
     device: str = Field(default="auto", description="torch device; auto takes the GPU where there is one")
+    apply_chat_template: bool = Field(
+        default=False, description="ask prompts as conversations, in the model's template"
+    )
+    system_instruction: str | None = Field(default=None, description="the system's turn of these conversations")
+    fewshot_as_multiturn: bool = Field(default=False, description="examples of few-shot as turns of their own")
+    enable_thinking: bool | None = Field(
+        default=None, description="argument enable_thinking of the chat template; None leaves it out"
+    )
+
+    @model_validator(mode="after")
+    def _only_in_conversations(self) -> Self:
+        asked = [name for name in self.later[1:] if getattr(self, name) not in (None, False)]
+        if self.enable_thinking is False:
+            asked.append("enable_thinking")
+        if asked and not self.apply_chat_template:
+            raise ValueError(f"{asked[0]} is about conversations; set apply_chat_template too")
+        return self
 
     def expanded(self, store: Path) -> EvaluationConfig:
         """Return the settings with the task list ``pocket`` replaced by its tasks, which are written into the folder ``store``.

@@ -104,6 +104,11 @@ def inside_misfit(plan: LayerPlan, layer: LayerInventory) -> str | None:
         return reason
     if not plan.inside:
         return None
+    if plan.bits is not None and (stored := next((entry.stored for entry in layer.tensors if entry.stored), None)):
+        return (
+            f"it is stored as {stored.format} already, and one config cannot state two ways of quantising; put the experts "
+            "of the 16-bit checkpoint in few bits"
+        )
     kept = stays(plan, layer)
     shapes = matrix_shapes(layer)
     width = shapes[0][0]

@@ -17,6 +17,7 @@ BYTES_PER_ELEMENT: Mapping[str, int] = {
     "F16": 2,
     "F8_E4M3": 1,
     "F8_E5M2": 1,
+    "F8_E8M0": 1,
     "I64": 8,
     "I32": 4,
     "I16": 2,
@@ -41,11 +42,45 @@ MlpKind = Literal["moe", "dense", "none"]
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """One tensor of a file: its name, its safetensors code (``BF16``) and its shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * BYTES_PER_ELEMENT[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How a matrix of a quantised source is stored: codes and their scales instead of its values.
+
+    Args:
+        format: one of ``bench.families.stored_formats``.
+        group: rows and columns that share a scale.
+        pieces: the tensors that hold it, the codes first; each is called like the matrix, with its own name in place of
+            ``weight``.
+        bits: of a code.
+    """
+
+    format: str
+    group: tuple[int, int]
+    pieces: tuple[Piece, ...]
+    bits: int = 8
+
+
+@dataclass(frozen=True, slots=True)
 class TensorEntry:
     """One tensor of a checkpoint under its classic (per-expert) name.
 
     ``template`` holds ``{layer}`` and, for experts, ``{expert}``; ``dtype`` is the safetensors code (``BF16``). ``weights`` is
     how many weights it stands for where that is not its number of elements: packed integers, or what describes other tensors.
+    ``stored`` says how a matrix of a quantised source is stored; ``dtype`` is then the type that its values get where they
+    are written as values.
     """
 
     template: str
@@ -55,6 +90,7 @@ class TensorEntry:
     layer: int | None = None
     expert: int | None = None
     weights: int | None = None
+    stored: Storage | None = None
 
     @property
     def name(self) -> str:
@@ -73,8 +109,18 @@ class TensorEntry:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes."""
+        """Size in bytes, scales included."""
+        if self.stored is not None:
+            return sum(piece.nbytes for piece in self.stored.pieces)
         return self.numel * BYTES_PER_ELEMENT[self.dtype]
+
+    def pieces(self, name: str | None = None) -> tuple[Piece, ...]:
+        """Return the tensors of a file that hold it; ``name`` is another name that it has there, None for its own."""
+        name = self.name if name is None else name
+        if self.stored is None:
+            return (Piece(name, self.dtype, self.shape),)
+        stem = name.removesuffix("weight")
+        return tuple(replace(piece, name=stem + piece.name) for piece in self.stored.pieces)
 
 
 @dataclass(frozen=True, slots=True)

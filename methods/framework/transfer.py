@@ -92,6 +92,11 @@ class Constants:
 
 
 @dataclass(frozen=True, slots=True)
+class Dequantised:
+    """The target holds, in its own type, the values that the codes and scales of the source stand for."""
+
+
+@dataclass(frozen=True, slots=True)
 class Transfer:
     """One tensor of the result.
 
@@ -105,7 +110,9 @@ class Transfer:
     source: TensorEntry
     target: TensorEntry
     rows: tuple[int, ...] | None = None
-    recipe: MergedExpert | InsideExpert | SlimmedLinear | ScaledInputs | AveragedRows | Constants | None = None
+    recipe: (
+        MergedExpert | InsideExpert | SlimmedLinear | ScaledInputs | AveragedRows | Constants | Dequantised | None
+    ) = None
 
 
 def transfers(plan: Plan, inventory: Inventory) -> Iterator[Transfer]:
@@ -194,6 +201,8 @@ class _Surviving:
     def _of_expert(self, entry: TensorEntry, place: int) -> Iterator[Transfer]:
         """Yield what is stored of a tensor of an expert, which becomes expert number ``place``."""
         whole = replace(entry, layer=self.number, expert=place)
+        if self.plan.merges or self.plan.inside:
+            whole = replace(whole, stored=None)  # readers take the experts of a layer in one type
         if self.plan.inside:
             recipe = InsideExpert(self.index, entry.expert, self.plan)
             for part in parts(whole, self._form or ExpertForm()):
@@ -202,13 +211,13 @@ class _Surviving:
             sources = tuple(self._matrices[entry.role, member] for member in merge.members)
             yield Transfer(entry, whole, recipe=MergedExpert(merge, sources))
         else:
-            yield Transfer(entry, whole)
+            yield Transfer(entry, whole, recipe=None if whole.stored == entry.stored else Dequantised())
 
     def _shared(self) -> Iterator[Transfer]:
         """Yield what the experts of the layer share in their new form."""
         if self._form is None:
             return
-        whole = [replace(entry, layer=self.number) for entry in self.layer.with_role(*EXPERT_ROLES)]
+        whole = [replace(entry, layer=self.number, stored=None) for entry in self.layer.with_role(*EXPERT_ROLES)]
         source = next(self.layer.with_role(*EXPERT_ROLES))
         for entry in shared(whole, self._form):
             yield Transfer(source, entry, recipe=InsideExpert(self.index, None, self.plan))

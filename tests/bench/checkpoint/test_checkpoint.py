@@ -195,7 +195,7 @@ def test_folders_that_are_no_moe_checkpoints_say_why(folder: Path, tmp_path: Pat
     with pytest.raises(NotMoEError, match="llama"):
         Checkpoint.open(tmp_path / "empty")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "aqlm"}}))
     with pytest.raises(CheckpointError, match="quantised"):
         Checkpoint.open(folder)
     (folder / "config.json").write_text(json.dumps(config))
