@@ -37,6 +37,12 @@ def markdown(sheet: Sheet, blocks: Sequence[Filled]) -> str:
         parts.append(SMALL)
     for filled in blocks:
         parts += _block(filled)
+    return "\n\n".join([*parts, *_notes(sheet, blocks)]) + "\n"
+
+
+def _notes(sheet: Sheet, blocks: Sequence[Filled]) -> list[str]:
+    """Return what is lost, what differs from the paper, what it leaves open, and what is missing here."""
+    parts = []
     if lost := [f"- {text}" for text in sheet.lost]:
         parts.append("Lost:\n\n" + "\n".join(lost))
     notes = dict.fromkeys((*sheet.departs, *(note for filled in blocks for row in filled.rows for note in row.notes)))
@@ -46,8 +52,25 @@ def markdown(sheet: Sheet, blocks: Sequence[Filled]) -> str:
         parts.append("Left open by the paper:\n\n" + "\n".join(untold))
     missing = [text for filled in blocks for text in filled.missing]
     if missing:
-        parts.append("Not here:\n\n" + "\n".join(f"- {markdown_cell(text)}" for text in missing))
-    return "\n\n".join(parts) + "\n"
+        parts.append("Not here:\n\n" + "\n".join(f"- {markdown_cell(text)}" for text in dict.fromkeys(missing)))
+    return parts
+
+
+def figure_text(sheet: Sheet, blocks: Sequence[Filled], picture: str | None) -> str:
+    """Return the section of a curve: the picture with its caption, and what a reader needs beside it.
+
+    Args:
+        sheet: what the figure is.
+        blocks: its models, filled.
+        picture: address of the figure; None where there is none.
+    """
+    parts = [f"## {heading(sheet)}", f"{sheet.title}, after {sheet.source}."]
+    if sheet.small:
+        parts.append(SMALL)
+    if picture is not None:
+        parts.append(f"![{sheet.title}]({picture})")
+        parts += [f"{one.block.title}: {about(one)}; bars are 1.96 standard errors." for one in blocks if one.items[1]]
+    return "\n\n".join([*parts, *_notes(sheet, blocks)]) + "\n"
 
 
 def latex(sheet: Sheet, blocks: Sequence[Filled]) -> str:
@@ -124,15 +147,19 @@ def heading(sheet: Sheet) -> str:
     return sheet.name.replace("-", " ").capitalize()
 
 
+def about(filled: Filled) -> str:
+    """Return how many items were scored and which seeds the calibration had, in words."""
+    low, high = filled.items
+    items = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    seeds = ", ".join(map(str, filled.seeds)) or "none"
+    return f"{items} items of each task; seeds of the calibration: {seeds}" if high else "nothing scored"
+
+
 def _block(filled: Filled) -> list[str]:
     block = filled.block
     parts = []
     if block.model and any(row.record is not None for row in filled.rows):
-        low, high = filled.items
-        items = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-        seeds = ", ".join(map(str, filled.seeds)) or "none"
-        about = f"{items} items of each task; seeds of the calibration: {seeds}" if high else "nothing scored"
-        parts.append(f"### {block.title}, measured on {markdown_cell(block.model)}\n\n{about}.")
+        parts.append(f"### {block.title}, measured on {markdown_cell(block.model)}\n\n{about(filled)}.")
         parts.append(_grid(*_cells(filled, block.columns, _ours)))
     else:
         parts.append(f"### {block.title}")

@@ -49,8 +49,9 @@ def paper(
     track: TrackOption = None,
 ) -> None:
     """Run or resume the rows of a table, or the points of a figure, and write it as the paper lays it out."""
+    from bench.records.derived import write_derived
     from bench.settings.timing_settings import TimingConfig
-    from sweeps.papers.making import Order, make, write
+    from sweeps.papers.making import Order, make, page, write
     from sweeps.papers.shelf import read_paper
     from sweeps.papers.stand_in import POCKET
 
@@ -66,12 +67,17 @@ def paper(
     order = Order(model, place, family, taken_from or store, show, timing, given, {"workers": workers})
     for one in names:
         whole.exhibit(one)
+    sections = []
     for one in names:
         made = make(whole, one, order)
-        for path in write(made, one, out / name):
+        sections.append(made.section)
+        for path in write(made, one, out / name, alone=exhibit != ALL):
             console().print(path, soft_wrap=True, highlight=False)
         for text in made.missing:
             console().print(f"not here: {text}", soft_wrap=True, highlight=False, markup=False)
+    if exhibit == ALL:
+        whole_page = write_derived(out / f"{name}.md", page(whole, sections).encode())
+        console().print(whole_page, soft_wrap=True, highlight=False)
 
 
 def _family(model: str) -> str:

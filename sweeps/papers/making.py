@@ -10,7 +10,7 @@ from typing import Any
 from analysis.load import load
 from analysis.papers.filling import Filled, fill
 from analysis.papers.sheet import Sheet
-from analysis.papers.tables import csv_text, heading, latex, markdown
+from analysis.papers.tables import csv_text, figure_text, heading, latex, markdown
 from bench.records.derived import write_derived
 from bench.records.record import Record
 from bench.settings.timing_settings import TimingConfig
@@ -91,22 +91,36 @@ def make(paper: Paper, name: str, order: Order) -> Made:
     if order.run is not None and not order.timing.enabled and any(c.kind == "speedup" for c in laid.blocks[0].columns):
         laid = replace(laid, departs=(*laid.departs, UNTIMED))
     filled = _filled(laid, asked_for, settings, order)
+    if exhibit.kind == "curve":
+        return _curve(paper, name, laid, filled)
     return _table(name, laid, filled)
 
 
-def write(made: Made, name: str, out: Path) -> list[Path]:
+def write(made: Made, name: str, out: Path, alone: bool = True) -> list[Path]:
     """Write the files of a table or figure and its section into ``out``.
 
     Args:
         made: what was made.
         name: of the table or figure.
         out: folder, made where it is missing.
+        alone: whether the section gets a file of its own, since it is part of no page.
 
     Raises:
         RecordError: the disk refuses.
     """
-    contents = {f"{name}.md": made.section.encode(), **made.files}
+    contents = {**({f"{name}.md": made.section.encode()} if alone else {}), **made.files}
     return [write_derived(out / file, content) for file, content in contents.items()]
+
+
+def page(paper: Paper, sections: Sequence[str]) -> str:
+    """Return the page of a paper: what it is, then every table and figure.
+
+    Args:
+        paper: the paper.
+        sections: of its tables and figures, in order.
+    """
+    head = f"# {paper.file.title}\n\n{paper.file.source}. Written by `moebench paper {paper.name} all`.\n"
+    return "\n".join((head, *sections))
 
 
 def _filled(
@@ -122,6 +136,15 @@ def _filled(
         only = measure(configs, order.run)
     records = _records(order.store)
     return [fill(block, records, only) for block in laid.blocks]
+
+
+def _curve(paper: Paper, name: str, laid: Sheet, filled: Sequence[Filled]) -> Made:
+    from analysis.papers.curves import curves
+
+    drawn = {f"{name}.{kind}": content for kind, content in curves(filled, paper.exhibit(name).x).items()}
+    files = {f"{name}.csv": csv_text(filled).encode(), **drawn}
+    picture = f"{paper.name}/{name}.svg" if drawn else None
+    return Made(figure_text(laid, filled, picture), files, tuple(text for one in filled for text in one.missing))
 
 
 def _told(paper: Paper, name: str) -> str:

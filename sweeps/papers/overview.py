@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from analysis.formatting import count, significant, size
 from sweeps.papers.asked import asked
-from sweeps.papers.estimate import Estimate, of_rows, of_statistics
-from sweeps.papers.measured import calibration_of
+from sweeps.papers.estimate import Estimate, of_rows
 from sweeps.papers.paper_file import Exhibit
 from sweeps.papers.shelf import Paper
 from sweeps.papers.stand_in import StandIn, conditions
@@ -25,7 +24,6 @@ def cost_of(paper: Paper, exhibit: Exhibit) -> Estimate:
     for key in exhibit.models:
         one = StandIn(key, paper.file.models[key], paper.file.models[key].hub, False)
         total += of_rows(asked(paper.file, exhibit, one, settings), one, settings)
-        total += of_statistics((calibration_of(place, one, settings) for place in exhibit.statistics), one)
     return total
 
 

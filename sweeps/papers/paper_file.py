@@ -109,22 +109,12 @@ class SeriesFile(Strict):
 
     label: str = Field(min_length=1)
     method: str = Field(description="with $keep for the share that remains")
-    dotted: bool = False
-
-
-class StatisticFile(Strict):
-    """A statistic that a figure shows, under one setting of the calibration."""
-
-    label: str = Field(min_length=1)
-    name: str = Field(description="of the catalogue; of a map: the method whose decisions it shows, with $keep")
-    calibration: dict[str, Word] = Field(default={}, description="what differs from the paper's calibration")
-    pocket_calibration: dict[str, Word] = Field(default={}, description="the same where pocket models are measured")
 
 
 class Exhibit(Strict):
     """One table or figure."""
 
-    kind: Literal["table", "curve", "profile", "matrix", "map", "scores", "alike", "speed", "told"]
+    kind: Literal["table", "curve", "told"]
     title: str = Field(min_length=1, description="what it shows, in our words")
     models: tuple[str, ...] = Field(default=(), description="of paper.yaml, in the order of the paper")
     published: str | None = Field(default=None, description="file of analysis/published")
@@ -132,11 +122,7 @@ class Exhibit(Strict):
     rows: tuple[RowFile, ...] = ()
     series: tuple[SeriesFile, ...] = ()
     points: Points | None = None
-    by_task: bool = Field(default=False, description="curve: a panel for each task instead of their mean")
-    statistics: tuple[StatisticFile, ...] = ()
     x: str = Field(default="", description="words on the horizontal axis")
-    y: str = Field(default="", description="words on the vertical axis")
-    lengths: tuple[int, ...] = Field(default=(), description="speed: prompt and generated tokens")
     departs: tuple[str, ...] = Field(default=(), description="how it differs from the paper whatever the model")
     lost: tuple[str, ...] = Field(default=(), description="what no copy of the paper tells")
 
@@ -145,12 +131,6 @@ class Exhibit(Strict):
         needed: Mapping[str, tuple[str, ...]] = {
             "table": ("models", "columns", "rows"),
             "curve": ("models", "series", "points"),
-            "profile": ("models", "statistics"),
-            "matrix": ("models", "statistics"),
-            "map": ("models", "statistics", "points"),
-            "scores": ("models", "statistics"),
-            "alike": ("models", "statistics"),
-            "speed": ("models", "rows", "lengths"),
             "told": ("lost",),
         }
         if missing := [name for name in needed[self.kind] if not getattr(self, name)]:
