@@ -17,7 +17,7 @@ TIMES := $(VENV)/times.txt
 timed = $(BIN)/python tests/support/timed.py "$(1)" $(TIMES)
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: demo test setup lint types suite fast laws e2e mutations report perf clean
+.PHONY: demo test setup lint types suite fast laws e2e mutations report papers perf clean
 
 demo: setup
 	$(BIN)/moebench demo --store $(STORE)
@@ -67,6 +67,11 @@ mutations: setup
 
 report: setup
 	$(BIN)/moebench report $(STORE) --out $(STORE)/report
+
+# Every table and figure of the papers on the pocket models; a second call finds the runs in the store.
+papers: setup
+	for paper in holistic moe_i2 diversifying field; do \
+	  OMP_NUM_THREADS=1 $(BIN)/moebench paper $$paper all --store runs/papers --out docs/papers --track disabled || exit 1; done
 
 perf: setup
 	$(BIN)/python -m bench.perf.calibration

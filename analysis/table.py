@@ -193,16 +193,16 @@ def latex(frame: pd.DataFrame) -> str:
         "% needs \\usepackage{booktabs}",
         f"\\begin{{tabular}}{{{''.join('l' if field.head == 'method' else 'r' for field in fields)}}}",
         "\\toprule",
-        " & ".join(_latex_cell(field.head) for field in fields) + " \\\\",
+        " & ".join(latex_cell(field.head) for field in fields) + " \\\\",
     ]
     for heading, rows in boards(frame):
         bests = best(rows)
-        lines += ["\\midrule", f"\\multicolumn{{{len(fields)}}}{{l}}{{\\textit{{{_latex_cell(heading)}}}}} \\\\"]
+        lines += ["\\midrule", f"\\multicolumn{{{len(fields)}}}{{l}}{{\\textit{{{latex_cell(heading)}}}}} \\\\"]
         for row in rows:
-            texts = [(field, _latex_cell(field.text(row))) for field in fields]
+            texts = [(field, latex_cell(field.text(row))) for field in fields]
             shown = [f"\\textbf{{{text}}}" if _is_best(field, row, bests) else text for field, text in texts]
             lines.append(" & ".join(shown) + " \\\\")
-        lines += [f"% {_latex_cell(told)}" for told in (runs_by_chance(rows),) if told]
+        lines += [f"% {latex_cell(told)}" for told in (runs_by_chance(rows),) if told]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
 
@@ -225,7 +225,8 @@ _LATEX = {
 }
 
 
-def _latex_cell(text: str) -> str:
+def latex_cell(text: str) -> str:
+    """Return ``text`` in one line, with what LaTeX would read as markup escaped."""
     return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
 
 

@@ -28,6 +28,10 @@ VERBS = (
     Verb("promote", "Run the front of a sweep: write, evaluate, time, record and track its plans."),
     Verb("grid", "Run every model by every method, share, corpus and seed; goes on where it stopped."),
     Verb("report", "Write leaderboard, tables and figures from records."),
+    Verb("papers", "List the papers whose tables and figures can be made, and what each costs."),
+    Verb(
+        "paper", "Make a table or figure of a paper: run or resume its rows, and lay it out beside the printed numbers."
+    ),
     Verb("check", "Run the laws of a method on every tiny architecture."),
     Verb("calibrate", "Measure statistics in one pass and keep them in the store."),
     Verb("plan", "Let a method decide, and write its plan."),

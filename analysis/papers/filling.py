@@ -1,0 +1,193 @@
+"""The cells of a paper's table from records: values, differences to the uncompressed model, and what is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from analysis.averaging import average_seeds
+from analysis.comparison import Comparison, compare
+from analysis.inference import Difference, average_difference, mean_with_error
+from analysis.papers.sheet import Block, Column, Line
+from analysis.protocol import error_of
+from bench.records.record import Record, Score
+
+_LOCAL = "_local"
+"""Ending of the same task with local data."""
+_NO = object()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number: of ours with its difference to the uncompressed model, and of the paper.
+
+    Args:
+        ours: None where nothing was measured; scores in percent.
+        error: standard error of ``ours`` over the items.
+        difference: to our uncompressed model on the same items, in the unit of ``ours``.
+        published: None where the paper prints none.
+        published_difference: to the paper's uncompressed model.
+    """
+
+    ours: float | None = None
+    error: float | None = None
+    difference: Difference | None = None
+    published: float | None = None
+    published_difference: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row with its cells by column; ``missing`` says why there is no number of ours."""
+
+    line: Line
+    cells: Mapping[str, Cell]
+    missing: str | None = None
+    notes: tuple[str, ...] = ()
+    record: Record | None = None
+
+
+@dataclass(frozen=True)
+class Filled:
+    """The rows of one model."""
+
+    block: Block
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...] = ()
+    items: tuple[int, int] = field(default=(0, 0))
+
+    @property
+    def missing(self) -> list[str]:
+        """One sentence for each row without a number of ours."""
+        return [f"{self.block.title}, {row.line.label}: {row.missing}" for row in self.rows if row.missing]
+
+
+def fill(block: Block, records: Iterable[Record], only: Collection[str] | None = None) -> Filled:
+    """Return a block with its cells.
+
+    Args:
+        block: laid out.
+        records: of any runs.
+        only: names of the records that may stand in it; None: all. Bases always may.
+    """
+    chosen = [
+        record
+        for record in records
+        if (only is None or record.id in only) and block.model and _is_of(block.model, record.model.name)
+    ]
+    found = average_seeds(compare(sorted(chosen, key=lambda record: record.id)))
+    base = next((line for line in block.lines if line.method is None and line.reason is None), None)
+    rows = tuple(_row(line, base, block, found) for line in block.lines)
+    used = [row.record for row in rows if row.record is not None]
+    counts = [score.n for record in used for score in record.scores]
+    seeds = sorted({record.seeds.get("calibration", 0) for record in used if record.corpus is not None})
+    return Filled(block, rows, tuple(seeds), (min(counts), max(counts)) if counts else (0, 0))
+
+
+def matches(line: Line, record: Record) -> bool:
+    """Return whether a run is what a row asks for: the same method with the same knobs, whatever its seed.
+
+    A knob that the record does not have came later, so it had what is the default now.
+    """
+    if record.method != line.method:
+        return False
+    known = {name: value for name, value in _json(record.knobs).items() if name.split(".")[-1] != "seed"}
+    return line.stated <= known.keys() and all(line.knobs.get(name, _NO) == value for name, value in known.items())
+
+
+def _is_of(model: str, name: str) -> bool:
+    return name in (model, model.rsplit("/", 1)[-1]) or name.rsplit("/", 1)[-1] == model
+
+
+def _json(value: Mapping[str, Any]) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads(json.dumps(value))
+    return read
+
+
+def _row(line: Line, base: Line | None, block: Block, found: Sequence[Comparison]) -> Row:
+    if line.reason is not None or not block.model:
+        return Row(line, _published(line, base, block), line.reason or "no model stands for it here")
+    fitting = [one for one in found if matches(line, one.record)]
+    complete = [one for one in fitting if one.record.status == "complete"]
+    if not complete:
+        said = {f"{one.record.status}: {one.record.reason}" for one in fitting}
+        return Row(line, _published(line, base, block), "; ".join(sorted(said)) or "no run of it is in the store")
+    best = max(complete, key=lambda one: (_nearness(line, one.record), _tasks(block, one.record), one.record.created))
+    cells = dict(_published(line, base, block))
+    for column in block.columns:
+        theirs = cells.get(column.name, Cell())
+        own = _ours(column, block, best)
+        cells[column.name] = replace(own, published=theirs.published, published_difference=theirs.published_difference)
+    return Row(line, cells, None, tuple(_notes(line, best)), best.record)
+
+
+def _published(line: Line, base: Line | None, block: Block) -> dict[str, Cell]:
+    reference = base.published if base is not None else {}
+    cells = {}
+    for column in block.paper_columns:
+        value = line.published.get(column.name)
+        change = None if value is None or column.name not in reference else value - reference[column.name]
+        cells[column.name] = Cell(published=value, published_difference=change)
+    return cells
+
+
+def _nearness(line: Line, record: Record) -> int:
+    """Return how much of the text that a row asks for a run has: its name counts more than its number of windows."""
+    if line.corpus is None or record.corpus is None:
+        return 0
+    name, sequences = line.corpus
+    return 2 * (record.corpus.name == name) + (record.corpus.sequences == sequences)
+
+
+def _tasks(block: Block, record: Record) -> int:
+    return sum(_score(record, column, block.metrics) is not None for column in block.columns if column.kind == "task")
+
+
+def _notes(line: Line, one: Comparison) -> Iterable[str]:
+    corpus = one.record.corpus
+    if line.corpus is not None and corpus is not None and (corpus.name, corpus.sequences) != line.corpus:
+        asked_for = f"{line.corpus[1]} of {line.corpus[0]}"
+        yield f"{line.label}: calibrated on {corpus.sequences} windows of {corpus.name}, not {asked_for}."
+    if one.base is None and one.record.method is not None:
+        yield f"{line.label}: no uncompressed model was scored in the same way, so no difference is given."
+
+
+def _ours(column: Column, block: Block, one: Comparison) -> Cell:
+    """Return our number of a column with its error and its difference to the base."""
+    record = one.record
+    if column.kind == "gib":
+        return Cell(record.cost.bytes / 2**30 if record.cost else None)
+    if column.kind == "tflops":
+        return Cell(record.cost.flops / 1e12 if record.cost else None)
+    if column.kind == "speedup":
+        return Cell(_speed(record))
+    names = column.of or (column.name,)
+    parts = [part for part in block.columns if part.name in names and part.kind == "task"]
+    scores = [score for part in parts if (score := _score(record, part, block.metrics)) is not None]
+    if len(scores) < len(names):
+        return Cell()
+    value, error = mean_with_error([score.value for score in scores], [error_of(score) for score in scores])
+    gaps = [gap for score in scores if (gap := one.pair(score)) is not None]
+    gap = average_difference(gaps) if len(gaps) == len(scores) else None
+    return Cell(100 * value, None if error is None else 100 * error, gap and _scaled(gap))
+
+
+def _speed(record: Record) -> float | None:
+    if record.timing is None or record.timing.reason:
+        return None
+    if record.method is None:
+        return 1.0
+    return record.timing.decode_ratio.median if record.timing.decode_ratio else None
+
+
+def _score(record: Record, column: Column, metrics: Sequence[str]) -> Score | None:
+    usable = [
+        score for score in record.scores if score.task.removesuffix(_LOCAL) == column.task and score.metric in metrics
+    ]
+    return min(usable, key=lambda one: (metrics.index(one.metric), one.filter != "none", one.filter), default=None)
+
+
+def _scaled(gap: Difference) -> Difference:
+    return Difference(100 * gap.value, 100 * gap.low, 100 * gap.high, gap.p)

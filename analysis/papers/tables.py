@@ -1,0 +1,272 @@
+"""A paper's table as Markdown, CSV and LaTeX: ours, the paper's, and what lies between them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+
+from analysis.formatting import NONE, fixed, interval
+from analysis.inference import Z95
+from analysis.papers.filling import Cell, Filled, Row
+from analysis.papers.sheet import Column, Sheet
+from analysis.table import latex_cell, markdown_cell
+from bench.records.derived import csv_cell
+
+MARKS = {"quoted": "°", "derived": "‡", "lost": "", "first-hand": ""}
+"""Signs behind published numbers that nobody read in the paper itself."""
+
+SMALL = (
+    "Small models of an invented language stand for the paper's: they neither confirm nor refute its numbers. "
+    "What may be compared is the direction of a change, and the order of the rows."
+)
+"""Said on every table and figure that pocket models were measured for."""
+
+Lines = list[list[str]]
+
+
+def markdown(sheet: Sheet, blocks: Sequence[Filled]) -> str:
+    """Return the table with everything that a reader needs beside it.
+
+    Args:
+        sheet: what the table is.
+        blocks: its models, filled.
+    """
+    parts = [f"## {heading(sheet)}", f"{sheet.title}. Source of the printed numbers: {sheet.source}."]
+    if sheet.small:
+        parts.append(SMALL)
+    for filled in blocks:
+        parts += _block(filled)
+    return "\n\n".join([*parts, *_notes(sheet, blocks)]) + "\n"
+
+
+def _notes(sheet: Sheet, blocks: Sequence[Filled]) -> list[str]:
+    """Return what is lost, what differs from the paper, what it leaves open, and what is missing here."""
+    parts = []
+    if lost := [f"- {text}" for text in sheet.lost]:
+        parts.append("Lost:\n\n" + "\n".join(lost))
+    notes = dict.fromkeys((*sheet.departs, *(note for filled in blocks for row in filled.rows for note in row.notes)))
+    if notes:
+        parts.append("How this differs from the paper:\n\n" + "\n".join(f"- {markdown_cell(note)}" for note in notes))
+    if untold := [f"- {text}" for text in sheet.untold]:
+        parts.append("Left open by the paper:\n\n" + "\n".join(untold))
+    missing = [text for filled in blocks for text in filled.missing]
+    if missing:
+        parts.append("Not here:\n\n" + "\n".join(f"- {markdown_cell(text)}" for text in dict.fromkeys(missing)))
+    return parts
+
+
+def figure_text(sheet: Sheet, blocks: Sequence[Filled], picture: str | None) -> str:
+    """Return the section of a curve: the picture with its caption, and what a reader needs beside it.
+
+    Args:
+        sheet: what the figure is.
+        blocks: its models, filled.
+        picture: address of the figure; None where there is none.
+    """
+    parts = [f"## {heading(sheet)}", f"{sheet.title}, after {sheet.source}."]
+    if sheet.small:
+        parts.append(SMALL)
+    if picture is not None:
+        parts.append(f"![{sheet.title}]({picture})")
+        parts += [f"{one.block.title}: {about(one)}; bars are 1.96 standard errors." for one in blocks if one.items[1]]
+    return "\n\n".join([*parts, *_notes(sheet, blocks)]) + "\n"
+
+
+def latex(sheet: Sheet, blocks: Sequence[Filled]) -> str:
+    """Return one ``table`` (package booktabs) for each model: our rows, then the printed ones.
+
+    Args:
+        sheet: what the table is.
+        blocks: its models, filled.
+    """
+    lines = ["% needs \\usepackage{booktabs}"]
+    for filled in blocks:
+        block = filled.block
+        parts = [(f"{block.model}, measured", block.columns, _ours)] if block.model else []
+        parts.append((f"{block.title}, printed in {sheet.source}", block.paper_columns, _printed))
+        if block.model and block.comparable:
+            parts.append(("measured minus printed", block.columns, _between))
+        for caption, columns, text in parts:
+            heads, rows = _cells(filled, columns, text)
+            lines += [
+                "\\begin{table}",
+                f"\\caption{{{latex_cell(f'{heading(sheet)}: {sheet.title}. {caption}.')}}}",
+                f"\\begin{{tabular}}{{l{'r' * len(columns)}}}",
+                "\\toprule",
+                " & ".join(map(latex_cell, heads)) + " \\\\",
+                "\\midrule",
+                *(" & ".join(map(latex_cell, row)) + " \\\\" for row in rows),
+                "\\bottomrule",
+                "\\end{tabular}",
+                "\\end{table}",
+            ]
+    lines += [f"% {latex_cell(text)}" for text in (*sheet.departs, *sheet.lost)]
+    return "\n".join([*lines, ""])
+
+
+def csv_text(blocks: Sequence[Filled]) -> str:
+    """Return one line a cell: ours with error and difference to the base, printed, and ours minus printed; scores in percent."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        [
+            "paper_model",
+            "model",
+            "row",
+            "column",
+            "measured",
+            "stderr",
+            "to_base",
+            "to_base_low",
+            "to_base_high",
+            "printed",
+            "printed_to_base",
+            "mark",
+            "measured_minus_printed",
+        ]
+    )
+    for filled in blocks:
+        block = filled.block
+        columns = dict.fromkeys(column.name for column in (*block.columns, *block.paper_columns))
+        for row in filled.rows:
+            for name in columns:
+                cell = row.cells.get(name, Cell())
+                gap, theirs = cell.difference, cell.published
+                change = (None, None, None) if gap is None else (gap.value, gap.low, gap.high)
+                numbers = (cell.ours, cell.error, *change, theirs, cell.published_difference)
+                mark = row.line.mark if theirs is not None or row.line.mark == "lost" else ""
+                who = [csv_cell(text) for text in (block.title, block.model, row.line.label, name)]
+                between = _minus(cell) if block.comparable else None
+                writer.writerow([*who, *map(_number, numbers), mark, _number(between)])
+    return buffer.getvalue()
+
+
+def heading(sheet: Sheet) -> str:
+    """Return the name of a table or figure as a heading."""
+    return sheet.name.replace("-", " ").capitalize()
+
+
+def about(filled: Filled) -> str:
+    """Return how many items were scored and which seeds the calibration had, in words."""
+    low, high = filled.items
+    items = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    seeds = ", ".join(map(str, filled.seeds)) or "none"
+    return f"{items} items of each task; seeds of the calibration: {seeds}" if high else "nothing scored"
+
+
+def _block(filled: Filled) -> list[str]:
+    block = filled.block
+    parts = []
+    if block.model and any(row.record is not None for row in filled.rows):
+        parts.append(f"### {block.title}, measured on {markdown_cell(block.model)}\n\n{about(filled)}.")
+        parts.append(_grid(*_cells(filled, block.columns, _ours)))
+    else:
+        parts.append(f"### {block.title}")
+    if any(row.line.published for row in filled.rows):
+        parts.append(f"Printed, {block.title}:\n\n" + _grid(*_cells(filled, block.paper_columns, _printed)))
+        signs = {row.line.mark for row in filled.rows if row.line.published} & {"quoted", "derived"}
+        told = {"quoted": "° quoted by another paper", "derived": "‡ derived by arithmetic"}
+        if signs:
+            parts.append(", ".join(told[sign] for sign in sorted(signs, reverse=True)) + ".")
+    if block.model and block.comparable and any(row.record is not None for row in filled.rows):
+        parts.append(
+            "Measured minus printed, in points ± 1.96 standard errors of ours:\n\n"
+            + _grid(*_cells(filled, block.columns, _between))
+        )
+    if changes := _changes(filled):
+        parts.append(changes)
+    return parts
+
+
+def _changes(filled: Filled) -> str:
+    """Return the change of the mean against the uncompressed model, the paper's beside ours."""
+    ours, theirs = filled.block.mean(paper=False), filled.block.mean(paper=True)
+    if ours is None or theirs is None:
+        return ""
+    lines: Lines = []
+    for row in filled.rows:
+        own, printed = row.cells.get(ours.name, Cell()), row.cells.get(theirs.name, Cell())
+        if row.line.method is None or (own.difference is None and printed.published_difference is None):
+            continue
+        gap = own.difference
+        text = "" if gap is None else f"{fixed(gap.value, 1, True)} {interval(gap.low, gap.high, signed=True)}"
+        lines.append([row.line.both, fixed(printed.published_difference, 1, True), text or NONE])
+    if not lines:
+        return ""
+    head = ["", "printed", "measured [95 %]"]
+    told = "Change of the mean against the uncompressed model, points:\n\n" + _grid(head, lines)
+    return told + _order(filled, ours, theirs)
+
+
+def _order(filled: Filled, ours: Column, theirs: Column) -> str:
+    """Return how many pairs of rows lie in the printed order, where two rows print unlike means."""
+    values = [
+        (measured, printed)
+        for row in filled.rows
+        if (measured := row.cells.get(ours.name, Cell()).ours) is not None
+        and (printed := row.cells.get(theirs.name, Cell()).published) is not None
+    ]
+    pairs = [(a, b) for place, a in enumerate(values) for b in values[:place] if a[1] != b[1]]
+    same = sum((a[0] - b[0]) * (a[1] - b[1]) > 0 for a, b in pairs)
+    tied = sum(a[0] == b[0] for a, b in pairs)
+    if len(pairs) < 2:
+        return ""
+    return f"\n\nOf {len(pairs)} pairs of rows, {same} lie in the printed order" + (
+        f", {tied} are level here." if tied else "."
+    )
+
+
+def _cells(filled: Filled, columns: Sequence[Column], text: Callable[[Row, Column], str]) -> tuple[list[str], Lines]:
+    heads = ["", *(column.title for column in columns)]
+    rows = [
+        [
+            row.line.printed_label or row.line.label if text is _printed else row.line.label,
+            *(text(row, column) for column in columns),
+        ]
+        for row in filled.rows
+    ]
+    return heads, rows
+
+
+def _ours(row: Row, column: Column) -> str:
+    return fixed(row.cells.get(column.name, Cell()).ours, _digits(row, column))
+
+
+def _digits(row: Row, column: Column) -> int:
+    """Return decimals: those of the paper, more where the number is too small for them."""
+    value = row.cells.get(column.name, Cell()).ours
+    if column.kind in ("gib", "tflops") and value is not None and value < 1:
+        return 4
+    return column.digits
+
+
+def _printed(row: Row, column: Column) -> str:
+    value = row.cells.get(column.name, Cell()).published
+    if value is None:
+        return "lost" if row.line.mark == "lost" else NONE
+    return fixed(value, column.digits) + MARKS[row.line.mark]
+
+
+def _between(row: Row, column: Column) -> str:
+    cell = row.cells.get(column.name, Cell())
+    between = _minus(cell)
+    if between is None:
+        return NONE
+    text = fixed(between, column.digits, signed=True)
+    return text if cell.error is None else f"{text} ± {fixed(Z95 * cell.error, column.digits)}"
+
+
+def _minus(cell: Cell) -> float | None:
+    """Return our number minus the printed one."""
+    return None if cell.ours is None or cell.published is None else cell.ours - cell.published
+
+
+def _grid(heads: Sequence[str], lines: Lines) -> str:
+    rows = [[markdown_cell(text) for text in line] for line in (heads, *lines)]
+    ruler = ["---", *["---:"] * (len(heads) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (rows[0], ruler, *rows[1:]))
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"

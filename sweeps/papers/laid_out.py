@@ -1,0 +1,98 @@
+"""A table or curve as analysis draws it: columns and rows with the words, knobs and printed numbers of each model filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from analysis.papers.printed import printed
+from analysis.papers.sheet import Block, Column, Line, Sheet
+from bench.settings.method_settings import MethodConfig, RecipeConfig
+from methods.registry import method_class
+from sweeps.papers.asked import Asked
+from sweeps.papers.paper_file import Exhibit, PaperFile
+from sweeps.papers.shelf import Paper, pocket_settings
+from sweeps.papers.stand_in import Conditions, StandIn
+
+MEAN = "mean"
+"""Name of the mean over tasks that are not the paper's."""
+
+
+def sheet(paper: Paper, name: str, asked_for: Sequence[tuple[StandIn, Sequence[Asked]]], settings: Conditions) -> Sheet:
+    """Return a table or curve of a paper, ready to be filled from records.
+
+    Args:
+        paper: the paper.
+        name: of the table or figure.
+        asked_for: its models, each with its rows.
+        settings: of its evaluation.
+    """
+    exhibit = paper.exhibit(name)
+    blocks = tuple(_block(paper.file, exhibit, one, rows, settings) for one, rows in asked_for)
+    told: dict[str, dict[str, None]] = {}
+    for _, rows in asked_for:
+        for row in rows:
+            for text in row.departs:
+                told.setdefault(text, {})[row.label] = None
+    of_rows = [f"{', '.join(labels)}: {text}." for text, labels in told.items()]
+    departs = (*settings.differences, *exhibit.departs, *paper.file.departs, *of_rows)
+    small = any(one.pocket for one, _ in asked_for)
+    return Sheet(name, exhibit.title, paper.file.source, blocks, departs, exhibit.lost, paper.file.untold, small)
+
+
+def columns_of(paper: PaperFile, exhibit: Exhibit) -> tuple[Column, ...]:
+    """Return the paper's columns; a curve has the tasks of the mean, then the mean."""
+    names = list(exhibit.columns)
+    if not names and "avg" in paper.columns:
+        names = [*paper.columns["avg"].of, "avg"]
+    return tuple(
+        Column(name, one.title, one.kind, (one.task or name) if one.kind == "task" else "", one.of, one.digits)
+        for name, one in ((name, paper.columns[name]) for name in names)
+    )
+
+
+def _block(paper: PaperFile, exhibit: Exhibit, one: StandIn, rows: Sequence[Asked], settings: Conditions) -> Block:
+    theirs = columns_of(paper, exhibit)
+    ours = theirs if settings.own_tasks else _replaced(theirs, settings)
+    lines = tuple(_line(row) for row in rows)
+    return Block(one.paper.title, one.name, ours, theirs, lines, paper.protocol.metrics)
+
+
+def _replaced(columns: Sequence[Column], settings: Conditions) -> tuple[Column, ...]:
+    """Return the columns with the tasks that were really scored, and one mean over all of them."""
+    titles = pocket_settings().titles
+    tasks = settings.evaluation.tasks
+    kept = [column for column in columns if column.kind not in ("task", "mean")]
+    scored = [Column(name, titles.get(name, name), task=name) for name in tasks]
+    mean = [Column(MEAN, "mean", "mean", of=tuple(tasks))] if len(tasks) > 1 else []
+    return (*kept, *scored, *mean)
+
+
+def _line(row: Asked) -> Line:
+    numbers = {} if row.published is None or row.table is None else printed(row.table, row.published)
+    runs = row.reason is None
+    reads = runs and row.compression is not None
+    return Line(
+        row.label,
+        row.method if runs else None,
+        row.knobs if runs else {},
+        _stated(row) if runs else frozenset(),
+        numbers,
+        row.mark,
+        row.reason,
+        (row.calibration.corpus, row.calibration.sequences) if reads else None,
+        row.x,
+        row.printed_label,
+    )
+
+
+def _stated(row: Asked) -> frozenset[str]:
+    """Return the knobs that differ from their defaults, and all that a training states."""
+    named: list[tuple[str, MethodConfig]] = []
+    if isinstance(row.compression, RecipeConfig):
+        named = [(f"{number}.{step.name}.", step) for number, step in enumerate(row.compression.steps, 1)]
+    elif row.compression is not None:
+        named = [("", row.compression)]
+    defaults: dict[str, object] = {}
+    for prefix, one in named:
+        defaults |= {prefix + knob: value for knob, value in method_class(one.name)().knobs.items()}
+    return frozenset(name for name, value in row.knobs.items() if name not in defaults or defaults[name] != value)
