@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Literal, TypeAlias
+from dataclasses import asdict, replace
+from typing import Literal, Protocol, TypeAlias
 
 from pydantic import Field
 
@@ -13,6 +13,9 @@ from methods.framework.cost import cost
 from methods.framework.errors import RefusedError
 from methods.framework.inventory import Inventory
 from methods.framework.plan import Plan
+from sweeps.latency import MICROSECONDS, Timed
+from sweeps.space.levels import Levels, LevelSpace
+from sweeps.space.menu import Menu
 
 Quantity: TypeAlias = Literal[
     "experts", "channels", "routed_parameters", "parameters", "active_parameters", "bytes", "flops"
@@ -20,29 +23,64 @@ Quantity: TypeAlias = Literal[
 """A size of ``methods.framework.cost.Cost``."""
 
 
+class Times(Protocol):
+    """Measured times of the layers of one model."""
+
+    @property
+    def source(self) -> Mapping[str, int]:
+        """Microseconds of the uncompressed model, by quantity."""
+        ...
+
+    def added(self, menu: Menu) -> LevelSpace:
+        """Return the space of a menu with microseconds beside its other sizes."""
+        ...
+
+
 class Budget(Strict):
     """A limit on the size of every trial's result."""
 
-    of: Quantity = Field(description="what is limited")
+    of: Quantity | Timed = Field(description="what is limited: a size, or a measured time (see latency)")
     keep: float = Field(gt=0.0, le=1.0, description="largest share of the source's that remains")
     how: Literal["project", "refuse"] = Field(
         default="project",
         description="project: shift each draw onto the limit, within one unit; refuse: refuse larger draws",
     )
 
+    @property
+    def quantity(self) -> str:
+        """The name under which sizes and tables count it."""
+        return MICROSECONDS.get(self.of, self.of)
+
 
 class Limits:
     """The sizes of plans of one model, and the budgets that they must meet together."""
 
-    def __init__(self, inventory: Inventory, budgets: Sequence[Budget]) -> None:
-        """Count the source and the absolute limits; of several for one quantity the least counts."""
-        self.inventory, self.budgets = inventory, tuple(budgets)
+    def __init__(self, inventory: Inventory, budgets: Sequence[Budget], times: Times | None = None) -> None:
+        """Count the source and the absolute limits; of several for one quantity the least counts.
+
+        Args:
+            inventory: of the source.
+            budgets: shares of what the source has.
+            times: measured times; None: only what can be counted has sizes.
+        """
+        self.inventory, self.budgets, self.times = inventory, tuple(budgets), times
         self._sizes: dict[str, dict[str, int]] = {}
-        self.source = self.sizes(Plan.identity(inventory))
+        self.source = self.sizes(Plan.identity(inventory)) | dict({} if times is None else times.source)
         self.limits: dict[str, float] = {}
         for budget in budgets:
-            limit = budget.keep * self.source[budget.of]
-            self.limits[budget.of] = min(limit, self.limits.get(budget.of, limit))
+            name = budget.quantity
+            limit = budget.keep * self.source[name]
+            self.limits[name] = min(limit, self.limits.get(name, limit))
+
+    def space(self, menu: Menu) -> LevelSpace:
+        """Return the assignments of a menu with their limits, and with measured times where there are any."""
+        space = menu.space if self.times is None else self.times.added(menu)
+        return replace(space, limits=dict(self.limits))
+
+    def timed(self, space: LevelSpace, levels_A: Levels) -> dict[str, int]:
+        """Return the times of an assignment by quantity; nothing where none are measured."""
+        names = () if self.times is None else self.times.source
+        return {name: round(space.size(name, levels_A)) for name in names}
 
     @property
     def projecting(self) -> bool:

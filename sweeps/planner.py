@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +147,7 @@ class LayerPlanner(Planner):
 
     def space(self, parameters: Mapping[str, Any]) -> LevelSpace:
         """Return the assignments of levels, with the limits that draws are brought onto."""
-        return replace(self.menu(parameters).space, limits=dict(self.limits.limits))
+        return self.limits.space(self.menu(parameters))
 
     def drawn(self, parameters: Mapping[str, Any], as_stated: bool = False) -> Drawn:
         """Return the plan of drawn parameters, on the budget where that projects."""
@@ -177,6 +177,6 @@ class LayerPlanner(Planner):
         return Drawn(
             {**shared, **in_depth(menu.space.values(levels_A))},
             plan,
-            self.limits.sizes(plan),
+            self.limits.sizes(plan) | self.limits.timed(self.space(parameters), levels_A),
             tuple(int(level) for level in levels_A),
         )

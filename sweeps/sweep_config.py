@@ -28,6 +28,7 @@ from sweeps.budget import Budget
 from sweeps.executor import Executor, parse_executor
 from sweeps.executors.local import Local
 from sweeps.final_settings import Final
+from sweeps.latency import MICROSECONDS, Latency
 from sweeps.objective import Objective, TextObjective, kinds
 from sweeps.promotion import Promotion, filled
 from sweeps.samplers.settings import LEVELLED, SINGLE, Sampler
@@ -61,7 +62,7 @@ def _several(value: Any) -> Any:
 class SweepConfig(Extended):
     """A whole sweep."""
 
-    later: ClassVar[tuple[str, ...]] = ("trust_remote_code",)
+    later: ClassVar[tuple[str, ...]] = ("trust_remote_code", "latency")
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the study and of its folder")
     model: str = Field(description="folder or hub id")
@@ -77,6 +78,9 @@ class SweepConfig(Extended):
     )
     budget: Annotated[tuple[Budget, ...], BeforeValidator(_several)] = Field(
         default=(), description="limit on the size of the result, or several"
+    )
+    latency: Latency | None = Field(
+        default=None, description="requests whose time is measured; null: none, unless a budget or an objective is one"
     )
     objectives: Annotated[tuple[SerializeAsAny[Objective], ...], BeforeValidator(_objectives)] = Field(
         description="one: a best trial; several: a Pareto front"
@@ -156,6 +160,10 @@ class SweepConfig(Extended):
                 raise ValueError(
                     "final: choose, report and the objective need windows of their own, of another seed or corpus"
                 )
+        if self.timed is not None and not self.layered:
+            raise ValueError(
+                "milliseconds are measured for options of layers; give a knob `by: layer` or `by: matrix`, or limit flops"
+            )
         name = self.sampler.name
         if name in SINGLE and len(self.objectives) > 1:
             raise ValueError(f"sampler {name} has a single objective; use nsga2 or tpe for several")
@@ -187,6 +195,12 @@ class SweepConfig(Extended):
     def layered(self) -> bool:
         """Whether a knob has a value for each layer."""
         return any(step.layered for step in self.steps)
+
+    @property
+    def timed(self) -> Latency | None:
+        """The requests whose time is measured; None where nothing asks for times."""
+        asked = [budget.of for budget in self.budget] + [str(getattr(one, "of", "")) for one in self.objectives]
+        return self.latency or (Latency() if MICROSECONDS.keys() & set(asked) else None)
 
     @property
     def proposer(self) -> Sampler:

@@ -19,6 +19,7 @@ from sweeps.flat import flattened
 from sweeps.journal import JOURNAL, bind, bind_code, give_back, missing_trials, reap, running
 from sweeps.knob_planner import KnobPlanner
 from sweeps.meter import Meter
+from sweeps.objectives.size import Size
 from sweeps.outcome import TrialRow
 from sweeps.planner import LayerPlanner, Planner
 from sweeps.resident import Resident
@@ -30,6 +31,7 @@ from sweeps.sweep_config import SweepConfig
 if TYPE_CHECKING:
     from optuna import Study, Trial
 
+    from sweeps.latencies import Latencies
 
 FAILURES = 3
 """Trials that may fail one after another before the sweep stops: the set-up is at fault then, not a plan."""
@@ -71,7 +73,10 @@ def work(
     bind_code(study, config, config.folder(store))
     resident = resident or open_resident(config, store)
     bind(study, "inputs", dict(resident.identity), config.folder(store) / JOURNAL)
-    planner, meter = planner_for(config, resident), meter_for(config, resident, store)
+    times = times_for(config, resident, store)
+    if times is not None:
+        bind(study, "times", times.identity, config.folder(store) / JOURNAL, "times of options")
+    planner, meter = planner_for(config, resident, times), meter_for(config, resident, store, times)
     if isinstance(planner, LayerPlanner) and missing_trials(study, config.trials):
         prepare(config, study, planner, meter, store=store, worker=worker, advance=advance)
     bench = _Bench(config, study, planner, meter, Store(store))
@@ -130,20 +135,42 @@ def prepare(
     enqueue_starts(study, config.starts, planner, scoring, named, config.folder(store))
 
 
-def planner_for(config: SweepConfig, resident: Resident) -> Planner:
-    """Return what plans the trials of a sweep."""
+def times_for(config: SweepConfig, resident: Resident, store: Path) -> Latencies | None:
+    """Return the measured times that a sweep asks for; None where it asks for none.
+
+    Args:
+        config: the sweep.
+        resident: the model and its texts.
+        store: folder of the store, which keeps them.
+    """
+    from sweeps.latencies import Latencies, prompts
+
+    if config.timed is None:
+        return None
+    return Latencies(resident, config.timed, prompts(resident, config.labelled, config.timed), Store(store))
+
+
+def planner_for(config: SweepConfig, resident: Resident, times: Latencies | None = None) -> Planner:
+    """Return what plans the trials of a sweep.
+
+    Args:
+        config: the sweep.
+        resident: the model and its statistics.
+        times: measured times of options, where the sweep asks for them.
+    """
     kind = LayerPlanner if config.layered else KnobPlanner
-    limits = Limits(resident.inventory, config.budget)
+    limits = Limits(resident.inventory, config.budget, times)
     return kind(config.steps, resident.inventory, resident.stats, limits, resident.probe)
 
 
-def meter_for(config: SweepConfig, resident: Resident, store: Path) -> Meter:
+def meter_for(config: SweepConfig, resident: Resident, store: Path, times: Latencies | None = None) -> Meter:
     """Return what measures the trials of a sweep.
 
     Args:
         config: the sweep.
         resident: the model and its statistics.
         store: folder of the store, which keeps the answers.
+        times: measured times, which an objective may be of.
     """
     by = computed_by(config)
     code = {
@@ -152,6 +179,8 @@ def meter_for(config: SweepConfig, resident: Resident, store: Path) -> Meter:
         if name not in ("trials", "probe") and not name.startswith("method ")
     }
     settings = {"dtype": config.dtype, "libraries": by["libraries"], "code": code}
+    if times is not None and any(isinstance(one, Size) and one.timed for one in config.objectives):
+        settings["times"] = times.identity
     return Meter(resident, config.labelled, settings, Store(store).cache / "objectives")
 
 

@@ -31,7 +31,7 @@ from bench.models.filled import filled_model
 from bench.models.model_config import model_config
 from methods.framework.errors import CheckpointError
 from methods.framework.forms import has_own_form
-from methods.framework.inventory import Inventory
+from methods.framework.inventory import Inventory, LayerInventory
 from methods.framework.outside import an_object, read_json
 
 
@@ -187,9 +187,28 @@ def _rebuild(
         model.set_submodule(block, DroppedBlock())
         return
     stock = type(model.get_submodule(block))
-    rebuilt = stock(layer_config)
-    name = family.experts_module(index).rpartition(".")[2]
-    experts = getattr(rebuilt, name)
+    model.set_submodule(block, built_block(stock, family, layer, layer_config, config))
+
+
+def built_block(
+    stock: type[nn.Module],
+    family: Family,
+    layer: LayerInventory,
+    layer_config: PreTrainedConfig,
+    config: PreTrainedConfig,
+) -> nn.Module:
+    """Return the MoE block of one layer as it is stored, without values.
+
+    Args:
+        stock: class of the family's block.
+        family: of the model.
+        layer: what is stored.
+        layer_config: of a model whose layers are all like this one.
+        config: of the whole model, which the block refers to afterwards, so that set_experts_implementation reaches it.
+    """
+    rebuilt: nn.Module = stock(layer_config)
+    name = family.experts_module(0).rpartition(".")[2]
+    experts: Any = getattr(rebuilt, name)
     configs = [layer_config]
     if has_own_form(layer.form):
         experts = CompressedExperts(layer, experts.act_fn)
@@ -198,9 +217,9 @@ def _rebuild(
         setattr(configs[-1], family.file.keys.experts[0], layer.experts)
         experts = type(experts)(configs[-1])
     if layer.expert_map is not None:
-        put_behind_map(experts, rebuilt, layer.expert_map, layer.constants, inventory.hidden)
+        put_behind_map(experts, rebuilt, layer.expert_map, layer.constants, config.hidden_size)
     setattr(rebuilt, name, experts)
     for module in rebuilt.modules():
         if any(getattr(module, "config", None) is own for own in configs):
-            module.config = config  # shared by the whole model, so that set_experts_implementation reaches every layer
-    model.set_submodule(block, rebuilt)
+            module.config = config
+    return rebuilt

@@ -16,6 +16,7 @@ _BYTES = {
     **{f"{letter}B": 1000**power for power, letter in enumerate(("k", "M", "G", "T"), 1)},
     **{f"{letter}iB": 1024**power for power, letter in enumerate(("K", "M", "G", "T"), 1)},
 }
+_SECONDS = {"": 1, "us": 1, "ms": 10**3, "s": 10**6}
 _PATTERN = re.compile(r"(?P<number>\d+(?:\.\d+)?|\.\d+)\s*(?P<unit>[A-Za-z]*|%)")
 
 
@@ -61,7 +62,7 @@ def parse_limit(text: str, quantities: Iterable[str]) -> Limit:
     known = sorted(quantities)
     if name not in known:
         raise UnknownNameError("quantity of a budget", name, known)
-    units = _BYTES if name == "bytes" else _THOUSANDS
+    units = _BYTES if name == "bytes" else _SECONDS if name.endswith("microseconds") else _THOUSANDS
     match = _PATTERN.fullmatch(number)
     if match is None or match["unit"] not in {*units, "%"}:
         shown = ", ".join(unit for unit in units if unit)

@@ -106,7 +106,7 @@ class LevelSpace:
         if self.fits(self._rounded(wished_A + high)):
             return self._rounded(wished_A + high)
         if not self.fits(lowest):
-            raise RefusedError(self._too_small(lowest))
+            return self.filled(self._reduced(self._rounded(wished_A), wished_A), wished_A)
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
             low, high = (middle, high) if self.fits(self._rounded(wished_A + middle)) else (low, middle)
@@ -142,6 +142,36 @@ class LevelSpace:
 
     def _rounded(self, wished_A: Reals) -> Levels:
         return np.clip(np.floor(wished_A + 0.5), 0, self.highest).astype(np.int64)
+
+    def _reduced(self, levels_A: Levels, wished_A: Reals) -> Levels:
+        """Return ``levels_A`` with units changed until the limits are met, where a lower level may be larger.
+
+        Times are of that kind: small factors can be slower than a whole matrix. A unit's change is the one that moves least
+        from the wishes for what it takes from the quantity that is furthest above its limit.
+
+        Args:
+            levels_A: an assignment.
+            wished_A: a level for each axis.
+
+        Raises:
+            RefusedError: no assignment that is reached so meets the limits.
+        """
+        levels_A = levels_A.copy()
+        while not self.fits(levels_A):
+            quantity = max(self.limits, key=lambda name: self.size(name, levels_A) / self.limits[name])
+            best: tuple[float, tuple[int, ...], tuple[int, ...]] | None = None
+            for own, part in zip(self.members, self.sizes[quantity], strict=True):
+                here = tuple(int(level) for level in levels_A[list(own)])
+                wished = wished_A[list(own)]
+                for levels in map(tuple, np.argwhere(part < part[here])):
+                    moved = float(np.abs(levels - wished).sum() - np.abs(here - wished).sum())
+                    price = moved / float(part[here] - part[levels]) if np.isfinite(part[here]) else -np.inf
+                    if best is None or price < best[0]:
+                        best = (price, own, levels)
+            if best is None:
+                raise RefusedError(self._too_small(levels_A))
+            levels_A[list(best[1])] = best[2]
+        return levels_A
 
     def _valid(self, levels_A: Levels) -> Levels:
         """Return ``levels_A`` with the nearest combination that exists in every unit."""

@@ -7,14 +7,15 @@ import pytest
 from methods.framework.errors import ConfigError
 from sweeps.solving.limits import parse_limit
 
-SOURCE = {"bytes": 100, "parameters": 10**10, "experts": 64}
+SOURCE = {"bytes": 100, "parameters": 10**10, "experts": 64, "decode_microseconds": 9000}
 
 
 @pytest.mark.parametrize(
     ("text", "amount"),
     [("bytes=0.29", 29), ("bytes=1", 100), ("bytes = 29%", 29), ("bytes=.5", 50), ("bytes=12GB", 12 * 10**9),
      ("bytes=1.5KiB", 1536), ("bytes=1B", 1), ("parameters=1.2B", 1_200_000_000), ("experts=48", 48),
-     ("parameters=0.333", 3_330_000_000)],
+     ("parameters=0.333", 3_330_000_000),
+     ("decode_microseconds=4.5ms", 4500), ("decode_microseconds=0.5", 4500)],
 )  # fmt: skip
 def test_amounts(text: str, amount: int) -> None:
     assert parse_limit(text, SOURCE).of(SOURCE) == amount
