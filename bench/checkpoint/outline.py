@@ -17,9 +17,6 @@ from methods.framework.errors import CheckpointError
 from methods.framework.inventory import Inventory, TensorEntry
 from methods.framework.outside import an_object, read_json
 
-BESIDE_CONFIG = "hf_quant_config.json"
-"""Where ModelOpt states a quantisation that ``config.json`` leaves unsaid."""
-
 _QUANTISED = re.compile(
     r"(?P<module>.+)(\.weight_scale_inv|\.weight_scale(_2)?|\.weight_packed|\.weight_shape|\.weight_zero_point|\.input_scale"
     r"|\.[kv]_scale|_blocks|_scales)"
@@ -67,7 +64,7 @@ def outline(path: Path) -> Outline:
     whole = {key: value for key, value in config.items() if key != QUANTISATION_KEY}
     family = family_of(whole)
     inventory = family.inventory(whole)
-    stored = _stored(path, config)
+    stored = _stored(config)
     compared = None
     if (path / INDEX).exists():
         names = _index_names(path / INDEX)
@@ -75,20 +72,14 @@ def outline(path: Path) -> Outline:
     return Outline(path, config, family, inventory, stored, compared)
 
 
-def _stored(path: Path, config: Mapping[str, Any]) -> str | None:
+def _stored(config: Mapping[str, Any]) -> str | None:
     """Return in a few words how the files hold quantised weights; None where nothing states a quantisation."""
     stated = config.get(QUANTISATION_KEY)
-    where = f"{QUANTISATION_KEY} of config.json"
-    if stated is None and (path / BESIDE_CONFIG).exists():
-        where = BESIDE_CONFIG
-        document = an_object(read_json(path / BESIDE_CONFIG, CheckpointError), where, CheckpointError)
-        stated = document.get("quantization")
     if stated is None:
         return None
-    part = an_object(stated, where, CheckpointError)
+    part = an_object(stated, f"{QUANTISATION_KEY} of config.json", CheckpointError)
     words = [part.get(key) for key in ("quant_method", "quant_algo", "format")]
-    told = " ".join(dict.fromkeys(str(word)[:40] for word in words if word)) or "a way that it does not name"
-    return f"{told} ({where})"
+    return " ".join(dict.fromkeys(str(word)[:40] for word in words if word)) or "a way that it does not name"
 
 
 def _index_names(index: Path) -> Collection[str]:

@@ -71,7 +71,7 @@ def test_a_quantised_index_has_scales_beside_its_weights(bare: Path) -> None:
     state(bare, quantization_config=FP8)
     index(bare, [*names, f"{expert}_scale_inv"])
     found = outline(bare)
-    assert found.stored == "fp8 (quantization_config of config.json)" and found.compared == len(names) + 1
+    assert found.stored == "fp8" and found.compared == len(names) + 1
     packed = [name for name in names if name != expert]
     index(bare, [*packed, f"{expert}_packed", f"{expert}_scale", f"{expert}_shape"])
     assert outline(bare).compared == len(names) + 2
@@ -81,7 +81,7 @@ def test_a_quantised_index_has_scales_beside_its_weights(bare: Path) -> None:
     (bare / "config.json").write_text((tiny_checkpoint("qwen3_moe") / "config.json").read_text())
     (bare / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "NVFP4"}}))
     index(bare, names)
-    assert outline(bare).stored == "NVFP4 (hf_quant_config.json)"
+    assert outline(bare).stored == "modelopt NVFP4"
 
 
 def test_what_makes_no_sense_is_refused_with_the_field(bare: Path) -> None:
