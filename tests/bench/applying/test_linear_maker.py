@@ -148,6 +148,12 @@ def test_what_awq_scales_is_undone(model: str, tmp_path: Path) -> None:
     if model.startswith("gated"):
         expected |= {"attention.v_bias"}
     assert changed == expected
+    for role, index, old, new in linear_values(source, out):
+        norm = {"attention.q": "norm.attention", "shared.gate": "norm.mlp", "dense.gate": "norm.mlp"}.get(role)
+        if norm is not None:
+            entry = next(source.inventory.layers[index].with_role(norm))
+            scaled = old * (source.read(entry) / out.read(next(out.inventory.layers[index].with_role(norm))))
+            assert (new - scaled).abs().max() < 0.006 * scaled.abs().max(), f"{role} of layer {index}"
     assert torch.equal(logits(dense, inputs), before), "the model is what it was"
 
 
