@@ -12,9 +12,8 @@ from methods.framework.errors import ConfigError, RecordError, UnknownNameError
 from methods.framework.outside import an_object, read_json
 from sweeps.outcome import signs
 from sweeps.promotion import Promotion, filled
-from sweeps.sweep_config import SweepConfig, load_sweep
+from sweeps.sweep_config import CONFIG, SweepConfig, load_sweep
 from sweeps.task_guard import check_objectives
-from sweeps.workers import CONFIG
 
 MOST = 8
 """Plans of a front that are run where no number is given: each of them is written, scored and timed."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from bench.settings.strict import Strict
+from bench.settings.strict import Extended
 from methods.framework.errors import RefusedError
 from sweeps.budget import Limits
 from sweeps.planner import LayerPlanner, prefix
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 TABLE = "table.json"
 
 
-class Starts(Strict):
+class Starts(Extended):
     """What a search of layers begins with."""
+
+    later: ClassVar[tuple[str, ...]] = ("studies",)
 
     alike: bool = Field(default=True, description="all layers alike, on the budget")
     table: bool = Field(
@@ -36,6 +38,10 @@ class Starts(Strict):
     )
     best: int = Field(
         default=8, ge=1, description="plans of the table that are tried; without a budget, points of its frontier"
+    )
+    studies: tuple[str, ...] | None = Field(
+        default=None,
+        description="earlier studies of the same space, by name or folder: `best` plans of each, on this budget",
     )
 
 

@@ -38,6 +38,9 @@ from sweeps.space.step import SearchStep, check_knobs, with_own
 from sweeps.starts import Starts
 from sweeps.storage_url import check_storage
 
+CONFIG = "config.json"
+"""File of a resolved configuration in the folder of its study."""
+
 _LONGEST = 16 << 20
 """Bytes of the longest file of settings."""
 
@@ -164,6 +167,8 @@ class SweepConfig(Extended):
             raise ValueError(
                 "milliseconds are measured for options of layers; give a knob `by: layer` or `by: matrix`, or limit flops"
             )
+        if self.starts.studies and not self.layered:
+            raise ValueError("starts.studies needs a knob with `by: layer` or `by: matrix`, as all starts do")
         name = self.sampler.name
         if name in SINGLE and len(self.objectives) > 1:
             raise ValueError(f"sampler {name} has a single objective; use nsga2 or tpe for several")

@@ -14,6 +14,7 @@ from methods.framework.errors import ConfigError, EvaluationError, MoebenchError
 from sweeps.asking import begin
 from sweeps.budget import Limits
 from sweeps.computed_by import computed_by
+from sweeps.earlier_studies import enqueue_earlier
 from sweeps.final import choose
 from sweeps.flat import flattened
 from sweeps.journal import JOURNAL, bind, bind_code, give_back, missing_trials, reap, running
@@ -133,6 +134,7 @@ def prepare(
         scoring.measure(worker, config.jobs, advance)
     named = Named(config.name, config.model, str(meter.resident.identity["model"]))
     enqueue_starts(study, config.starts, planner, scoring, named, config.folder(store))
+    enqueue_earlier(config, study, planner, store, named.content)
 
 
 def times_for(config: SweepConfig, resident: Resident, store: Path) -> Latencies | None:

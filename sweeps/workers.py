@@ -11,13 +11,12 @@ from methods.framework.errors import EvaluationError
 from sweeps.executor import Worker, stop, wait
 from sweeps.journal import missing_trials
 from sweeps.outcome import TrialRow
-from sweeps.sweep_config import SweepConfig
+from sweeps.sweep_config import CONFIG, SweepConfig
 from sweeps.trials import Progress
 
 if TYPE_CHECKING:
     from optuna import Study
 
-CONFIG = "config.json"
 MODULE = "sweeps.worker"
 _POLL = 0.5
 _END = 20.0
