@@ -25,6 +25,7 @@ from sweeps.outcome import TrialRow
 from sweeps.planner import LayerPlanner, Planner
 from sweeps.resident import Resident
 from sweeps.samplers.chosen import sampler
+from sweeps.samplers.history import History
 from sweeps.scoring import Advance, Named, Scoring
 from sweeps.starts import enqueue_starts, sought, usual_parameters
 from sweeps.sweep_config import SweepConfig
@@ -192,6 +193,7 @@ class _Bench:
     def __init__(self, config: SweepConfig, study: Study, planner: Planner, meter: Meter, store: Store) -> None:
         self.config, self.study, self.planner, self.meter, self.store = config, study, planner, meter, store
         self.distributions = planner.distributions
+        self._past = History(planner.space({}).axes) if isinstance(planner, LayerPlanner) else None
         self._first: dict[str, int] = {}
         self._seen = 0
 
@@ -205,7 +207,7 @@ class _Bench:
         trial = begin(
             self.study,
             self.distributions,
-            lambda drawn: sampler(self.config.proposer, drawn, worker, space, self.study),
+            lambda drawn: sampler(self.config.proposer, drawn, worker, space, self.study, self._past),
         )
         # UpdateFinishedTrialError: this process was silent for so long that others took the trial for lost.
         with Pulse(self.study._storage, trial._trial_id), suppress(UpdateFinishedTrialError):

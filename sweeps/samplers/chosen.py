@@ -11,11 +11,17 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.samplers import BaseSampler
 
+    from sweeps.samplers.history import History
     from sweeps.samplers.level_sampler import SpaceOf
 
 
 def sampler(
-    settings: Sampler, draws: int, worker: int = 0, space: SpaceOf | None = None, study: Study | None = None
+    settings: Sampler,
+    draws: int,
+    worker: int = 0,
+    space: SpaceOf | None = None,
+    study: Study | None = None,
+    past: History | None = None,
 ) -> BaseSampler:
     """Return the sampler of the next trial, seeded with (seed, trials drawn so far, worker).
 
@@ -27,6 +33,7 @@ def sampler(
         worker: number of the worker.
         space: the assignments that layers choose among, where they do.
         study: whose best trial CMA-ES starts from; None: from the middle.
+        past: what was read of the study for the trial before; None: nothing.
 
     Raises:
         ValueError: the sampler moves between options of layers, and there are none.
@@ -35,7 +42,9 @@ def sampler(
 
     seed = int(np.random.SeedSequence((settings.seed, draws, worker)).generate_state(1)[0])
     if settings.name not in LEVELLED:
-        levelled = None if study is None or space is None else _start(study, space)
+        levelled = None
+        if settings.name == "cmaes" and study is not None and space is not None:
+            levelled = _start(study, space, past)
         longest = None if space is None else int(space({}).highest.max(initial=1))
         return _of_optuna(settings, seed, levelled, longest)
     if space is None:
@@ -44,15 +53,15 @@ def sampler(
         case "evopress":
             from sweeps.samplers.evopress import EvoPressSampler
 
-            return EvoPressSampler(space, seed, settings.offspring)
+            return EvoPressSampler(space, seed, settings.offspring, past)
         case "evoesap":
             from sweeps.samplers.evoesap import EvoEsapSampler
 
-            return EvoEsapSampler(space, seed, settings.population, settings.elites)
+            return EvoEsapSampler(space, seed, settings.population, settings.elites, past)
         case _:
             from sweeps.samplers.local import LocalSampler
 
-            return LocalSampler(space, seed, settings.candidates)
+            return LocalSampler(space, seed, settings.candidates, past)
 
 
 def _of_optuna(settings: Sampler, seed: int, start: dict[str, Any] | None, longest: int | None) -> BaseSampler:
@@ -92,15 +101,16 @@ def _of_optuna(settings: Sampler, seed: int, start: dict[str, Any] | None, longe
                 return samplers.RandomSampler(seed=seed)
 
 
-def _start(study: Study, space: SpaceOf) -> dict[str, Any] | None:
+def _start(study: Study, space: SpaceOf, past: History | None) -> dict[str, Any] | None:
     """Return the parameters of the best trial, its levels as they are on the budget; None before there is one."""
-    from sweeps.samplers.history import history
+    from sweeps.samplers.history import History
 
     if len(study.directions) > 1:
         return None
     axes = space({}).axes
-    ranked = history(study, axes).ranked
-    if not ranked:
+    past = History(axes) if past is None else past
+    past.read(study)
+    if not past.ranked:
         return None
-    best = ranked[0]
+    best = past.ranked[0]
     return {**best.shared, **{axis.name: level for axis, level in zip(axes, best.levels, strict=True)}}

@@ -20,7 +20,7 @@ class EvoEsapSampler(LevelSampler):
     was proposed before is drawn again; removed experts are counted there, levels here.
     """
 
-    def __init__(self, space_of: SpaceOf, seed: int, population: int, elites: int) -> None:
+    def __init__(self, space_of: SpaceOf, seed: int, population: int, elites: int, past: History | None = None) -> None:
         """Prepare one draw.
 
         Args:
@@ -28,16 +28,17 @@ class EvoEsapSampler(LevelSampler):
             seed: of this draw.
             population: plans of a generation.
             elites: of them survive.
+            past: what was read of the study before; None: nothing.
         """
-        super().__init__(space_of, seed)
+        super().__init__(space_of, seed, past)
         self.population, self.elites = population, min(elites, population - 1)
 
     def proposed(self, past: History) -> tuple[Levels, Tried | None]:
         """Return the next plan of the present generation."""
-        born = [one for one in past.finished if not one.start]
-        if len(born) < self.population:
+        born = len(past.children)
+        if born < self.population:
             parent = past.ranked[0]
-            return self._first(self.space_of(parent.shared), len(born)), parent
+            return self._first(self.space_of(parent.shared), born), parent
         parent = self._parent(past, born)
         space, levels_A = self.space_of(parent.shared), np.array(parent.levels, dtype=np.int64)
 
@@ -55,12 +56,12 @@ class EvoEsapSampler(LevelSampler):
             return drawn(space, self.rng)
         return space.projected(found[number] * space.highest)
 
-    def _parent(self, past: History, born: list[Tried]) -> Tried:
+    def _parent(self, past: History, born: int) -> Tried:
         """Return one of the best plans of all finished generations; those that survive are not measured again."""
-        generations = (len(born) - self.population) // (self.population - self.elites)
+        generations = (born - self.population) // (self.population - self.elites)
         done = self.population + generations * (self.population - self.elites)
-        alive = sorted([one for one in past.finished if one.start] + born[:done], key=lambda one: one.value)
-        return alive[int(self.rng.integers(min(self.elites, len(alive))))]
+        elite = past.best(self.elites, done)
+        return elite[int(self.rng.integers(len(elite)))]
 
 
 def shapes(count: int) -> list[Reals]:

@@ -22,15 +22,16 @@ class EvoPressSampler(LevelSampler):
     the study, whose stopped trials count as children that lost.
     """
 
-    def __init__(self, space_of: SpaceOf, seed: int, offspring: int) -> None:
+    def __init__(self, space_of: SpaceOf, seed: int, offspring: int, past: History | None = None) -> None:
         """Prepare one draw.
 
         Args:
             space_of: the assignments under shared parameters.
             seed: of this draw.
             offspring: children of a generation.
+            past: what was read of the study before; None: nothing.
         """
-        super().__init__(space_of, seed)
+        super().__init__(space_of, seed, past)
         self.offspring = offspring
 
     def proposed(self, past: History) -> tuple[Levels, Tried | None]:
@@ -47,10 +48,8 @@ class EvoPressSampler(LevelSampler):
 
     def parent(self, past: History) -> Tried:
         """Return the best of the starts and of all children of finished generations."""
-        starts = [one for one in past.finished if one.start]
-        children = [one for one in past.finished if not one.start]
-        if not any(math.isfinite(one.value) for one in starts):
-            starts, children = [past.ranked[0]] if not children else children[:1], children[1:]
-        done = len(children) // self.offspring * self.offspring
-        found = min([*starts, *children[:done]], key=lambda one: one.value)
+        # Where no start was measured in full, the first child is one.
+        first = 0 if any(math.isfinite(one.value) for one in past.starts) else 1
+        born = max(0, len(past.children) - first) // self.offspring * self.offspring
+        found = past.best(1, min(first + born, len(past.children)))[0]
         return found if math.isfinite(found.value) else past.ranked[0]

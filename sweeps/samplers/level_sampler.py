@@ -10,7 +10,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 
-from sweeps.samplers.history import History, Tried, history, key
+from sweeps.samplers.history import History, Tried, shared_text
 from sweeps.samplers.moves import uniform
 from sweeps.space.levels import Levels, LevelSpace
 
@@ -28,17 +28,18 @@ REDRAWN = 0.25
 class LevelSampler(BaseSampler):
     """Proposes levels; parameters that all layers share are copied from the parent, now and then one is drawn anew."""
 
-    def __init__(self, space_of: SpaceOf, seed: int) -> None:
+    def __init__(self, space_of: SpaceOf, seed: int, past: History | None = None) -> None:
         """Prepare one draw.
 
         Args:
             space_of: the assignments under shared parameters.
             seed: of this draw.
+            past: what was read of the study before; None: nothing.
         """
         self.space_of, self.rng = space_of, np.random.default_rng(seed)
         self.axes = space_of({}).axes
         self._random = RandomSampler(seed=seed)
-        self._past: History | None = None
+        self._past = History(self.axes) if past is None else past
 
     @abstractmethod
     def proposed(self, past: History) -> tuple[Levels, Tried | None]:
@@ -46,7 +47,7 @@ class LevelSampler(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the levels, and what trials have drawn for all layers."""
-        self._past = history(study, self.axes)
+        self._past.read(study)
         levels = {axis.name: IntDistribution(0, len(axis.values) - 1) for axis in self.axes}
         return {**self._past.shared, **levels}
 
@@ -60,7 +61,7 @@ class LevelSampler(BaseSampler):
             trial: to be drawn.
             search_space: of ``infer_relative_search_space``.
         """
-        past = self._past if self._past is not None else history(study, self.axes)
+        past = self._past  # read when the search space was asked for
         if past.ranked:
             levels_A, parent = self.proposed(past)
         else:
@@ -85,4 +86,5 @@ class LevelSampler(BaseSampler):
 
     def known(self, past: History, parent: Tried) -> Callable[[Levels], bool]:
         """Return whether levels were tried with the parent's shared parameters."""
-        return lambda levels_A: key(levels_A.tolist(), parent.shared) in past.seen
+        text = shared_text(parent.shared)
+        return lambda levels_A: past.knows((tuple(levels_A.tolist()), text))

@@ -10,7 +10,7 @@ import numpy as np
 from sweeps.samplers.history import History, Tried
 from sweeps.samplers.level_sampler import LevelSampler, SpaceOf
 from sweeps.samplers.moves import drawn, several, untried
-from sweeps.samplers.surrogate import fitted
+from sweeps.samplers.surrogate import MOST, fitted
 from sweeps.space.levels import Levels, LevelSpace
 
 ENOUGH = 4
@@ -26,15 +26,16 @@ class LocalSampler(LevelSampler):
     expects to gain most from.
     """
 
-    def __init__(self, space_of: SpaceOf, seed: int, candidates: int = 1) -> None:
+    def __init__(self, space_of: SpaceOf, seed: int, candidates: int, past: History | None = None) -> None:
         """Prepare one draw.
 
         Args:
             space_of: the assignments under shared parameters.
             seed: of this draw.
             candidates: moves that are compared.
+            past: what was read of the study before; None: nothing.
         """
-        super().__init__(space_of, seed)
+        super().__init__(space_of, seed, past)
         self.candidates = candidates
 
     def proposed(self, past: History) -> tuple[Levels, Tried | None]:
@@ -48,7 +49,7 @@ class LocalSampler(LevelSampler):
         if len(moves) == 1:
             return moves[0]
         highest_A = np.maximum(self.space_of({}).highest, 1)
-        ranked = past.ranked
+        ranked = past.ranked[:MOST]
         process = fitted(np.array([one.levels for one in ranked]) / highest_A, np.array([one.value for one in ranked]))
         points_MA = np.array([levels_A for levels_A, _ in moves]) / highest_A
         return moves[int(process.improvement(points_MA).argmax())]

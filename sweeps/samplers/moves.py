@@ -5,6 +5,7 @@ Letters: A axes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -43,13 +44,17 @@ class Load:
         """
         space, unit = self.space, self.space.axes[axis].unit
         own = space.members[unit]
-        before = tuple(int(self.levels_A[one]) for one in own)
-        after = tuple(level if one == axis else old for one, old in zip(own, before, strict=True))
+        before: tuple[int, ...] = (int(self.levels_A[axis]),)
+        after: tuple[int, ...] = (level,)
+        if len(own) > 1:
+            before = tuple(int(self.levels_A[one]) for one in own)
+            after = tuple(level if one == axis else old for one, old in zip(own, before, strict=True))
         totals = {}
         for quantity, limit in space.limits.items():
             part = space.sizes[quantity][unit]
-            totals[quantity] = self.totals[quantity] + float(part[after]) - float(part[before])
-            if not np.isfinite(part[after]) or (not free and totals[quantity] > limit):
+            size = float(part[after])
+            totals[quantity] = self.totals[quantity] + size - float(part[before])
+            if not math.isfinite(size) or (not free and totals[quantity] > limit):
                 return False
         self.levels_A[axis], self.totals = level, totals
         return True

@@ -10,6 +10,7 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
 from sweeps.samplers.chosen import sampler
+from sweeps.samplers.history import History
 from sweeps.samplers.moves import uniform
 from sweeps.samplers.settings import Sampler
 from sweeps.space.levels import Axis, Levels, LevelSpace
@@ -56,6 +57,7 @@ def walked(
     value: Callable[[Levels], float],
     study: optuna.Study | None = None,
     shared: bool = False,
+    past: History | None = None,
 ) -> optuna.Study:
     """Return a study of ``trials`` trials, begun at the uniform plan; one that is given goes on.
 
@@ -66,6 +68,7 @@ def walked(
         value: of an assignment.
         study: with its trials so far.
         shared: whether all layers share a parameter as well.
+        past: kept from trial to trial; None: each sampler reads the study anew.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     chosen = Sampler.model_validate(settings)
@@ -74,7 +77,7 @@ def walked(
         start = dict(zip((axis.name for axis in space.axes), uniform(space).tolist(), strict=True))
         study.enqueue_trial(start, user_attrs={"start": True})
     for number in range(sum(trial.state.is_finished() for trial in study.trials), trials):
-        study.sampler = sampler(chosen, number, 0, lambda parameters: space, study)
+        study.sampler = sampler(chosen, number, 0, lambda parameters: space, study, past)
         trial = study.ask(distributions(space, shared))
         wished = np.array([trial.params[axis.name] for axis in space.axes], dtype=np.int64)
         assert ((wished >= 0) & (wished <= space.highest)).all()

@@ -11,7 +11,7 @@ import pytest
 from sweeps.samplers.chosen import sampler
 from sweeps.samplers.evoesap import shapes
 from sweeps.samplers.evopress import EvoPressSampler
-from sweeps.samplers.history import history
+from sweeps.samplers.history import History, history, key
 from sweeps.samplers.moves import switched, uniform
 from sweeps.samplers.settings import Sampler
 from tests.support.landscapes import damage, distributions, level_space, levels_of, walked
@@ -114,10 +114,10 @@ def test_generations_of_evopress_replace_the_parent_only_when_they_are_finished(
     study = walked(space, OWN["evopress"], 3, lambda levels: -float(levels[0]))
     past = history(study, space.axes)
     one = EvoPressSampler(lambda parameters: space, 0, offspring=4)
-    assert one.parent(past) == past.finished[0], "two of four children are there"
+    assert one.parent(past) == past.starts[0], "two of four children are there"
     study = walked(space, OWN["evopress"], 5, lambda levels: -float(levels[0]), study)
     past = history(study, space.axes)
-    assert one.parent(past).value == min(trial.value for trial in past.finished)
+    assert one.parent(past).value == min(trial.value for trial in (*past.starts, *past.children))
 
 
 def test_stopped_trials_are_children_that_lost() -> None:
@@ -127,11 +127,55 @@ def test_stopped_trials_are_children_that_lost() -> None:
     trial.report(0.5, 1)
     study.tell(trial, state=optuna.trial.TrialState.PRUNED)
     past = history(study, space.axes)
-    assert len(past.finished) == 3 and len(past.ranked) == 2
+    assert len(past.starts) + len(past.children) == 3 and len(past.ranked) == 2
     refused = study.ask(distributions(space))
     study.tell(refused, state=optuna.trial.TrialState.PRUNED)
     past = history(study, space.axes)
-    assert len(past.finished) == 3 and len(past.seen) == 4, "a refused plan is remembered, and no child"
+    assert len(past.starts) + len(past.children) == 3, "a refused plan is no child"
+    names = [axis.name for axis in space.axes]
+    assert past.knows(key([refused.params[name] for name in names], {})), "but it is remembered"
+
+
+@pytest.mark.parametrize("name", [*OWN, "cmaes"])
+def test_a_history_that_is_kept_changes_no_draw(name: str) -> None:
+    """Values repeat, so that the order among equals counts."""
+    space = level_space()
+
+    def value(levels: Any) -> float:
+        return float(levels[0] // 2)
+
+    kept = walked(space, ALL[name], 30, value, past=History(space.axes))
+    assert levels_of(kept) == levels_of(walked(space, ALL[name], 30, value))
+
+
+def test_a_history_that_is_kept_sees_what_finishes_late() -> None:
+    space = level_space()
+    study = walked(space, OWN["local"], 3, damage(space))
+    past = History(space.axes)
+    late, lost = study.ask(distributions(space)), study.ask(distributions(space))
+    soon = study.ask(distributions(space))
+    study.tell(soon, -2.0)
+    past.read(study)
+    assert past.ranked[0].number == soon.number and len(past.ranked) == 4
+    assert past.knows(key([late.params[axis.name] for axis in space.axes], {})), "it is under way"
+    study.tell(late, -2.0)
+    study.tell(lost, state=optuna.trial.TrialState.FAIL)
+    past.read(study)
+    past.read(study)
+    anew = history(study, space.axes)
+    assert [one.number for one in past.ranked] == [late.number, soon.number, *(one.number for one in anew.ranked[2:])]
+    assert (past.starts, past.children, past.ranked) == (anew.starts, anew.children, anew.ranked)
+    assert past.knows(key([lost.params[axis.name] for axis in space.axes], {})), "what failed is not proposed again"
+
+
+def test_among_equals_starts_are_the_best_and_then_the_earlier_ones() -> None:
+    space = level_space()
+    study = walked(space, OWN["local"], 3, lambda levels: 0.0)
+    study.enqueue_trial(study.trials[2].params, user_attrs={"start": True})
+    walked(space, OWN["local"], 5, lambda levels: 0.0, study)
+    past = history(study, space.axes)
+    assert [one.number for one in past.best(9, 3)] == [0, 3, 1, 2, 4]
+    assert [one.number for one in past.best(3, 1)] == [0, 3, 1], "as many children count as were said"
 
 
 def test_ten_shapes_differ() -> None:
