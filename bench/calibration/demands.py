@@ -10,6 +10,7 @@ from bench.calibration.conditions import Conditions
 from bench.calibration.layers.weights import expert_width
 from methods.framework.catalogue import CATALOGUE
 from methods.framework.inventory import Inventory
+from methods.framework.linears import sizes as linear_sizes
 from methods.framework.method import Method
 from methods.framework.stat_spec import GATE_POWERS, NORM_POWERS
 
@@ -67,11 +68,14 @@ def stat_bytes(inventory: Inventory, needs: Collection[str], sampled: int) -> in
     depth, total = len(inventory.layers), 0
     sizes = {"A": len(GATE_POWERS), "N": len(NORM_POWERS), "M": 3, "B": depth + 1, "D": inventory.hidden, "S": sampled}
     for spec in (CATALOGUE[name] for name in needs):
-        layers = range(1) if spec.scope == "model" else range(depth) if spec.scope == "block" else inventory.moe_layers
+        layers = range(1) if spec.scope == "model" else inventory.moe_layers if spec.scope == "moe" else range(depth)
         for index in layers:
-            own = dict(sizes)
-            if spec.scope == "moe":
-                layer = inventory.layers[index]
+            own, layer = dict(sizes), inventory.layers[index]
+            if spec.scope == "attention":
+                own["P"], own["Q"] = linear_sizes(layer, "attention")
+            elif spec.scope == "network":
+                own["U"], own["V"] = linear_sizes(layer, "network")
+            elif spec.scope == "moe":
                 own |= {"E": layer.experts, "F": expert_width(layer)}
                 own["R"] = min(own["D"], own["F"])
             total += math.prod(own[letter] for letter in spec.dims) * (4 if spec.on_disk else 8)
