@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,7 +47,7 @@ def paper(
     workers: Annotated[int, typer.Option(help="processes")] = 1,
     track: TrackOption = None,
 ) -> None:
-    """Run or resume the rows of a table, or the points of a figure, and write it as the paper lays it out."""
+    """Run or resume the rows of a table, or the points of a figure, and write it as printed; exit with 1 where a run failed."""
     from bench.records.derived import write_derived
     from bench.settings.timing_settings import TimingConfig
     from sweeps.papers.making import Order, make, page, write
@@ -59,10 +58,16 @@ def paper(
     names = list(whole.exhibits) if exhibit == ALL else [exhibit]
     family = None if model == POCKET else _family(model)
     show: Callable[[GridConfig], GridResult] | None = None
+    results: list[GridResult] = []
     if taken_from is None:
         from sweeps.grid_terminal import show_grid
 
-        show = partial(show_grid, track=track, console=console())
+        def shown(config: GridConfig) -> GridResult:
+            results.append(show_grid(config, track, console()))
+            return results[-1]
+
+        show = shown
+
     timing = TimingConfig(enabled=time)
     order = Order(model, place, family, taken_from or store, show, timing, given, {"workers": workers})
     for one in names:
@@ -78,6 +83,8 @@ def paper(
     if exhibit == ALL:
         whole_page = write_derived(out / f"{name}.md", page(whole, sections).encode())
         console().print(whole_page, soft_wrap=True, highlight=False)
+    if any(result.counts["failed"] or result.counts["cancelled"] for result in results):
+        raise typer.Exit(1)
 
 
 def _family(model: str) -> str:

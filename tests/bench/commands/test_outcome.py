@@ -118,6 +118,8 @@ def test_a_grid_ends_with_one_where_a_run_failed_or_never_ended(
     monkeypatch.setattr("sweeps.grid_terminal.run_grid", lambda *arguments, **options: result)
     (tmp_path / "g.yaml").write_text(GRID)
     assert status_of(["grid", str(tmp_path / "g.yaml"), "--store", str(tmp_path)]) == status
+    paper = ["paper", "holistic", "table-8", "--store", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert status_of(paper) == status and (tmp_path / "out" / "holistic" / "table-8.md").exists()
 
 
 CORPUS = ["--corpus", "pocket", "--sequences", "2", "--length", "16"]
