@@ -38,7 +38,7 @@ class TrialRow:
 
     Args:
         number: number in the study.
-        state: complete, refused (by the method or the budget), failed, running or queued.
+        state: complete, pruned (ended after some windows), refused (by the method or the budget), failed, running or queued.
         reason: why it was refused or failed.
         parameters: what the sampler drew.
         knobs: the method's settings as planned, after the projection onto the budget.
@@ -47,6 +47,7 @@ class TrialRow:
         sizes: cost by name (see ``methods.framework.cost.Cost``).
         seconds: CPU seconds of measuring; 0 where the scores of an equal plan were taken.
         same_as: number of the earlier trial with the same plan.
+        windows: that count, where the objective is measured in stages.
     """
 
     number: int
@@ -59,13 +60,15 @@ class TrialRow:
     sizes: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     same_as: int | None = None
+    windows: int | None = None
 
     @classmethod
     def of(cls, trial: FrozenTrial) -> TrialRow:
         """Read a trial of the study."""
+        pruned = trial.state.name == "PRUNED" and trial.intermediate_values
         return cls(
             number=trial.number,
-            state=STATES[trial.state.name],
+            state="pruned" if pruned else STATES[trial.state.name],
             reason=trial.user_attrs.get("reason", LOST if trial.state.name == "FAIL" else None),
             parameters=trial.params,
             **trial.user_attrs.get("result", {}),
@@ -80,6 +83,7 @@ class TrialRow:
         numbers = [self.seconds, *self.sizes.values(), *self.scores.values()]
         texts = [text for text in (self.reason, self.plan) if text is not None]
         sound = all(isinstance(number, int | float) for number in numbers) and isinstance(self.same_as, int | None)
+        sound = sound and isinstance(self.windows, int | None)
         sound = sound and all(isinstance(text, str) for text in texts) and "/" not in (self.plan or "")
         sound = sound and all(
             isinstance(part, Mapping) for part in (self.parameters, self.knobs, self.scores, self.sizes)
@@ -214,4 +218,5 @@ def flat_row(row: TrialRow) -> dict[str, Any]:
     line: dict[str, Any] = {"trial": row.number, "state": row.state}
     knobs = {name: json.dumps(value) for name, value in row.knobs.items()}
     line |= flattened(score=row.scores, parameter=row.parameters, knob=knobs, size=row.sizes)
+    line |= {} if row.windows is None else {"windows": row.windows}
     return line | {"plan": row.plan, "same_as": row.same_as, "seconds": round(row.seconds, 3), "reason": row.reason}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from sweeps.executors.local import Local
-from sweeps.journal import bind_code, missing_trials, open_study
+from sweeps.journal import bind_code, open_study
 from sweeps.outcome import CHOICE, SweepResult, outcome
 from sweeps.resident import Resident
 from sweeps.scoring import Advance
+from sweeps.stages import lacking
 from sweeps.sweep_config import SweepConfig
 from sweeps.task_guard import check_objectives
 from sweeps.trials import Progress, work
@@ -47,7 +48,7 @@ def run_sweep(
     with answering(config.storage):
         try:
             unchosen = config.final.choose is not None and not (folder / CHOICE).exists()
-            if missing_trials(study, config.trials) or unchosen:
+            if lacking(study, config.trials) or unchosen:
                 bind_code(study, config, folder)
                 if resident is None and (config.jobs > 1 or not isinstance(config.executor, Local)):
                     run_workers(config, study, store=store, progress=progress)

@@ -31,6 +31,7 @@ from sweeps.final_settings import Final
 from sweeps.latency import MICROSECONDS, Latency
 from sweeps.objective import Objective, TextObjective, kinds
 from sweeps.promotion import Promotion, filled
+from sweeps.pruning_settings import Stages
 from sweeps.samplers.settings import LEVELLED, SINGLE, Sampler
 from sweeps.space.dimension import Dimension, Knots, Layers, Range, own_space
 from sweeps.space.statements import step_class, step_names
@@ -65,7 +66,7 @@ def _several(value: Any) -> Any:
 class SweepConfig(Extended):
     """A whole sweep."""
 
-    later: ClassVar[tuple[str, ...]] = ("trust_remote_code", "latency")
+    later: ClassVar[tuple[str, ...]] = ("trust_remote_code", "latency", "stages")
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the study and of its folder")
     model: str = Field(description="folder or hub id")
@@ -93,6 +94,10 @@ class SweepConfig(Extended):
     )
     sampler: Sampler = Sampler()
     starts: Starts = Starts()
+    stages: Stages | None = Field(
+        default=None,
+        description="windows of the objective after which a pruner may end a trial; null: all are measured",
+    )
     final: Final = Final()
     trials: int = Field(default=50, ge=1, description="complete trials to reach")
     jobs: int = Field(default=1, ge=1, le=256, description="worker processes, each with a resident model")
@@ -169,6 +174,8 @@ class SweepConfig(Extended):
             )
         if self.starts.studies and not self.layered:
             raise ValueError("starts.studies needs a knob with `by: layer` or `by: matrix`, as all starts do")
+        if self.stages is not None:
+            self.stages.check(self.objectives)
         name = self.sampler.name
         if name in SINGLE and len(self.objectives) > 1:
             raise ValueError(f"sampler {name} has a single objective; use nsga2 or tpe for several")

@@ -49,7 +49,8 @@ def show_sweep(config: SweepConfig, store: Path, console: Console) -> SweepResul
     if (choice := read_choice(result.folder)) is not None:
         for told_line in told(choice):
             console.print(told_line, highlight=False, markup=False, soft_wrap=True)
-    counts = ", ".join(f"{result.count(state)} {state}" for state in ("complete", "refused", "failed"))
+    shown = ("complete", *(("pruned",) if result.count("pruned") else ()), "refused", "failed")
+    counts = ", ".join(f"{result.count(state)} {state}" for state in shown)
     console.print(f"{counts}. Plans of the front, trials.csv and the study: {result.folder}", soft_wrap=True)
     return result
 

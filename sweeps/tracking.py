@@ -43,7 +43,9 @@ def track_study(config: SweepConfig, result: SweepResult, store: Path, tracker: 
         The run's folder; None where nothing was sent.
     """
     identifier = study_id(config)
-    state = digest_of([flat_row(row) for row in result.rows if row.state in ("complete", "refused", "failed")])[:8]
+    state = digest_of(
+        [flat_row(row) for row in result.rows if row.state in ("complete", "pruned", "refused", "failed")]
+    )[:8]
     begun = {
         "group": config.name,
         "id": identifier,

@@ -17,7 +17,7 @@ from sweeps.computed_by import computed_by
 from sweeps.earlier_studies import enqueue_earlier
 from sweeps.final import choose
 from sweeps.flat import flattened
-from sweeps.journal import JOURNAL, bind, bind_code, give_back, missing_trials, reap, running
+from sweeps.journal import JOURNAL, bind, bind_code, give_back, reap, running
 from sweeps.knob_planner import KnobPlanner
 from sweeps.meter import Meter
 from sweeps.objectives.size import Size
@@ -27,6 +27,7 @@ from sweeps.resident import Resident
 from sweeps.samplers.chosen import sampler
 from sweeps.samplers.history import History
 from sweeps.scoring import Advance, Named, Scoring
+from sweeps.stages import Stops, lacking, pruner_of
 from sweeps.starts import enqueue_starts, sought, usual_parameters
 from sweeps.sweep_config import SweepConfig
 
@@ -79,11 +80,11 @@ def work(
     if times is not None:
         bind(study, "times", times.identity, config.folder(store) / JOURNAL, "times of options")
     planner, meter = planner_for(config, resident, times), meter_for(config, resident, store, times)
-    if isinstance(planner, LayerPlanner) and missing_trials(study, config.trials):
+    if isinstance(planner, LayerPlanner) and lacking(study, config.trials):
         prepare(config, study, planner, meter, store=store, worker=worker, advance=advance)
     bench = _Bench(config, study, planner, meter, Store(store))
     in_a_row = {"failed": 0, "refused": 0}
-    while missing := missing_trials(study, config.trials):
+    while missing := lacking(study, config.trials):
         reap(study)
         if running(study) >= missing:
             time.sleep(0.2)  # other workers have the last trials in hand; one of them may yet be refused or lost
@@ -184,7 +185,8 @@ def meter_for(config: SweepConfig, resident: Resident, store: Path, times: Laten
     settings = {"dtype": config.dtype, "libraries": by["libraries"], "code": code}
     if times is not None and any(isinstance(one, Size) and one.timed for one in config.objectives):
         settings["times"] = times.identity
-    return Meter(resident, config.labelled, settings, Store(store).cache / "objectives")
+    stages = () if config.stages is None else config.stages.windows
+    return Meter(resident, config.labelled, settings, Store(store).cache / "objectives", stages)
 
 
 class _Bench:
@@ -194,6 +196,8 @@ class _Bench:
         self.config, self.study, self.planner, self.meter, self.store = config, study, planner, meter, store
         self.distributions = planner.distributions
         self._past = History(planner.space({}).axes) if isinstance(planner, LayerPlanner) else None
+        if config.stages is not None:
+            study.pruner = pruner_of(config.stages)
         self._first: dict[str, int] = {}
         self._seen = 0
 
@@ -219,7 +223,7 @@ class _Bench:
 
         try:
             values = self._measured(trial)
-            self.study.tell(trial, values)
+            self.study.tell(trial, values, state=TrialState.PRUNED if values is None else TrialState.COMPLETE)
         except (RefusedError, PlanError, ConfigError) as error:
             trial.set_user_attr("reason", str(error))
             self.study.tell(trial, state=TrialState.PRUNED)
@@ -231,7 +235,8 @@ class _Bench:
             trial.set_user_attr("reason", f"{type(error).__name__}: {error}".splitlines()[0])
             self.study.tell(trial, state=TrialState.FAIL)
 
-    def _measured(self, trial: Trial) -> list[float]:
+    def _measured(self, trial: Trial) -> list[float] | None:
+        """Return the objectives of a trial; None where it was ended early."""
         from sweeps.storages import set_user_attrs
 
         planner, limits = self.planner, self.planner.limits
@@ -244,7 +249,12 @@ class _Bench:
         same_as = self._same_plan(digest)
         if same_as is None:
             write_json(self.store.plans / f"{digest}.json", json.loads(drawn.plan.dumps()))
-        scores = self.meter.measured(drawn.plan, drawn.sizes, limits.source).scores
+        stages = self.config.stages
+        stops = None if stages is None else Stops(trial, stages)
+        measured = self.meter.measured(drawn.plan, drawn.sizes, limits.source, stops)
+        if stops is not None:
+            stops.report(measured.windows)
+        scores = measured.scores
         result = {
             "knobs": dict(drawn.knobs),
             "plan": digest,
@@ -252,11 +262,14 @@ class _Bench:
             "sizes": dict(drawn.sizes),
             "seconds": time.process_time() - start,
             "same_as": same_as,
+            **({} if stages is None else {"windows": len(measured.windows)}),
         }
         attributes = {"result": result, **flattened(score=scores, size=drawn.sizes)}  # flat ones for optuna-dashboard
         if drawn.levels is not None:
             attributes["levels"] = list(drawn.levels)
         set_user_attrs(self.study, trial._trial_id, attributes)
+        if measured.ended:
+            return None
         return [scores[label] for label in self.config.labels]
 
     def _same_plan(self, digest: str) -> int | None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from bench.store.store import write_json
 from methods.framework.errors import EvaluationError
 from sweeps.executor import Worker, stop, wait
-from sweeps.journal import missing_trials
 from sweeps.outcome import TrialRow
+from sweeps.stages import lacking
 from sweeps.sweep_config import CONFIG, SweepConfig
 from sweeps.trials import Progress
 
@@ -66,7 +66,7 @@ def run_workers(config: SweepConfig, study: Study, *, store: Path, progress: Pro
         while True:
             alive = any(handle.poll() is None for handle in handles)
             _report(study, told, progress)
-            if not missing_trials(study, config.trials):
+            if not lacking(study, config.trials):
                 wait(handles, _END)
                 break
             if not alive:
@@ -75,7 +75,7 @@ def run_workers(config: SweepConfig, study: Study, *, store: Path, progress: Pro
         _report(study, told, progress)
     finally:
         stop(handles)
-    if missing := missing_trials(study, config.trials):
+    if missing := lacking(study, config.trials):
         failed = [worker for worker, handle in zip(workers, handles, strict=True) if handle.poll()]
         told_last = [worker.log.read_text() for worker in failed[:1] if worker.log.exists()]
         lines = [line for text in told_last for line in text.splitlines() if line.strip()]
