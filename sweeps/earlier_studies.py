@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from methods.framework.errors import ConfigError, RefusedError
+from sweeps.final import best_rows
 from sweeps.journal import open_study
 from sweeps.outcome import TrialRow, front, signs
 from sweeps.planner import LayerPlanner
@@ -87,9 +88,7 @@ def _best(config: SweepConfig, study: Study, count: int) -> list[FrozenTrial]:
     label, sign = config.labels[0], signs(directions)[config.labels[0]]
     if len(directions) > 1:
         rows = list(front(rows, directions))
-    complete = [row for row in rows if row.state == "complete" and row.same_as is None]
-    ranked = sorted(complete, key=lambda row: (sign * row.scores[label], row.number))
-    return [trials[row.number] for row in ranked[:count]]
+    return [trials[row.number] for row in best_rows(rows, label, sign, count)]
 
 
 def _parameters(trial: FrozenTrial, planner: LayerPlanner, same: bool) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class Meter:
         """
         if self.stages:
             return self._in_stages(plan, sizes, source, ends)
-        path = self.folder / f"{digest_of({**self._key, 'plan': plan.digest})}.json"
+        path = self._file(plan)
         if (known := self._known(path)) is not None:
             return Measured(known, 0.0)
         start = time.process_time()
@@ -106,6 +106,10 @@ class Meter:
         if self._kept:
             write_json(path, {"plan": plan.digest, "scores": {label: repr(score) for label, score in scores.items()}})
         return Measured(scores, time.process_time() - start)
+
+    def _file(self, plan: Plan) -> Path:
+        """Return where the answer for a plan is kept."""
+        return self.folder / f"{digest_of({**self._key, 'plan': plan.digest})}.json"
 
     def _in_stages(
         self, plan: Plan, sizes: Mapping[str, int], source: Mapping[str, int], ends: Ends | None
@@ -116,7 +120,7 @@ class Meter:
         ((label, objective),) = self.objectives.items()
         assert isinstance(objective, TextObjective)
         resident = self.resident
-        path = self.folder / f"{digest_of({**self._key, 'plan': plan.digest})}.json"
+        path = self._file(plan)
         values, complete = self._known_windows(path)
         start, known, ended = time.process_time(), len(values), False
         with ExitStack() as stack:
