@@ -108,6 +108,11 @@ class Family(Layout):
         """
         return compressed_config(self.file, config, plan, result)
 
+    def loads_with(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the keys that transformers needs beside those of ``config``, with their values."""
+        known = self._names(config) if self.file.loads_with else {}
+        return {key: evaluate(value, known) for key, value in self.file.loads_with.items()}
+
     def ignorable(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """Return globs of tensors that files may hold and that are not part of the model."""
         known = self._names(config)
@@ -155,6 +160,7 @@ class Family(Layout):
                 correction_bias=router.correction_bias,
                 gated_shared=router.gated_shared,
                 eps=router.eps,
+                floor=float(evaluate(router.floor, known)),
             ),
             layers=tuple(layers),
             outer=tuple(_entries(self.file.tensors.outer, known, dtype)),
@@ -204,7 +210,7 @@ class Family(Layout):
             router = entries[place]
             entries.insert(
                 place + 1,
-                TensorEntry(constant_template(router), CONSTANT_ROLE, (constants, router.shape[1]), dtype, index),
+                TensorEntry(constant_template(entries[-1]), CONSTANT_ROLE, (constants, router.shape[1]), dtype, index),
             )
         few, linear_bits = packed.experts.get(index), packed.linears.get(index)
         form = read_form(stated.get(FORM_KEY), few, experts, index) if kind == "moe" else None
@@ -224,7 +230,7 @@ def _entries(
         if rule.role in EXPERT_ROLES:
             routed.append((rule, shape))
         else:
-            yield TensorEntry(rule.name, rule.role, shape, dtype, layer)
+            yield TensorEntry(rule.name, rule.role, shape, dtype, layer, unit_axes=rule.unit_axes)
     for expert in range(experts):
         for rule, shape in routed:
             yield TensorEntry(rule.name, rule.role, shape, dtype, layer, expert)
@@ -283,7 +289,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
             reason = "its config states no routed experts, so it is a dense model and there is nothing to compress here"
         raise NotMoEError(f"model_type {shown(kind)} is refused: {reason}. Known families: {_known()}.")
     keys = family.file.keys
-    check_values(config, (keys.layers, *keys.experts, *keys.top_k))
+    check_values(config, (keys.layers, *keys.experts, *keys.top_k), keys.per_layer_lists)
     stated = {key: config[key] for key in keys.experts if config.get(key) is not None}
     if len(set(stated.values())) > 1:
         raise CheckpointError(f"the config contradicts itself on the number of experts: {stated}; make them agree")

@@ -80,7 +80,7 @@ class TensorEntry:
     ``template`` holds ``{layer}`` and, for experts, ``{expert}``; ``dtype`` is the safetensors code (``BF16``). ``weights`` is
     how many weights it stands for where that is not its number of elements: packed integers, or what describes other tensors.
     ``stored`` says how a matrix of a quantised source is stored; ``dtype`` is then the type that its values get where they
-    are written as values.
+    are written as values. ``unit_axes`` counts axes of one entry that files have before those of ``shape``.
     """
 
     template: str
@@ -91,11 +91,17 @@ class TensorEntry:
     expert: int | None = None
     weights: int | None = None
     stored: Storage | None = None
+    unit_axes: int = 0
 
     @property
     def name(self) -> str:
         """The tensor's name in the checkpoint."""
         return self.template.format(layer=self.layer, expert=self.expert)
+
+    @property
+    def file_shape(self) -> tuple[int, ...]:
+        """Shape that it has in files."""
+        return (1,) * self.unit_axes + self.shape
 
     @property
     def numel(self) -> int:
@@ -118,7 +124,7 @@ class TensorEntry:
         """Return the tensors of a file that hold it; ``name`` is another name that it has there, None for its own."""
         name = self.name if name is None else name
         if self.stored is None:
-            return (Piece(name, self.dtype, self.shape),)
+            return (Piece(name, self.dtype, self.file_shape),)
         stem = name.removesuffix("weight")
         return tuple(replace(piece, name=stem + piece.name) for piece in self.stored.pieces)
 
@@ -137,6 +143,7 @@ class Router:
         correction_bias: whether selection (not the weight) uses score + a stored bias of shape [E].
         gated_shared: whether the shared experts' output is multiplied by ``sigmoid(w_s . x)``.
         eps: added to the sum before renormalising.
+        floor: least value that the sum counts as.
     """
 
     score: Literal["softmax", "sigmoid"] = "softmax"
@@ -148,6 +155,7 @@ class Router:
     correction_bias: bool = False
     gated_shared: bool = False
     eps: float = 0.0
+    floor: float = 0.0
 
     def fewest_experts(self, top_k: int) -> int:
         """Return the fewest experts among which this router can choose ``top_k`` for one token.

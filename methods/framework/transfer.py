@@ -243,7 +243,7 @@ class _Surviving:
     def _constants(self, router: TensorEntry) -> Transfer:
         """Return the transfer of the constant vectors, which stand beside the router of the layer."""
         shape = (len(self.plan.constants), router.shape[1])
-        template = constant_template(router)
+        template = constant_template(next(entry for entry in self.layer.tensors if entry.expert is not None))
         target = replace(router, template=template, role=CONSTANT_ROLE, shape=shape, layer=self.number)
         return Transfer(router, target, recipe=Constants(self.index, self.plan.constants))
 
@@ -260,6 +260,6 @@ def averaged_rows(rows: Sequence[int], merges: Sequence[Merge]) -> AveragedRows:
     return AveragedRows(tuple(members), tuple(weights))
 
 
-def constant_template(router: TensorEntry) -> str:
-    """Return the name of a layer's constant vectors, from that of its router's weight."""
-    return router.template.rsplit(".", 2)[0] + ".constant_experts"
+def constant_template(expert: TensorEntry) -> str:
+    """Return the name of a layer's constant vectors, from that of a tensor of one of its experts: beside all of them."""
+    return expert.template.partition(".{expert}.")[0].rpartition(".")[0] + ".constant_experts"

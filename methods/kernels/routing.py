@@ -66,7 +66,8 @@ def route(logits_TE: Tensor, router: Router, top_k: int, correction_E: Tensor | 
     weights_TK = scores_TE.gather(1, indices_TK)
     if router.renormalise:
         total_T1 = weights_TK.sum(dim=-1, keepdim=True)
-        weights_TK = weights_TK / (total_T1 + router.eps if router.eps else total_T1)
+        total_T1 = total_T1 + router.eps if router.eps else total_T1
+        weights_TK = weights_TK / (total_T1.clamp_min(router.floor) if router.floor else total_T1)
     if router.scale != 1.0:
         weights_TK = weights_TK * router.scale
     return Routing(scores_TE, weights_TK, indices_TK)
