@@ -30,6 +30,7 @@ from methods.framework.forms import formed
 from methods.framework.inventory import (
     CONSTANT_ROLE,
     EXPERT_ROLES,
+    MLP_NORMS,
     Attention,
     Inventory,
     LayerInventory,
@@ -113,6 +114,14 @@ class Family(Layout):
         known = self._names(config) if self.file.loads_with else {}
         return {key: evaluate(value, known) for key, value in self.file.loads_with.items()}
 
+    def embedding_scale(self, config: Mapping[str, Any]) -> float:
+        """Return the factor on the embeddings of tokens."""
+        return float(evaluate(self.file.embedding_scale, self._names(config)))
+
+    def sublayer_scale(self, config: Mapping[str, Any]) -> float:
+        """Return the factor on the output of feed-forward sub-layers."""
+        return float(evaluate(self.file.sublayer.scale, self._names(config)))
+
     def ignorable(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """Return globs of tensors that files may hold and that are not part of the model."""
         known = self._names(config)
@@ -157,7 +166,7 @@ class Family(Layout):
                 groups=grouped,
                 groups_kept=(evaluate(router.groups_kept, known) or 1) if grouped > 1 else 1,
                 group_score=router.group_score,
-                correction_bias=router.correction_bias,
+                correction_bias=_truth(router.correction_bias, known),
                 gated_shared=router.gated_shared,
                 eps=router.eps,
                 floor=float(evaluate(router.floor, known)),
@@ -184,6 +193,9 @@ class Family(Layout):
         known["layer"] = index
         for symbol, expression in self.file.layer_symbols.items():
             known[symbol] = evaluate(expression, known)
+        for requirement in self.file.layer_requires:
+            if not evaluate(requirement.test, known):
+                raise ConfigError(f"layer {index}: {requirement.reason}")
         tensors = self.file.tensors
         kind: MlpKind = "dense"
         rows = top_k = 0
@@ -201,7 +213,7 @@ class Family(Layout):
             experts, constants = read_map(stated.get(MAP_KEY), stated.get(CONSTANTS_KEY) or 0, rows, index)
             mapped = tuple(stated[MAP_KEY])
         if kind == "none":
-            entries = [e for e in _entries(tensors.layer, known, dtype, index) if e.role != "norm.mlp"]
+            entries = [e for e in _entries(tensors.layer, known, dtype, index) if e.role not in MLP_NORMS]
         else:
             rules = (*tensors.layer, *(tensors.moe if kind == "moe" else tensors.dense))
             entries = list(_entries(rules, known, dtype, index, experts))
@@ -234,6 +246,10 @@ def _entries(
     for expert in range(experts):
         for rule, shape in routed:
             yield TensorEntry(rule.name, rule.role, shape, dtype, layer, expert)
+
+
+def _truth(value: bool | str, known: dict[str, Any]) -> bool:
+    return bool(evaluate(value, known)) if isinstance(value, str) else value
 
 
 def _integer(expression: str, known: dict[str, Any], least: int = 1) -> int:

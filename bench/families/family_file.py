@@ -86,7 +86,7 @@ class RouterRule(_Part):
     groups: Expression = "1"
     groups_kept: Expression = "1"
     group_score: Literal["max", "top2_sum"] = "max"
-    correction_bias: bool = False
+    correction_bias: bool | Expression = False
     gated_shared: bool = False
     eps: float = 0.0
     floor: Expression = "0.0"
@@ -115,6 +115,18 @@ class KeysRule(_Part):
     top_k: tuple[str, ...] = ("num_experts_per_tok",)
     per_layer_lists: tuple[str, ...] = ()
     derived_lists: dict[str, Expression] = Field(default_factory=dict)
+
+
+class SublayerRule(_Part):
+    """What becomes of the output of a feed-forward sub-layer before it is added to the residual stream.
+
+    Args:
+        norm: role of the norm that it passes.
+        scale: factor on it.
+    """
+
+    norm: str | None = None
+    scale: Expression = "1.0"
 
 
 class KindsRule(_Part):
@@ -202,9 +214,12 @@ class FamilyFile(_Part):
         layer_symbols: further ones, expressions in ``layer``.
         result: keys that every written config gets, for parts of a model that are not carried over.
         requires: conditions on the config.
+        layer_requires: conditions in ``layer`` that each decoder layer meets.
         block_drop_requires: conditions for dropping decoder layers.
         vllm: vLLM's classes; None where the plug-in does not serve the family.
         norm_offset: added to the stored weights of norms before they multiply.
+        embedding_scale: factor on the embeddings of tokens.
+        sublayer: what becomes of the output of feed-forward sub-layers.
         layer_outputs: values that a decoder layer of transformers returns; the first is the residual stream.
         laws: ``every`` method is tried on it in the project's own tests, or a ``covering`` choice, one of each kind.
         tiny: keys of the config of the tiny model on which laws and tests are tried, beside the sizes that
@@ -228,9 +243,12 @@ class FamilyFile(_Part):
     layers: LayersRule = LayersRule()
     tensors: TensorsRule
     requires: tuple[Requirement, ...] = ()
+    layer_requires: tuple[Requirement, ...] = ()
     block_drop_requires: tuple[Requirement, ...] = ()
     vllm: VllmRule | None = None
     norm_offset: float = 0.0
+    embedding_scale: Expression = "1.0"
+    sublayer: SublayerRule = SublayerRule()
     layer_outputs: int = 1
     laws: Literal["every", "covering"] = "covering"
     tiny: Values | None = None

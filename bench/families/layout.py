@@ -73,6 +73,16 @@ class Layout:
         path = (norm.module or norm.name).rpartition(".")[0].format(layer=layer)
         return path, self.experts_module(layer).rpartition(".")[0]
 
+    def final_norm_module(self) -> str:
+        """Return the transformers name of the norm before the output head."""
+        rule = next(rule for rule in self.file.tensors.outer if rule.role == "norm.final")
+        return (rule.module or rule.name).rpartition(".")[0]
+
+    def output_norm_module(self, layer: int) -> str | None:
+        """Return the transformers name of the norm that the output of a feed-forward sub-layer passes; None: there is none."""
+        rules = (rule for rule in self.file.tensors.layer if rule.role == self.file.sublayer.norm)
+        return next(((rule.module or rule.name).rpartition(".")[0].format(layer=layer) for rule in rules), None)
+
     def experts_module(self, layer: int) -> str:
         """Return the transformers name of the module that runs the routed experts of a layer."""
         return self.file.tensors.fused[0].names[0].rpartition(".")[0].format(layer=layer)

@@ -36,7 +36,10 @@ CONSTANT_ROLE = "constant.experts"
 """Role of the vectors that stand for experts in one layer: [constants, D]."""
 
 MLP_PREFIXES = ("router.", "expert.", "shared.", "dense.", "constant.")
-"""Roles that belong to the feed-forward sub-layer; with ``norm.mlp`` they go when the sub-layer is dropped."""
+"""Roles that belong to the feed-forward sub-layer; with ``MLP_NORMS`` they go when the sub-layer is dropped."""
+
+MLP_NORMS = ("norm.mlp", "norm.mlp_bias", "norm.mlp_output")
+"""Roles of the norms of that sub-layer: before it, with its bias, and of its output."""
 
 MlpKind = Literal["moe", "dense", "none"]
 

@@ -15,6 +15,7 @@ from methods.framework.inside_fit import form_of, linear_bits_of, packing_of, st
 from methods.framework.inventory import (
     CONSTANT_ROLE,
     EXPERT_ROLES,
+    MLP_NORMS,
     MLP_PREFIXES,
     ROUTER_ROLES,
     ExpertForm,
@@ -162,7 +163,7 @@ class _Surviving:
         """Yield what becomes of each tensor of the layer, in the order of the source."""
         begun = False
         for entry in self.layer.tensors:
-            if self.plan.drop == "moe" and (entry.role == "norm.mlp" or entry.role.startswith(MLP_PREFIXES)):
+            if self.plan.drop == "moe" and (entry.role in MLP_NORMS or entry.role.startswith(MLP_PREFIXES)):
                 continue
             if entry.expert is None:
                 yield from self._beside_experts(entry)

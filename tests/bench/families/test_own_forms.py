@@ -1,4 +1,4 @@
-"""What single families of transformers state in a way of their own: spans of layers, lists of one number, keys by other names."""
+"""What single families of transformers state in a way of their own: spans of layers, lists of one number, other names of keys."""
 
 from __future__ import annotations
 
@@ -81,3 +81,37 @@ def test_a_model_as_it_is_published_gets_the_keys_that_transformers_needs() -> N
     assert family_of(published) is family
     assert family.inventory(published).layers == family.inventory(published | {"head_dim": 32}).layers
     assert model_config(family, published).head_dim == 32
+
+
+def test_lists_that_say_which_layer_is_what_must_agree() -> None:
+    stated = {"hybrid_layer_pattern": [0, 1, 1], "moe_layer_freq": [0, 1, 1]}
+    config = config_dict("mimo_v2_flash") | stated | {"layer_types": None, "mlp_layer_types": None}
+    layers = family_of(config).inventory(config).layers
+    assert [layer.mlp for layer in layers] == ["dense", "moe", "moe"]
+    assert [any(entry.role == "attention.sinks" for entry in layer.tensors) for layer in layers] == [False, True, True]
+    written = after(config, blocks(3, 1))
+    assert written["layer_types"] == ["full_attention", "sliding_attention"]
+    assert written["mlp_layer_types"] == ["dense", "sparse"] and written["moe_layer_freq"] == [0, 1]
+    for wrong, words in (
+        ({"hybrid_layer_pattern": [0, 1, 0]}, "layer 2: hybrid_layer_pattern says otherwise"),
+        ({"moe_layer_freq": [1, 1, 1]}, "layer 0: moe_layer_freq says otherwise"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            family_of(config | wrong).inventory(config | wrong)
+
+
+def test_what_multiplies_embeddings_and_outputs_follows_the_config() -> None:
+    family, config = family_named("afmoe"), config_dict("afmoe")
+    assert (family.embedding_scale(config), family.embedding_scale(config | {"mup_enabled": False})) == (8.0, 1.0)
+    assert family.sublayer_scale(config) == 1.0
+    assert family.output_norm_module(2) == "model.layers.2.post_mlp_layernorm"
+
+
+def test_a_bias_of_the_choice_may_be_left_out() -> None:
+    family = family_named("lfm2_moe")
+    for stated in (True, False):
+        found = family.inventory(config_dict("lfm2_moe", use_expert_bias=stated))
+        roles = {entry.role for entry in found.tensors()}
+        assert found.router.correction_bias == stated == ("router.correction" in roles)
+    with pytest.raises(CheckpointError, match="layer_types, which says where there is attention"):
+        family_of(config_dict("lfm2_moe") | {"layer_types": None})
