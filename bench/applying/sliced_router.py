@@ -52,6 +52,10 @@ class _SlicedRouter:
         deeper = _inside(name, self._per_expert)
         return _SlicedRouter(value, self._rows, self.top_k, deeper, _inside(name, self._own)) if deeper else value
 
+    @property  # type: ignore[misc]  # `super()` in the module's own code takes what says that it is of its class
+    def __class__(self) -> type:
+        return type(self._router)
+
     def __call__(self, *inputs: Any) -> Any:
         """Run a module that lies inside the router."""
         return type(self._router).forward(self, *inputs)

@@ -170,6 +170,7 @@ class Family(Layout):
                 gated_shared=router.gated_shared,
                 eps=router.eps,
                 floor=float(evaluate(router.floor, known)),
+                jitter=float(evaluate(router.jitter, known)),
             ),
             layers=tuple(layers),
             outer=tuple(_entries(self.file.tensors.outer, known, dtype)),

@@ -80,7 +80,7 @@ class RouterRule(_Part):
     ``returns`` the order of what that gives back.
     """
 
-    score: Literal["softmax", "sigmoid"]
+    score: Literal["softmax", "sigmoid", "sparsemixer"]
     renormalise: Expression
     scale: Expression = "1.0"
     groups: Expression = "1"
@@ -90,6 +90,7 @@ class RouterRule(_Part):
     gated_shared: bool = False
     eps: float = 0.0
     floor: Expression = "0.0"
+    jitter: Expression = "0.0"
     module: str | None = None
     returns: tuple[Literal["logits", "weights", "experts"], ...] = ("logits", "weights", "experts")
 

@@ -137,7 +137,8 @@ class Router:
     """How logits become the weights that multiply the experts' outputs.
 
     Args:
-        score: ``softmax`` over all experts, or ``sigmoid`` of each logit.
+        score: ``softmax`` over all experts, or ``sigmoid`` of each logit; ``sparsemixer`` takes the two best logits one after
+            the other, each with its share of a softmax over those that lie close to it.
         renormalise: whether the chosen weights are divided by their sum.
         scale: factor on the chosen weights, after renormalisation.
         groups: number of equal, consecutive groups of experts; 1 means no group limit.
@@ -147,9 +148,10 @@ class Router:
         gated_shared: whether the shared experts' output is multiplied by ``sigmoid(w_s . x)``.
         eps: added to the sum before renormalising.
         floor: least value that the sum counts as.
+        jitter: half of the relative distance from the best within which a logit counts as close, of ``sparsemixer``.
     """
 
-    score: Literal["softmax", "sigmoid"] = "softmax"
+    score: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
     renormalise: bool = False
     scale: float = 1.0
     groups: int = 1
@@ -159,6 +161,7 @@ class Router:
     gated_shared: bool = False
     eps: float = 0.0
     floor: float = 0.0
+    jitter: float = 0.0
 
     def fewest_experts(self, top_k: int) -> int:
         """Return the fewest experts among which this router can choose ``top_k`` for one token.

@@ -115,3 +115,25 @@ def test_a_bias_of_the_choice_may_be_left_out() -> None:
         assert found.router.correction_bias == stated == ("router.correction" in roles)
     with pytest.raises(CheckpointError, match="layer_types, which says where there is attention"):
         family_of(config_dict("lfm2_moe") | {"layer_types": None})
+
+
+def test_sparsemixer_weighs_each_choice_among_the_logits_that_are_close() -> None:
+    config = config_dict("phimoe", router_jitter_noise=0.05)
+    router = family_of(config).inventory(config).router
+    logits_TE = torch.tensor([[2.0, 1.9, 1.0, -3.0], [-1.0, -1.05, -1.2, -9.0]], dtype=torch.float64)
+    found = route(logits_TE, router, 2)
+    assert found.indices_TK.tolist() == [[0, 1], [0, 1]]
+    share = 1 / (1 + torch.tensor([-0.1, -0.05], dtype=torch.float64).exp())
+    torch.testing.assert_close(found.weights_TK[:, 0], share)
+    torch.testing.assert_close(found.weights_TK[:, 1], torch.ones(2, dtype=torch.float64))
+    alone = route(logits_TE[:, [0, 2, 3]], router, 2)
+    torch.testing.assert_close(alone.weights_TK[:, 0], torch.ones(2, dtype=torch.float64))
+
+
+def test_sparsemixer_takes_two_experts_and_no_other_number() -> None:
+    config = config_dict("phimoe")
+    inventory = family_of(config).inventory(config)
+    with pytest.raises(PlanError, match="top_k 1 is asked for, and a sparsemixer router always takes two"):
+        Plan.of(inventory, [LayerPlan(top_k=1), LayerPlan(), LayerPlan()])
+    with pytest.raises(CheckpointError, match="its router always takes two experts"):
+        family_of(config | {"num_experts_per_tok": 3})
