@@ -118,6 +118,8 @@ def _slice_router(
     if plan.rows is not None and plan.router == "mean":
         own = _averages(resident, averaged_rows(plan.rows, plan.merges), scale_D)
     _set(undo, router, "forward", let_choose(resident, router, rows, top_k, own))
+    if resident.family.file.router.in_block:
+        _set(undo, resident.block, "top_k", top_k)
 
 
 def _averages(resident: ResidentLayer, recipe: AveragedRows, scale_D: Tensor | None) -> dict[str, Tensor]:

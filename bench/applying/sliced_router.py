@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bench.applying.resident_layer import ResidentLayer
 
 Returned = Literal["logits", "weights", "experts"]
-Forward = Callable[..., tuple["Tensor", ...]]
+Forward = Callable[..., Any]
 
 
 class _SlicedRouter:
@@ -96,14 +96,21 @@ def let_choose(
     original: Forward = type(router).forward
     returned: Sequence[Returned] = family.file.router.returns
 
+    def of_all(logits_TS: Tensor) -> Tensor:
+        """Return logits with a column for each row of the source; those of removed experts are -inf."""
+        logits_TE = logits_TS.new_full((*logits_TS.shape[:-1], experts), -torch.inf)
+        logits_TE[..., rows.to(logits_TS.device)] = logits_TS
+        return logits_TE
+
+    if family.file.router.in_block:
+        return lambda hidden_TD: of_all(original(sliced, hidden_TD))
+
     def forward(hidden_TD: Tensor, *given: Tensor | None) -> tuple[Tensor, ...]:
         inputs = [_given(value, rows, own) for value, own in zip(given, arguments, strict=False)]
         found = dict(zip(returned, original(sliced, hidden_TD, *inputs), strict=True))
         here = rows.to(found["experts"].device)
-        # Consumers of router logits (`output_router_logits`) count experts by column, so removed ones stay as -inf.
-        logits_TE = found["logits"].new_full((found["logits"].shape[0], experts), -torch.inf)
-        logits_TE[:, here] = found["logits"]
-        answer = {**found, "logits": logits_TE, "experts": here[found["experts"]]}
+        # Consumers of router logits (`output_router_logits`) count experts by column.
+        answer = {**found, "logits": of_all(found["logits"]), "experts": here[found["experts"]]}
         return tuple(answer[name] for name in returned)
 
     return forward

@@ -176,6 +176,9 @@ class Family(Layout):
             outer=tuple(_entries(self.file.tensors.outer, known, dtype)),
             tied_embeddings=bool(known["tie_word_embeddings"]),
             norm_offset=self.file.norm_offset,
+            whole_depth=next(
+                (one.reason for one in self.file.block_drop_requires if not evaluate(one.test, known)), None
+            ),
             config=dict(config),
         )
         return inventory if stored is None else stored.expected(inventory)

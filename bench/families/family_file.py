@@ -77,7 +77,7 @@ class RouterRule(_Part):
     """Router semantics (``methods.framework.inventory.Router``); text fields other than literals and names are expressions.
 
     ``module`` is the transformers name of the module that chooses, where the router's weight is no parameter of its own, and
-    ``returns`` the order of what that gives back.
+    ``returns`` the order of what that gives back. ``in_block`` says that the router gives logits alone and the MoE block chooses.
     """
 
     score: Literal["softmax", "sigmoid", "sparsemixer"]
@@ -93,6 +93,7 @@ class RouterRule(_Part):
     jitter: Expression = "0.0"
     module: str | None = None
     returns: tuple[Literal["logits", "weights", "experts"], ...] = ("logits", "weights", "experts")
+    in_block: bool = False
 
 
 class AttentionRule(_Part):

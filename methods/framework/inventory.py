@@ -255,7 +255,8 @@ class Attention:
 class Inventory:
     """A whole checkpoint, in source coordinates. ``outer`` holds embedding, final norm and output head.
 
-    ``norm_offset`` is added to the stored weights of norms before they multiply.
+    ``norm_offset`` is added to the stored weights of norms before they multiply. ``whole_depth`` is the reason why decoder layers
+    cannot be dropped; None: they can be.
     """
 
     family: str
@@ -267,6 +268,7 @@ class Inventory:
     outer: tuple[TensorEntry, ...]
     tied_embeddings: bool = False
     norm_offset: float = 0.0
+    whole_depth: str | None = field(default=None, compare=False)
     config: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False, repr=False)
 
     @property

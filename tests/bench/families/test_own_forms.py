@@ -11,6 +11,7 @@ import torch
 
 from bench.families.family import family_named, family_of
 from bench.models.model_config import model_config
+from methods.block_drop import BlockDrop
 from methods.framework.errors import CheckpointError, PlanError
 from methods.framework.layer_plan import LayerPlan
 from methods.framework.plan import Plan
@@ -137,3 +138,15 @@ def test_sparsemixer_takes_two_experts_and_no_other_number() -> None:
         Plan.of(inventory, [LayerPlan(top_k=1), LayerPlan(), LayerPlan()])
     with pytest.raises(CheckpointError, match="its router always takes two experts"):
         family_of(config | {"num_experts_per_tok": 3})
+
+
+def test_a_model_that_counts_its_layers_in_periods_keeps_them() -> None:
+    config = config_dict("jamba")
+    inventory = family_of(config).inventory(config)
+    assert [layer.mlp for layer in inventory.layers] == ["moe", "dense", "moe"]
+    assert inventory.whole_depth is not None and inventory.whole_depth.startswith("its config states which layers")
+    refused = BlockDrop(keep=0.6).refuse(inventory)
+    assert refused == f"decoder layers of this model cannot be dropped: {inventory.whole_depth}"
+    assert BlockDrop(keep=1.0).refuse(inventory) is None
+    with pytest.raises(PlanError, match="others"):
+        after(config, blocks(3, 1))

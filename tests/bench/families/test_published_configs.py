@@ -24,6 +24,7 @@ KNOWN = {
     "Qwen__Qwen3-Coder-480B-A35B-Instruct": ("qwen3_moe", 480.15, 35.47),
     "Qwen__Qwen3-Next-80B-A3B": ("qwen3_next", 79.67, 3.87),
     "XiaomiMiMo__MiMo-V2-Flash": ("mimo_v2_flash", 308.78, 15.45),
+    "ai21labs__AI21-Jamba-1.5-Mini": ("jamba", 51.57, 12.11),
     "allenai__OLMoE-1B-7B-0824": ("olmoe", 6.92, 1.28),
     "alpindale__WizardLM-2-8x22B": ("mixtral", 140.62, 39.15),
     "arcee-ai__Trinity-Mini": ("afmoe", 26.12, 3.47),
