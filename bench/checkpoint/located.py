@@ -76,7 +76,8 @@ class _Search:
         if span is None:
             self.missing.append(entry.name)
             return entry
-        self._check_shape(entry.name, span, entry.shape)
+        self._check_shape(entry.name, span, entry.file_shape)
+        span = replace(span, shape=entry.shape)
         if span.dtype != entry.dtype and not {span.dtype, entry.dtype} <= FLOATS:
             raise CheckpointError(
                 f"{self.path}: {entry.name} holds {span.dtype}, but the config asks for {entry.dtype}. Codes of few bits "

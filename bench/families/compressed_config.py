@@ -224,7 +224,7 @@ def _drop_blocks(family: FamilyFile, written: dict[str, Any], survivors: list[in
             ]
     for key in (*family.keys.per_layer_lists, *family.keys.derived_lists):
         values = written.get(key)
-        if values is not None:
+        if isinstance(values, list):
             written[key] = [values[index] for index in survivors]
     written[family.keys.layers] = len(survivors)
     if family.layers.kinds is not None:
@@ -239,4 +239,13 @@ def _drop_blocks(family: FamilyFile, written: dict[str, Any], survivors: list[in
         written[family.layers.dense_prefix] = len(dense)
     if family.layers.dense_list is not None:
         written[family.layers.dense_list] = dense
+        written.update(family.layers.neutral)
+    if family.layers.span is not None:
+        sparse = [index for index in range(len(survivors)) if index not in dense]
+        if sparse != list(range(sparse[0], sparse[0] + len(sparse)) if sparse else []):
+            raise PlanError(
+                f"dense layers {dense} stand between layers with experts, which {family.name} configs cannot state"
+            )
+        first, last = family.layers.span
+        written.update({first: sparse[0], last: sparse[-1]} if sparse else {first: len(survivors), last: 0})
         written.update(family.layers.neutral)

@@ -30,6 +30,7 @@ from methods.framework.forms import formed
 from methods.framework.inventory import (
     CONSTANT_ROLE,
     EXPERT_ROLES,
+    MLP_NORMS,
     Attention,
     Inventory,
     LayerInventory,
@@ -108,6 +109,19 @@ class Family(Layout):
         """
         return compressed_config(self.file, config, plan, result)
 
+    def loads_with(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the keys that transformers needs beside those of ``config``, with their values."""
+        known = self._names(config) if self.file.loads_with else {}
+        return {key: evaluate(value, known) for key, value in self.file.loads_with.items()}
+
+    def embedding_scale(self, config: Mapping[str, Any]) -> float:
+        """Return the factor on the embeddings of tokens."""
+        return float(evaluate(self.file.embedding_scale, self._names(config)))
+
+    def sublayer_scale(self, config: Mapping[str, Any]) -> float:
+        """Return the factor on the output of feed-forward sub-layers."""
+        return float(evaluate(self.file.sublayer.scale, self._names(config)))
+
     def ignorable(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """Return globs of tensors that files may hold and that are not part of the model."""
         known = self._names(config)
@@ -152,14 +166,19 @@ class Family(Layout):
                 groups=grouped,
                 groups_kept=(evaluate(router.groups_kept, known) or 1) if grouped > 1 else 1,
                 group_score=router.group_score,
-                correction_bias=router.correction_bias,
+                correction_bias=_truth(router.correction_bias, known),
                 gated_shared=router.gated_shared,
                 eps=router.eps,
+                floor=float(evaluate(router.floor, known)),
+                jitter=float(evaluate(router.jitter, known)),
             ),
             layers=tuple(layers),
             outer=tuple(_entries(self.file.tensors.outer, known, dtype)),
             tied_embeddings=bool(known["tie_word_embeddings"]),
             norm_offset=self.file.norm_offset,
+            whole_depth=next(
+                (one.reason for one in self.file.block_drop_requires if not evaluate(one.test, known)), None
+            ),
             config=dict(config),
         )
         return inventory if stored is None else stored.expected(inventory)
@@ -178,6 +197,9 @@ class Family(Layout):
         known["layer"] = index
         for symbol, expression in self.file.layer_symbols.items():
             known[symbol] = evaluate(expression, known)
+        for requirement in self.file.layer_requires:
+            if not evaluate(requirement.test, known):
+                raise ConfigError(f"layer {index}: {requirement.reason}")
         tensors = self.file.tensors
         kind: MlpKind = "dense"
         rows = top_k = 0
@@ -195,7 +217,7 @@ class Family(Layout):
             experts, constants = read_map(stated.get(MAP_KEY), stated.get(CONSTANTS_KEY) or 0, rows, index)
             mapped = tuple(stated[MAP_KEY])
         if kind == "none":
-            entries = [e for e in _entries(tensors.layer, known, dtype, index) if e.role != "norm.mlp"]
+            entries = [e for e in _entries(tensors.layer, known, dtype, index) if e.role not in MLP_NORMS]
         else:
             rules = (*tensors.layer, *(tensors.moe if kind == "moe" else tensors.dense))
             entries = list(_entries(rules, known, dtype, index, experts))
@@ -204,7 +226,7 @@ class Family(Layout):
             router = entries[place]
             entries.insert(
                 place + 1,
-                TensorEntry(constant_template(router), CONSTANT_ROLE, (constants, router.shape[1]), dtype, index),
+                TensorEntry(constant_template(entries[-1]), CONSTANT_ROLE, (constants, router.shape[1]), dtype, index),
             )
         few, linear_bits = packed.experts.get(index), packed.linears.get(index)
         form = read_form(stated.get(FORM_KEY), few, experts, index) if kind == "moe" else None
@@ -224,10 +246,14 @@ def _entries(
         if rule.role in EXPERT_ROLES:
             routed.append((rule, shape))
         else:
-            yield TensorEntry(rule.name, rule.role, shape, dtype, layer)
+            yield TensorEntry(rule.name, rule.role, shape, dtype, layer, unit_axes=rule.unit_axes)
     for expert in range(experts):
         for rule, shape in routed:
             yield TensorEntry(rule.name, rule.role, shape, dtype, layer, expert)
+
+
+def _truth(value: bool | str, known: dict[str, Any]) -> bool:
+    return bool(evaluate(value, known)) if isinstance(value, str) else value
 
 
 def _integer(expression: str, known: dict[str, Any], least: int = 1) -> int:
@@ -283,7 +309,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
             reason = "its config states no routed experts, so it is a dense model and there is nothing to compress here"
         raise NotMoEError(f"model_type {shown(kind)} is refused: {reason}. Known families: {_known()}.")
     keys = family.file.keys
-    check_values(config, (keys.layers, *keys.experts, *keys.top_k))
+    check_values(config, (keys.layers, *keys.experts, *keys.top_k), keys.per_layer_lists)
     stated = {key: config[key] for key in keys.experts if config.get(key) is not None}
     if len(set(stated.values())) > 1:
         raise CheckpointError(f"the config contradicts itself on the number of experts: {stated}; make them agree")

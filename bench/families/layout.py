@@ -73,33 +73,44 @@ class Layout:
         path = (norm.module or norm.name).rpartition(".")[0].format(layer=layer)
         return path, self.experts_module(layer).rpartition(".")[0]
 
+    def final_norm_module(self) -> str:
+        """Return the transformers name of the norm before the output head."""
+        rule = next(rule for rule in self.file.tensors.outer if rule.role == "norm.final")
+        return (rule.module or rule.name).rpartition(".")[0]
+
+    def output_norm_module(self, layer: int) -> str | None:
+        """Return the transformers name of the norm that the output of a feed-forward sub-layer passes; None: there is none."""
+        rules = (rule for rule in self.file.tensors.layer if rule.role == self.file.sublayer.norm)
+        return next(((rule.module or rule.name).rpartition(".")[0].format(layer=layer) for rule in rules), None)
+
     def experts_module(self, layer: int) -> str:
         """Return the transformers name of the module that runs the routed experts of a layer."""
         return self.file.tensors.fused[0].names[0].rpartition(".")[0].format(layer=layer)
 
     def router_module(self, layer: int) -> str:
         """Return the transformers name of the module that chooses the experts of a layer."""
-        router = next(rule for rule in self.file.tensors.moe if rule.role == "router.weight")
-        return (router.module or router.name).rpartition(".")[0].format(layer=layer)
+        return self._router.format(layer=layer)
 
     def router_attributes(self) -> dict[str, str]:
-        """Return the attributes of that module whose first axis is the routed expert, with their roles."""
-        return {name: role for owner, name, role in self._router_tensors() if owner == self._router}
+        """Return the attributes of that module, or of modules in it (``wg.weight``), that hold the rows, with their roles."""
+        inside = f"{self._router}."
+        return {name.removeprefix(inside): role for name, role in self._router_tensors() if name.startswith(inside)}
 
     def router_arguments(self) -> tuple[str, ...]:
         """Return the roles of tensors of the router that lie outside of that module, in the order in which it takes them in."""
-        return tuple(role for owner, _, role in self._router_tensors() if owner != self._router)
+        inside = f"{self._router}."
+        return tuple(role for name, role in self._router_tensors() if not name.startswith(inside))
 
     @cached_property
     def _router(self) -> str:
-        return next(owner for owner, _, role in self._router_tensors() if role == "router.weight")
+        weight = next(name for name, role in self._router_tensors() if role == "router.weight")
+        return self.file.router.module or weight.rpartition(".")[0]
 
-    def _router_tensors(self) -> Iterator[tuple[str, str, str]]:
-        """Yield module, attribute and role of every tensor of the router."""
+    def _router_tensors(self) -> Iterator[tuple[str, str]]:
+        """Yield name and role of every tensor of the router."""
         for rule in self.file.tensors.moe:
             if rule.role in ROUTER_ROLES:
-                owner, _, name = (rule.module or rule.name).rpartition(".")
-                yield owner, name, rule.role
+                yield rule.module or rule.name, rule.role
 
     def module_shapes(self, inventory: Inventory) -> dict[str, tuple[int, ...]]:
         """Return every parameter and stored buffer that the transformers model of ``inventory`` has, with its shape.
@@ -119,12 +130,12 @@ class Layout:
                 continue  # the module holds the matrix, not what describes its integers
             entry = linear or entry
             slot = self.fused_slot(entry, count)
-            shapes[self.placement(entry).name] = entry.shape if slot is None else slot.shape
+            shapes[self.placement(entry).name] = entry.file_shape if slot is None else slot.shape
         return shapes
 
     def file_shapes(self, inventory: Inventory) -> dict[str, tuple[int, ...]]:
         """Return the tensors that files written by transformers or moebench hold of ``inventory``, with their shapes."""
-        return {entry.name: entry.shape for entry in inventory.tensors()}
+        return {entry.name: entry.file_shape for entry in inventory.tensors()}
 
     def with_counts(self, inventory: Inventory) -> Iterator[tuple[TensorEntry, int]]:
         """Yield every tensor with the experts that its layer stores, 0 outside of layers."""
@@ -137,8 +148,9 @@ class Layout:
         tensors = self.file.tensors
         rules = (*tensors.outer, *tensors.layer, *tensors.dense, *tensors.moe)
         modules = {rule.name: rule.module for rule in rules if rule.module is not None}
-        routers = [(rule.name, rule.module) for rule in rules if rule.role == "router.weight" and rule.module]
-        return modules | {_constants_beside(name): _constants_beside(module) for name, module in routers}
+        expert = next(rule.name for rule in tensors.moe if rule.role in EXPERT_ROLES)
+        block = tensors.fused[0].names[0].rsplit(".", 2)[0]
+        return modules | {constant_template(TensorEntry(expert, "", (), "")): f"{block}.constant_experts"}
 
 
 def _form(inventory: Inventory, entry: TensorEntry) -> ExpertForm | None:
@@ -146,7 +158,3 @@ def _form(inventory: Inventory, entry: TensorEntry) -> ExpertForm | None:
     if entry.layer is None or not entry.role.startswith("expert."):
         return None
     return inventory.layers[entry.layer].form
-
-
-def _constants_beside(router: str) -> str:
-    return constant_template(TensorEntry(router, "router.weight", (), ""))

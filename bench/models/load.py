@@ -183,7 +183,8 @@ def _rebuild(
         return
     norm, block = family.mlp_modules(index)
     if layer.mlp == "none":
-        model.set_submodule(norm, nn.Identity())
+        for name in filter(None, (norm, family.output_norm_module(index))):
+            model.set_submodule(name, nn.Identity())
         model.set_submodule(block, DroppedBlock())
         return
     stock = type(model.get_submodule(block))

@@ -18,4 +18,4 @@ def model_config(family: Family, config: Mapping[str, Any]) -> PreTrainedConfig:
         config: content of ``config.json``.
     """
     stated = {key: value for key, value in config.items() if key != "model_type"}
-    return AutoConfig.for_model(family.file.loads_as or config["model_type"], **stated)
+    return AutoConfig.for_model(family.file.loads_as or config["model_type"], **{**stated, **family.loads_with(config)})

@@ -43,9 +43,11 @@ def tiny_config(family: str, **overrides: Any) -> PreTrainedConfig:
     # Of several spellings of a key only one may be there, or they could contradict each other.
     first = {key: spellings[0] for spellings in (keys.experts, keys.top_k) for key in spellings}
     own = {first.get(key, key): value for key, value in overrides.items()}
-    return AutoConfig.for_model(
-        file.loads_as or file.model_types[0], **{**_SIZES, **counts, **(file.tiny or {}), **own}
-    )
+    values = {**_SIZES, **counts, **(file.tiny or {}), **own}
+    for key in (*keys.per_layer_lists, *keys.derived_lists):
+        if isinstance(listed := values.get(key), list) and key not in own:  # those of the file are for three layers
+            values[key] = [listed[layer % len(listed)] for layer in range(values[keys.layers])]
+    return AutoConfig.for_model(file.loads_as or file.model_types[0], **values)
 
 
 def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:

@@ -36,7 +36,10 @@ CONSTANT_ROLE = "constant.experts"
 """Role of the vectors that stand for experts in one layer: [constants, D]."""
 
 MLP_PREFIXES = ("router.", "expert.", "shared.", "dense.", "constant.")
-"""Roles that belong to the feed-forward sub-layer; with ``norm.mlp`` they go when the sub-layer is dropped."""
+"""Roles that belong to the feed-forward sub-layer; with ``MLP_NORMS`` they go when the sub-layer is dropped."""
+
+MLP_NORMS = ("norm.mlp", "norm.mlp_bias", "norm.mlp_output")
+"""Roles of the norms of that sub-layer: before it, with its bias, and of its output."""
 
 MlpKind = Literal["moe", "dense", "none"]
 
@@ -80,7 +83,7 @@ class TensorEntry:
     ``template`` holds ``{layer}`` and, for experts, ``{expert}``; ``dtype`` is the safetensors code (``BF16``). ``weights`` is
     how many weights it stands for where that is not its number of elements: packed integers, or what describes other tensors.
     ``stored`` says how a matrix of a quantised source is stored; ``dtype`` is then the type that its values get where they
-    are written as values.
+    are written as values. ``unit_axes`` counts axes of one entry that files have before those of ``shape``.
     """
 
     template: str
@@ -91,11 +94,17 @@ class TensorEntry:
     expert: int | None = None
     weights: int | None = None
     stored: Storage | None = None
+    unit_axes: int = 0
 
     @property
     def name(self) -> str:
         """The tensor's name in the checkpoint."""
         return self.template.format(layer=self.layer, expert=self.expert)
+
+    @property
+    def file_shape(self) -> tuple[int, ...]:
+        """Shape that it has in files."""
+        return (1,) * self.unit_axes + self.shape
 
     @property
     def numel(self) -> int:
@@ -118,7 +127,7 @@ class TensorEntry:
         """Return the tensors of a file that hold it; ``name`` is another name that it has there, None for its own."""
         name = self.name if name is None else name
         if self.stored is None:
-            return (Piece(name, self.dtype, self.shape),)
+            return (Piece(name, self.dtype, self.file_shape),)
         stem = name.removesuffix("weight")
         return tuple(replace(piece, name=stem + piece.name) for piece in self.stored.pieces)
 
@@ -128,7 +137,8 @@ class Router:
     """How logits become the weights that multiply the experts' outputs.
 
     Args:
-        score: ``softmax`` over all experts, or ``sigmoid`` of each logit.
+        score: ``softmax`` over all experts, or ``sigmoid`` of each logit; ``sparsemixer`` takes the two best logits one after
+            the other, each with its share of a softmax over those that lie close to it.
         renormalise: whether the chosen weights are divided by their sum.
         scale: factor on the chosen weights, after renormalisation.
         groups: number of equal, consecutive groups of experts; 1 means no group limit.
@@ -137,9 +147,11 @@ class Router:
         correction_bias: whether selection (not the weight) uses score + a stored bias of shape [E].
         gated_shared: whether the shared experts' output is multiplied by ``sigmoid(w_s . x)``.
         eps: added to the sum before renormalising.
+        floor: least value that the sum counts as.
+        jitter: half of the relative distance from the best within which a logit counts as close, of ``sparsemixer``.
     """
 
-    score: Literal["softmax", "sigmoid"] = "softmax"
+    score: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
     renormalise: bool = False
     scale: float = 1.0
     groups: int = 1
@@ -148,6 +160,8 @@ class Router:
     correction_bias: bool = False
     gated_shared: bool = False
     eps: float = 0.0
+    floor: float = 0.0
+    jitter: float = 0.0
 
     def fewest_experts(self, top_k: int) -> int:
         """Return the fewest experts among which this router can choose ``top_k`` for one token.
@@ -241,7 +255,8 @@ class Attention:
 class Inventory:
     """A whole checkpoint, in source coordinates. ``outer`` holds embedding, final norm and output head.
 
-    ``norm_offset`` is added to the stored weights of norms before they multiply.
+    ``norm_offset`` is added to the stored weights of norms before they multiply. ``whole_depth`` is the reason why decoder layers
+    cannot be dropped; None: they can be.
     """
 
     family: str
@@ -253,6 +268,7 @@ class Inventory:
     outer: tuple[TensorEntry, ...]
     tied_embeddings: bool = False
     norm_offset: float = 0.0
+    whole_depth: str | None = field(default=None, compare=False)
     config: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False, repr=False)
 
     @property

@@ -166,6 +166,8 @@ def _routing_misfit(plan: LayerPlan, layer: LayerInventory, inventory: Inventory
     top_k = plan.top_k or min(layer.top_k, left)
     if top_k > left:
         return f"top_k {top_k} exceeds the {left} experts that stay"
+    if router.score == "sparsemixer" and top_k != 2:
+        return f"top_k {top_k} is asked for, and a sparsemixer router always takes two experts"
     if left < router.fewest_experts(top_k):
         return (
             f"the router picks {top_k} experts from {router.groups_kept} of {router.groups} groups, which takes at least "

@@ -15,6 +15,7 @@ from methods.framework.inside_fit import form_of, linear_bits_of, packing_of, st
 from methods.framework.inventory import (
     CONSTANT_ROLE,
     EXPERT_ROLES,
+    MLP_NORMS,
     MLP_PREFIXES,
     ROUTER_ROLES,
     ExpertForm,
@@ -162,7 +163,7 @@ class _Surviving:
         """Yield what becomes of each tensor of the layer, in the order of the source."""
         begun = False
         for entry in self.layer.tensors:
-            if self.plan.drop == "moe" and (entry.role == "norm.mlp" or entry.role.startswith(MLP_PREFIXES)):
+            if self.plan.drop == "moe" and (entry.role in MLP_NORMS or entry.role.startswith(MLP_PREFIXES)):
                 continue
             if entry.expert is None:
                 yield from self._beside_experts(entry)
@@ -243,7 +244,7 @@ class _Surviving:
     def _constants(self, router: TensorEntry) -> Transfer:
         """Return the transfer of the constant vectors, which stand beside the router of the layer."""
         shape = (len(self.plan.constants), router.shape[1])
-        template = constant_template(router)
+        template = constant_template(next(entry for entry in self.layer.tensors if entry.expert is not None))
         target = replace(router, template=template, role=CONSTANT_ROLE, shape=shape, layer=self.number)
         return Transfer(router, target, recipe=Constants(self.index, self.plan.constants))
 
@@ -260,6 +261,6 @@ def averaged_rows(rows: Sequence[int], merges: Sequence[Merge]) -> AveragedRows:
     return AveragedRows(tuple(members), tuple(weights))
 
 
-def constant_template(router: TensorEntry) -> str:
-    """Return the name of a layer's constant vectors, from that of its router's weight."""
-    return router.template.rsplit(".", 2)[0] + ".constant_experts"
+def constant_template(expert: TensorEntry) -> str:
+    """Return the name of a layer's constant vectors, from that of a tensor of one of its experts: beside all of them."""
+    return expert.template.partition(".{expert}.")[0].rpartition(".")[0] + ".constant_experts"
