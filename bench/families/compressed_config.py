@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from bench.families.config_values import shown
@@ -24,6 +25,7 @@ from bench.families.form_config import FORM_KEY, form_document
 from bench.families.known_families import expert_keys
 from bench.families.quantization_config import quantization_config
 from bench.families.stored_config import stored_config
+from bench.families.wrapped_config import is_wrapped, wrapped_name
 from methods.framework.errors import CheckpointError, PlanError
 from methods.framework.inventory import EXPERT_ROLES, Inventory, LayerInventory, Packing
 from methods.framework.linears import whole_linear
@@ -153,8 +155,11 @@ def compressed_config(family: FamilyFile, config: Mapping[str, Any], plan: Plan,
     for index, layer in enumerate(result.layers):
         if override := _override(family, written, layer):
             overrides[str(index)] = override
-    stock = config.get("architectures") or ([family.architecture] if family.architecture else [])
-    stock = [name.removeprefix(PREFIX) for name in stock]
+    stock = [name.removeprefix(PREFIX) for name in config.get("architectures") or [family.architecture] if name]
+    if family.wrapper is not None:
+        # Some tools state the larger model's class for a language model that they saved alone, which then loads nowhere.
+        architecture = family.wrapper.architecture if is_wrapped(family, result.config) else family.architecture
+        stock = [architecture] if architecture else stock
     if overrides:
         # Transformers wants a value for the whole model of every key that some layers state and others do not.
         stated = {key for override in overrides.values() for key in override}
@@ -175,9 +180,10 @@ def compressed_config(family: FamilyFile, config: Mapping[str, Any], plan: Plan,
                 "of the 16-bit checkpoint in few bits"
             )
         tensors = family.tensors
-        experts = [rule.name for rule in tensors.moe if rule.role in EXPERT_ROLES]
+        named = partial(wrapped_name, family) if is_wrapped(family, result.config) else str
+        experts = [named(rule.name) for rule in tensors.moe if rule.role in EXPERT_ROLES]
         rules = (*tensors.outer, *tensors.layer, *tensors.dense, *tensors.moe)
-        others = [rule.name for rule in rules if rule.role not in EXPERT_ROLES]
+        others = [named(rule.name) for rule in rules if rule.role not in EXPERT_ROLES]
         written[QUANTISATION_KEY] = quantization_config(experts, others, bits, linears)
     return written
 

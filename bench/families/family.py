@@ -6,7 +6,7 @@ Each family is one file (schema in ``bench.families.family_file``); there is no 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -25,6 +25,7 @@ from bench.families.known_families import read_families
 from bench.families.layout import Layout
 from bench.families.quantization_config import Packed, read_quantization
 from bench.families.source_formats import stored_formats
+from bench.families.wrapped_config import check_wrapped, is_wrapped, language_config, rewrapped, wrapped_name
 from methods.framework.errors import CheckpointError, ConfigError, NotMoEError
 from methods.framework.forms import formed
 from methods.framework.inventory import (
@@ -65,9 +66,21 @@ class Family(Layout):
             CheckpointError: the config lacks a key, or holds one that makes no sense.
         """
         try:
-            return self._inventory(config)
+            inventory = self._inventory(self.language_config(config))
         except ConfigError as error:
             raise CheckpointError(f"this {self.name} config cannot be read: {error}") from error
+        if is_wrapped(self.file, config):
+            inventory = self._within(inventory, config)
+        stored = stored_formats(self.language_config(config))
+        return inventory if stored is None else stored.expected(inventory)
+
+    def language_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the config of the language model, which that of a larger model holds within itself."""
+        return language_config(self.file, config)
+
+    def passed(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return globs of tensors that are no part of the language model and that every result gets as they are."""
+        return self.file.wrapper.passed if self.file.wrapper is not None and is_wrapped(self.file, config) else ()
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Check that a config of this family has routed experts and asks for nothing that the family cannot do.
@@ -76,6 +89,7 @@ class Family(Layout):
             NotMoEError: no routed experts.
             CheckpointError: a key is missing, or has a value that is refused.
         """
+        config = self.language_config(config)
         try:
             symbols = self._names(config)
             layers = _integer("L", symbols)
@@ -107,24 +121,25 @@ class Family(Layout):
         Raises:
             PlanError: no config can state this result.
         """
-        return compressed_config(self.file, config, plan, result)
+        written = compressed_config(self.file, self.language_config(config), plan, result)
+        return rewrapped(self.file, config, written)
 
     def loads_with(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keys that transformers needs beside those of ``config``, with their values."""
-        known = self._names(config) if self.file.loads_with else {}
+        known = self._names(self.language_config(config)) if self.file.loads_with else {}
         return {key: evaluate(value, known) for key, value in self.file.loads_with.items()}
 
     def embedding_scale(self, config: Mapping[str, Any]) -> float:
         """Return the factor on the embeddings of tokens."""
-        return float(evaluate(self.file.embedding_scale, self._names(config)))
+        return float(evaluate(self.file.embedding_scale, self._names(self.language_config(config))))
 
     def sublayer_scale(self, config: Mapping[str, Any]) -> float:
         """Return the factor on the output of feed-forward sub-layers."""
-        return float(evaluate(self.file.sublayer.scale, self._names(config)))
+        return float(evaluate(self.file.sublayer.scale, self._names(self.language_config(config))))
 
     def ignorable(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """Return globs of tensors that files may hold and that are not part of the model."""
-        known = self._names(config)
+        known = self._names(self.language_config(config))
         rules = (rule for rule in self.file.tensors.ignorable if evaluate(rule.when, known))
         globs = (
             rule.name.replace("{L}", str(known["L"] + further))
@@ -132,6 +147,16 @@ class Family(Layout):
             for further in range(min(evaluate(rule.count, known), MOST_LAYERS))
         )
         return tuple(dict.fromkeys(globs))
+
+    def _within(self, inventory: Inventory, config: Mapping[str, Any]) -> Inventory:
+        """Return the inventory of a language model with the names and the config that it has within the larger model."""
+
+        def renamed(entry: TensorEntry) -> TensorEntry:
+            return replace(entry, template=wrapped_name(self.file, entry.template))
+
+        layers = tuple(replace(layer, tensors=tuple(map(renamed, layer.tensors))) for layer in inventory.layers)
+        outer = tuple(map(renamed, inventory.outer))
+        return replace(inventory, layers=layers, outer=outer, config=dict(config))
 
     def _inventory(self, config: Mapping[str, Any]) -> Inventory:
         known = self._names(config)
@@ -150,7 +175,7 @@ class Family(Layout):
             layers.append(self._layer(index, here, dtype, overrides.get(index, {}), packed))
         router, attention = self.file.router, self.file.attention
         grouped = evaluate(router.groups, known) or 1
-        inventory = Inventory(
+        return Inventory(
             family=self.name,
             hidden=_integer("D", known),
             vocab=_integer("V", known),
@@ -181,7 +206,6 @@ class Family(Layout):
             ),
             config=dict(config),
         )
-        return inventory if stored is None else stored.expected(inventory)
 
     def _names(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return defaults, config keys and symbols, each symbol seeing those before it."""
@@ -295,7 +319,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
     kind = config.get("model_type")
     if not isinstance(kind, str | None):
         raise CheckpointError(f"config.json states model_type as {shown(kind)}; allowed: the name of a kind of model")
-    family = next((family_named(name) for name, file in read_families().items() if kind in file.model_types), None)
+    found = (name for name, file in read_families().items() if kind in file.all_model_types)
+    family = next(map(family_named, found), None)
     if family is None:
         nested = [key for key, part in config.items() if isinstance(part, Mapping) and _states_experts(part)]
         if _states_experts(config):
@@ -303,14 +328,15 @@ def family_of(config: Mapping[str, Any]) -> Family:
         elif nested:
             reason = (
                 f"its routed experts are stated in {nested[0]}, a config within its config, and no known family has such "
-                "a one; save the language model alone, with a config of its own"
+                "a one"
             )
         else:
             reason = "its config states no routed experts, so it is a dense model and there is nothing to compress here"
         raise NotMoEError(f"model_type {shown(kind)} is refused: {reason}. Known families: {_known()}.")
-    keys = family.file.keys
-    check_values(config, (keys.layers, *keys.experts, *keys.top_k), keys.per_layer_lists)
-    stated = {key: config[key] for key in keys.experts if config.get(key) is not None}
+    check_wrapped(family.file, config)
+    keys, inner = family.file.keys, family.language_config(config)
+    check_values(inner, (keys.layers, *keys.experts, *keys.top_k), keys.per_layer_lists)
+    stated = {key: inner[key] for key in keys.experts if inner.get(key) is not None}
     if len(set(stated.values())) > 1:
         raise CheckpointError(f"the config contradicts itself on the number of experts: {stated}; make them agree")
     family.check(config)

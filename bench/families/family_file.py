@@ -63,14 +63,26 @@ class TensorRule(_Part):
 
 
 class FusedRule(_Part):
-    """A 3-D tensor [E, rows, columns] that holds the matrices of ``roles`` one below the other for each expert.
+    """A tensor [E, rows, columns] that holds the matrices of ``roles`` one below the other for each expert.
 
     ``names`` are the names under which checkpoints hold it; the first is also its transformers name: the module that it ends
     is the one that runs the routed experts, and the module around that the MoE block.
+
+    Args:
+        roles: of the matrices, or of biases, for which it is [E, rows].
+        names: see above.
+        transposed: whether transformers holds [E, columns, rows].
+        swapped: whether files have these two axes the other way round than transformers; both ways are read.
+        interleaved: whether the rows of the matrices alternate.
+        written: whether files must have it, since no reader takes the matrices one by one.
     """
 
     roles: tuple[str, ...]
     names: tuple[str, ...]
+    transposed: bool = False
+    swapped: bool = False
+    interleaved: bool = False
+    written: bool = False
 
 
 class RouterRule(_Part):
@@ -188,6 +200,28 @@ class TensorsRule(_Part):
     ignorable: tuple[Ignorable, ...] = ()
 
 
+class WrapperRule(_Part):
+    """The larger model, with vision or sound, that a language model may be a part of; only the language model is compressed.
+
+    Args:
+        model_types: values of ``model_type`` of the larger model.
+        architecture: its transformers class.
+        config: key under which its config holds that of the language model.
+        prefix: beginning of names in the language model, and what it is in the larger one.
+        passed: globs of its other tensors, which every result gets as they are.
+        alone: whether transformers runs the language model alone under its own ``model_type``.
+        tiny: keys of the config of the tiny one, beside those of the language model.
+    """
+
+    model_types: tuple[str, ...]
+    architecture: str
+    config: str = "text_config"
+    prefix: tuple[str, str]
+    passed: tuple[str, ...]
+    alone: bool = True
+    tiny: Values = Field(default_factory=dict)
+
+
 class VllmRule(_Part):
     """Where vLLM has its own classes for a family, so that our plug-in can serve layers that differ.
 
@@ -211,10 +245,12 @@ class FamilyFile(_Part):
         architecture: transformers class of the causal language model; None where transformers has none.
         loads_as: ``model_type`` under which transformers has it, where that is none of its own.
         loads_with: values of keys that transformers needs and that configs of this family may call otherwise.
+        runs_with: keys that transformers gets beside those of the config when it runs the model as ``loads_as``.
         defaults: values of keys that configs of this family may leave out.
         symbols: shape letters; D hidden, V vocabulary, L layers, E experts and K experts per token are required.
         layer_symbols: further ones, expressions in ``layer``.
         result: keys that every written config gets, for parts of a model that are not carried over.
+        wrapper: the larger model that it may be a part of.
         requires: conditions on the config.
         layer_requires: conditions in ``layer`` that each decoder layer meets.
         block_drop_requires: conditions for dropping decoder layers.
@@ -235,6 +271,7 @@ class FamilyFile(_Part):
     architecture: str | None = None
     loads_as: str | None = None
     loads_with: dict[str, Expression] = Field(default_factory=dict)
+    runs_with: dict[str, Any] = Field(default_factory=dict)
     defaults: dict[str, Any] = Field(default_factory=dict)
     symbols: dict[str, Expression]
     layer_symbols: dict[str, Expression] = Field(default_factory=dict)
@@ -244,6 +281,7 @@ class FamilyFile(_Part):
     router: RouterRule
     layers: LayersRule = LayersRule()
     tensors: TensorsRule
+    wrapper: WrapperRule | None = None
     requires: tuple[Requirement, ...] = ()
     layer_requires: tuple[Requirement, ...] = ()
     block_drop_requires: tuple[Requirement, ...] = ()
@@ -255,6 +293,11 @@ class FamilyFile(_Part):
     laws: Literal["every", "covering"] = "covering"
     tiny: Values | None = None
     variant: Values = Field(default_factory=dict)
+
+    @property
+    def all_model_types(self) -> tuple[str, ...]:
+        """Values of ``model_type`` that it covers, those of its wrapper too."""
+        return (*self.model_types, *(self.wrapper.model_types if self.wrapper is not None else ()))
 
 
 def read_family_file(path: Traversable) -> FamilyFile:

@@ -58,7 +58,7 @@ def read_families() -> Mapping[str, FamilyFile]:
     found = [(path, read_family_file(path)) for path in family_files()]
     taken: dict[str, Traversable] = {}
     for path, family in found:
-        for key in (f"the name {family.name!r}", *(f"the model type {kind!r}" for kind in family.model_types)):
+        for key in (f"the name {family.name!r}", *(f"the model type {kind!r}" for kind in family.all_model_types)):
             if key in taken:
                 raise ConfigError(f"family files {taken[key]} and {path} both have {key}; remove one or rename it")
             taken[key] = path

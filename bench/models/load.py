@@ -31,7 +31,7 @@ from bench.models.filled import filled_model
 from bench.models.model_config import model_config
 from methods.framework.errors import CheckpointError
 from methods.framework.forms import has_own_form
-from methods.framework.inventory import Inventory, LayerInventory
+from methods.framework.inventory import PASSED_ROLE, Inventory, LayerInventory
 from methods.framework.outside import an_object, read_json
 
 
@@ -61,7 +61,7 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, **kwargs: A
     model_class = _class_for(checkpoint.family, checkpoint.config)
     try:
         if any(layer.form is not None or layer.linear_bits is not None for layer in checkpoint.inventory.layers) or any(
-            entry.stored is not None for entry in checkpoint.inventory.tensors()
+            entry.stored is not None or entry.role == PASSED_ROLE for entry in checkpoint.inventory.tensors()
         ):
             return filled_model(model_class, checkpoint, dtype, **kwargs)
     finally:
@@ -146,7 +146,11 @@ def _class_for(family: Family, config: Mapping[str, Any]) -> type[PreTrainedMode
             f"transformers {transformers.__version__} has no model class for family {family.name}; it can be planned "
             "and written, but not run here"
         )
-    return _layered(family, stock) if config.get("per_layer_config") else cast(type[PreTrainedModel], stock)
+    return (
+        _layered(family, stock)
+        if family.language_config(config).get("per_layer_config")
+        else cast(type[PreTrainedModel], stock)
+    )
 
 
 @cache

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from bench.families.family import family_named
+from bench.families.family import Family, family_named
 from bench.families.known_families import read_families
+from bench.families.wrapped_config import wrapped_name
 
 RUNNABLE = tuple(name for name, family in read_families().items() if family.tiny is not None)
 """Families of which transformers can build a model."""
@@ -87,12 +89,30 @@ def tiny_checkpoint(
         dtype: in which they are stored.
         overrides: values for keys of its config; see ``tiny_config``.
     """
-    tiny_model(family, seed, **overrides).to(dtype).save_pretrained(folder)
     file = family_named(family).file
+    model = tiny_model(family, seed, **overrides)
+    if file.wrapper is not None:
+        _within(family_named(family), model).to(dtype).save_pretrained(folder)
+        return folder
+    model.to(dtype).save_pretrained(folder)
     if file.loads_as is not None:
         document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         (folder / "config.json").write_text(json.dumps({**document, "model_type": file.model_types[0]}, indent=2))
     return folder
+
+
+def _within(family: Family, model: PreTrainedModel) -> PreTrainedModel:
+    """Return a larger model whose language model is ``model``."""
+    wrapper = family.file.wrapper
+    assert wrapper is not None
+    text = {**model.config.to_dict(), "model_type": family.file.model_types[0]}
+    inner = {key: value for key, value in text.items() if key not in family.file.runs_with}
+    config = AutoConfig.for_model(wrapper.model_types[0], **{wrapper.config: inner, **wrapper.tiny})
+    config.tie_word_embeddings = model.config.tie_word_embeddings
+    outer: PreTrainedModel = getattr(transformers, wrapper.architecture)._from_config(config, dtype=torch.float32)
+    state = {wrapped_name(family.file, name): value for name, value in model.state_dict().items()}
+    outer.load_state_dict(state, strict=False)
+    return outer.eval()
 
 
 def tiny_tokens(sequences: int = 4, length: int = 24, vocab: int = 160, seed: int = 0) -> torch.Tensor:

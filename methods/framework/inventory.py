@@ -35,6 +35,9 @@ ROUTER_ROLES = ("router.weight", "router.bias", "router.correction")
 CONSTANT_ROLE = "constant.experts"
 """Role of the vectors that stand for experts in one layer: [constants, D]."""
 
+PASSED_ROLE = "passed"
+"""Role of tensors of the larger model that a language model is a part of; every result has them as they are."""
+
 MLP_PREFIXES = ("router.", "expert.", "shared.", "dense.", "constant.")
 """Roles that belong to the feed-forward sub-layer; with ``MLP_NORMS`` they go when the sub-layer is dropped."""
 

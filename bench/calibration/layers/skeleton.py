@@ -76,10 +76,11 @@ class Skeleton:
 
         from bench.models.model_config import model_config
 
-        document = {
-            key: value for key, value in config.items() if key not in ("per_layer_config", "quantization_config")
-        }
         self._family = family_of(config)
+        stated = self._family.language_config(config)
+        document = {
+            key: value for key, value in stated.items() if key not in ("per_layer_config", "quantization_config")
+        }
         parsed = model_config(self._family, document)
         with torch.device("meta"):
             model = AutoModel.from_config(parsed, dtype=dtype).eval()

@@ -63,9 +63,7 @@ def test_placement_names_the_parameters_of_transformers(name: str) -> None:
     assert family.module_shapes(inventory) == {key: tuple(tensor.shape) for key, tensor in state.items()}
     for entry in inventory.tensors():
         place = family.placement(entry)
-        parameter = (
-            state[place.name] if place.expert is None else state[place.name][place.expert][place.start : place.stop]
-        )
+        parameter = place.within(state[place.name])
         assert tuple(parameter.shape) == entry.shape
     norm, block = family.mlp_modules(2)
     layer = model.model.layers[2]

@@ -29,6 +29,9 @@ KNOWN = {
     "alpindale__WizardLM-2-8x22B": ("mixtral", 140.62, 39.15),
     "arcee-ai__Trinity-Mini": ("afmoe", 26.12, 3.47),
     "baidu__ERNIE-4.5-21B-A3B-PT": ("ernie4_5_moe", 21.83, 3.35),
+    "Qwen__Qwen3-VL-30B-A3B-Instruct": ("qwen3_vl_moe", 30.53, 3.35),
+    "Qwen__Qwen3.5-35B-A3B": ("qwen3_5_moe", 34.66, 3.45),
+    "bryce-hoehn__Qwen3.5-25B-REAP-A3B-Coding": ("qwen3_5_moe", 25.09, 3.45),
     "deepseek-ai__DeepSeek-V2-Lite": ("deepseek_v2", 15.71, 2.66),
     "deepseek-ai__DeepSeek-V2-Lite__maxtext-copy": ("deepseek_v2", 15.71, 2.66),
     "deepseek-ai__DeepSeek-V3": ("deepseek_v3", 671.03, 37.55),
@@ -43,6 +46,8 @@ KNOWN = {
     "nvidia__GLM-5.1-NVFP4": ("glm_moe_dsa", 743.91, 41.78),
     "nvidia__MiniMax-M2.7-NVFP4": ("minimax_m2", 228.69, 11.03),
     "nvidia__Qwen3-235B-A22B-NVFP4": ("qwen3_moe", 235.09, 22.19),
+    "nvidia__Qwen3.5-122B-A10B-NVFP4": ("qwen3_5_moe", 122.11, 9.77),
+    "nvidia__Qwen3.6-35B-A3B-NVFP4": ("qwen3_5_moe", 34.66, 3.45),
     "rednote-hilab__dots.llm1.inst": ("dots1", 142.77, 14.02),
     "tencent__Hunyuan-A13B-Instruct": ("hunyuan_v1_moe", 80.39, 12.75),
     "zai-org__GLM-4.5-Air": ("glm4_moe", 106.85, 13.42),
@@ -56,8 +61,6 @@ UNKNOWN = r"model_type '{}' is refused: its routed experts "
 REFUSED = {
     "zai-org__GLM-5.2": "indexer_types .* lets layers use the index of an earlier layer",
     "nvidia__Gemma-4-31B-IT-NVFP4": "states no routed experts, so it is a dense model",
-    "Qwen__Qwen3-VL-30B-A3B-Instruct": "stated in text_config",
-    "Qwen__Qwen3.5-35B-A3B": "stated in text_config",
     "databricks__dbrx-base__ome-copy": "stated in ffn_config",
 }
 
