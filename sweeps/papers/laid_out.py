@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from analysis.papers.printed import printed
 from analysis.papers.sheet import Block, Column, Line, Sheet
@@ -54,7 +54,10 @@ def columns_of(paper: PaperFile, exhibit: Exhibit) -> tuple[Column, ...]:
 def _block(paper: PaperFile, exhibit: Exhibit, one: StandIn, rows: Sequence[Asked], settings: Conditions) -> Block:
     theirs = columns_of(paper, exhibit)
     ours = theirs if settings.own_tasks else _replaced(theirs, settings)
-    lines = tuple(_line(row) for row in rows)
+    lines = tuple(
+        _line(row, {column.name: paper.columns[column.name].published or column.name for column in theirs})
+        for row in rows
+    )
     return Block(one.paper.title, one.name, ours, theirs, lines, paper.protocol.metrics, _chance(ours))
 
 
@@ -78,8 +81,10 @@ def _replaced(columns: Sequence[Column], settings: Conditions) -> tuple[Column, 
     return (*kept, *scored, *mean)
 
 
-def _line(row: Asked) -> Line:
-    numbers = {} if row.published is None or row.table is None else printed(row.table, row.published)
+def _line(row: Asked, named: Mapping[str, str]) -> Line:
+    """Return a row; ``named`` says how the published file calls each column."""
+    found = {} if row.published is None or row.table is None else printed(row.table, row.published)
+    numbers = {name: found[theirs] for name, theirs in named.items() if theirs in found}
     runs = row.reason is None
     reads = runs and row.compression is not None
     return Line(

@@ -43,6 +43,9 @@ class ColumnFile(Strict):
     title: str = Field(min_length=1, description="head of the column")
     kind: Literal["task", "mean", "speedup", "tflops", "gib"] = "task"
     task: str | None = Field(default=None, description="lm-eval task; None: the name of the column")
+    published: str | None = Field(
+        default=None, description="column of the published file; None: the name of the column"
+    )
     of: tuple[str, ...] = Field(default=(), description="mean: columns that it is formed of, all of the same weight")
     digits: int = Field(default=1, ge=0, le=4, description="decimals that the paper prints")
 
