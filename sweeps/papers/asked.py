@@ -152,8 +152,12 @@ def _asked(row: RowFile, exhibit: Exhibit, one: StandIn, settings: Conditions) -
         elif problem:
             reason = problem
     calibration = settings.calibration
-    if row.calibration and not one.pocket:
-        calibration = validated({**calibration.model_dump(), **row.calibration}, CalibrationConfig, row.label)
+    if row.calibration:
+        theirs_read = validated({**calibration.model_dump(), **row.calibration}, CalibrationConfig, row.label)
+        if one.pocket:
+            departs.append(f"calibrated on the text of the other rows; the paper: {theirs_read.corpus}")
+        else:
+            calibration = theirs_read
     published = {
         name: filled(value, theirs) if isinstance(value, str) else value for name, value in row.published.items()
     }

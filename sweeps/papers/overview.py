@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from analysis.formatting import count, significant, size
 from sweeps.papers.asked import asked
-from sweeps.papers.estimate import Estimate, of_rows
+from sweeps.papers.estimate import Estimate, of_rows, of_statistics
+from sweeps.papers.measured import text_of
 from sweeps.papers.paper_file import Exhibit
 from sweeps.papers.shelf import Paper
 from sweeps.papers.stand_in import StandIn, conditions
@@ -24,6 +25,7 @@ def cost_of(paper: Paper, exhibit: Exhibit) -> Estimate:
     for key in exhibit.models:
         one = StandIn(key, paper.file.models[key], paper.file.models[key].hub, False)
         total += of_rows(asked(paper.file, exhibit, one, settings), one, settings)
+        total += of_statistics((text_of(place, one, settings) for place in exhibit.statistics), one)
     return total
 
 
