@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from bench.settings.recovery import RecoverySettings
 from bench.settings.stage_settings import CalibrationConfig
 from bench.settings.strict import Strict
+from sweeps.papers.plot_file import PlotFile
 
 Word: TypeAlias = str | int | float
 Mark = Literal["first-hand", "quoted", "derived", "lost"]
@@ -114,7 +115,7 @@ class SeriesFile(Strict):
 class Exhibit(Strict):
     """One table or figure."""
 
-    kind: Literal["table", "curve", "told"]
+    kind: Literal["table", "curve", "plot", "told"]
     title: str = Field(min_length=1, description="what it shows, in our words")
     models: tuple[str, ...] = Field(default=(), description="of paper.yaml, in the order of the paper")
     published: str | None = Field(default=None, description="file of analysis/published")
@@ -122,6 +123,7 @@ class Exhibit(Strict):
     rows: tuple[RowFile, ...] = ()
     series: tuple[SeriesFile, ...] = ()
     points: Points | None = None
+    plot: PlotFile | None = Field(default=None, description="what else a figure may show")
     x: str = Field(default="", description="words on the horizontal axis")
     departs: tuple[str, ...] = Field(default=(), description="how it differs from the paper whatever the model")
     lost: tuple[str, ...] = Field(default=(), description="what no copy of the paper tells")
@@ -131,6 +133,7 @@ class Exhibit(Strict):
         needed: Mapping[str, tuple[str, ...]] = {
             "table": ("models", "columns", "rows"),
             "curve": ("models", "series", "points"),
+            "plot": ("models", "plot"),
             "told": ("lost",),
         }
         if missing := [name for name in needed[self.kind] if not getattr(self, name)]:
