@@ -71,6 +71,9 @@ class Layout:
         """Return the transformers module names of the norm before a layer's MoE block, and of the block itself."""
         norm = next(rule for rule in self.file.tensors.layer if rule.role == "norm.mlp")
         path = (norm.module or norm.name).rpartition(".")[0].format(layer=layer)
+        if self.file.dense:
+            gate = next(rule for rule in self.file.tensors.dense if rule.role == "dense.gate")
+            return path, (gate.module or gate.name).format(layer=layer).rsplit(".", 2)[0]
         return path, self.experts_module(layer).rpartition(".")[0]
 
     def experts_module(self, layer: int) -> str:
