@@ -21,6 +21,19 @@ class Ratio(NamedTuple):
     marks: Sequence[str] = ()
 
 
+_APART = 0.07
+"""Doublings between the markers of two rows at the same length, so that their bars do not hide each other."""
+
+
+def ends_of(points: Sequence[Ratio]) -> tuple[float, float]:
+    """Return the ends of the vertical axis: all medians and 1, with as much room again, and no more of the intervals."""
+    medians = [1.0, *(point.median for point in points)]
+    room = max(max(medians) - min(medians), 0.1)
+    low = max(min(point.low for point in points), min(medians) - room, 0.0)
+    high = min(max(point.high for point in points), max(medians) + room)
+    return min(low, min(medians) - 0.1 * room), max(high, max(medians) + 0.1 * room)
+
+
 def speed_curves(models: Mapping[str, Mapping[str, Sequence[Ratio]]], x: str, y: str) -> dict[str, bytes]:
     """Return the figure as PDF, SVG and PNG; empty where nothing was timed.
 
@@ -34,10 +47,11 @@ def speed_curves(models: Mapping[str, Mapping[str, Sequence[Ratio]]], x: str, y:
     with style():
         figure = canvas(COLUMN * len(models), 2.6)
         panels = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
+        ends = ends_of([point for rows in models.values() for points in rows.values() for point in points])
         for axes, (name, rows) in zip(panels, models.items(), strict=True):
             for place, (label, points) in enumerate(rows.items()):
                 axes.errorbar(
-                    [point.length for point in points],
+                    [point.length * 2 ** (_APART * (place - (len(rows) - 1) / 2)) for point in points],
                     [point.median for point in points],
                     yerr=[
                         [point.median - point.low for point in points],
@@ -50,6 +64,7 @@ def speed_curves(models: Mapping[str, Mapping[str, Sequence[Ratio]]], x: str, y:
                 )
             axes.axhline(1.0, color=NEUTRAL, lw=0.8, ls=(0, (1, 1.5)), label="uncompressed")
             axes.set_xscale("log", base=2)
+            axes.set_ylim(*ends)
             ticks = sorted({point.length for points in rows.values() for point in points})
             axes.set_xticks(ticks, [str(length) for length in ticks])
             axes.minorticks_off()

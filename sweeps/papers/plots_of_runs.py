@@ -25,7 +25,7 @@ from sweeps.papers.stand_in import Conditions, StandIn
 from sweeps.papers.wanted import Drawn, Wanted
 
 _BARS = "Bars are 1.96 standard errors over the items."
-_INTERVALS = "Bars are intervals of the median over pairs, of 95 % or more (docs/timing.md)."
+_INTERVALS = "Bars are intervals of the median over pairs, of 95 % or more (docs/timing.md), cut at the frame."
 _LOSS = ("word_perplexity",)
 _UNTIMED = TimingConfig(enabled=False)
 
@@ -130,6 +130,8 @@ def lengths(wanted: Wanted) -> Drawn:
     ]
     heads = ("model", "row", "length", "decode_speed_up", "low", "high", "pairs", "marks")
     caption = [_protocol(timings(wanted, pocket)[0]), _INTERVALS]
+    if marked := sum(bool(point.marks) for series in found.values() for line in series.values() for point in line):
+        caption.append(f"{marked} of {len(points)} ratios are marked as noisy, drifting or uneven there.")
     departs = [text for text in laid.departs if not text.startswith("evaluation.")]
     if shorter := _shorter(wanted, pocket):
         departs.insert(0, shorter)
@@ -222,7 +224,8 @@ def _shorter(wanted: Wanted, pocket: bool) -> str | None:
 def _laid(wanted: Wanted, settings: Conditions) -> tuple[Sheet, Sequence[tuple[StandIn, Sequence[Asked]]]]:
     rows = [(one, asked(wanted.paper.file, wanted.exhibit, one, settings)) for one in wanted.models]
     laid = sheet(wanted.paper, wanted.name, rows, settings)
-    return replace(laid, departs=tuple(text for text in laid.departs if text not in wanted.exhibit.departs)), rows
+    elsewhere = (*wanted.exhibit.departs, *wanted.paper.file.departs)
+    return replace(laid, departs=tuple(text for text in laid.departs if text not in elsewhere)), rows
 
 
 def _name(filled: Filled) -> str:

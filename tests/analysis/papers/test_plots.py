@@ -14,7 +14,7 @@ from analysis.papers.likeness_maps import across_maps, likeness_maps, off_diagon
 from analysis.papers.loss_curves import LossPoint, loss_curves
 from analysis.papers.plot_text import interval_words, plot_csv, plot_section
 from analysis.papers.sheet import Sheet
-from analysis.papers.speed_curves import Ratio, speed_curves
+from analysis.papers.speed_curves import Ratio, ends_of, speed_curves
 from analysis.papers.task_curves import series_of_column, task_curves
 from tests.analysis.papers.test_filling import BASE, HALF, filled
 
@@ -66,6 +66,11 @@ def test_first_and_last_layers_are_among_those_drawn() -> None:
 def test_what_stays_and_each_share_have_a_name_on_the_scale() -> None:
     drawn = drop_maps({"zoo": [None, [25.0, 101.0]]}, {"zoo": [12.5, 25.0]})["svg"].decode()
     assert all(f">{text}<" in drawn for text in ("12.5", "25", "stays"))
+
+
+def test_one_wide_interval_does_not_flatten_all_ratios() -> None:
+    assert ends_of([Ratio(32, 1.2, 0.2, 9.0, 5)]) == (pytest.approx(0.8), pytest.approx(1.4))
+    assert ends_of([Ratio(32, 1.2, 1.1, 1.25, 5)]) == (pytest.approx(0.98), pytest.approx(1.25))
 
 
 @pytest.mark.parametrize(
