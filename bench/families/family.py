@@ -1,4 +1,4 @@
-"""Families of MoE models: what a config alone says about a checkpoint, and which config a compressed one gets.
+"""Families of models: what a config alone says about a checkpoint, and which config a compressed one gets.
 
 Each family is one file (schema in ``bench.families.family_file``); there is no code for any one of them.
 """
@@ -97,9 +97,10 @@ class Family(Layout):
         except ConfigError as error:
             raise CheckpointError(f"this {self.name} config cannot be read: {error}") from error
         keys = self.file.keys.experts
-        for count in (symbols["E"], *(override.get(keys[0]) for override in overrides)):
+        counted = () if self.file.dense else (symbols["E"], *(override.get(keys[0]) for override in overrides))
+        for count in (0, *counted):
             check_counts(layers, count if isinstance(count, int) else 0, keys[0])
-        if not symbols["E"] and not any(override.get(keys[0]) for override in overrides):
+        if not self.file.dense and not symbols["E"] and not any(override.get(keys[0]) for override in overrides):
             count = "no" if symbols["E"] is None else symbols["E"]
             stated = f"{count} experts ({' or '.join(keys)})"
             raise NotMoEError(f"a {self.name} config with {stated} is not a MoE model. Known families: {_known()}.")
@@ -236,6 +237,8 @@ class Family(Layout):
                     f"that layer {index} has"
                 )
             kind = "moe" if rows else "none"
+        elif self.file.dense and known["E"] == 0:
+            kind = "none"
         experts, mapped, constants = rows, None, 0
         if stated.get(MAP_KEY) is not None or stated.get(CONSTANTS_KEY):
             experts, constants = read_map(stated.get(MAP_KEY), stated.get(CONSTANTS_KEY) or 0, rows, index)
@@ -255,7 +258,8 @@ class Family(Layout):
         few, linear_bits = packed.experts.get(index), packed.linears.get(index)
         form = read_form(stated.get(FORM_KEY), few, experts, index) if kind == "moe" else None
         tensors_here = formed(entries, form, linear_bits)
-        return LayerInventory(kind, experts, top_k, tensors_here, mapped, constants, form, linear_bits)
+        alone = self.file.dense
+        return LayerInventory(kind, experts, top_k, tensors_here, mapped, constants, form, linear_bits, alone)
 
 
 def _entries(

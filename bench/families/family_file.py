@@ -119,6 +119,7 @@ class AttentionRule(_Part):
 class KeysRule(_Part):
     """Config keys that a compressed checkpoint changes; the first spelling is the one transformers stores.
 
+    In a dense family ``experts`` is the width of the feed-forward network: what a layer states as 0 where that was dropped.
     ``per_layer_lists`` have an entry for each decoder layer, or are one value for all. ``derived_lists`` are such lists that a
     config may leave out: their expression in ``layer`` says what is meant then, and they are stated once decoder layers have
     gone.
@@ -195,8 +196,8 @@ class TensorsRule(_Part):
     outer: tuple[TensorRule, ...]
     layer: tuple[TensorRule, ...]
     dense: tuple[TensorRule, ...] = ()
-    moe: tuple[TensorRule, ...]
-    fused: tuple[FusedRule, ...] = Field(min_length=1)
+    moe: tuple[TensorRule, ...] = ()
+    fused: tuple[FusedRule, ...]
     ignorable: tuple[Ignorable, ...] = ()
 
 
@@ -241,6 +242,7 @@ class FamilyFile(_Part):
         name: the family's key.
         like: family of the package whose file this one begins with: tables are filled up with its keys, the text ``None`` takes
             one away (but for values of configs), lists replace its own, and ``tensors.also`` adds to them.
+        dense: no layer has routed experts; decoder layers and feed-forward sub-layers can be dropped, and nothing else.
         model_types: values of ``model_type`` that it covers.
         architecture: transformers class of the causal language model; None where transformers has none.
         loads_as: ``model_type`` under which transformers has it, where that is none of its own.
@@ -267,6 +269,7 @@ class FamilyFile(_Part):
 
     name: str
     like: str | None = None
+    dense: bool = False
     model_types: tuple[str, ...]
     architecture: str | None = None
     loads_as: str | None = None
@@ -314,6 +317,10 @@ def read_family_file(path: Traversable) -> FamilyFile:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"family file {path.name}: {where}: {first['msg']}") from None
+    if family.dense == bool(family.tensors.moe) or family.dense == bool(family.tensors.fused):
+        raise ConfigError(
+            f"family file {path.name}: a family states tensors.moe and tensors.fused, one with dense = true neither"
+        )
     if missing := {"D", "V", "L", "E", "K"} - family.symbols.keys():
         raise ConfigError(f"family file {path.name}: symbols lacks {', '.join(sorted(missing))}")
     return family

@@ -68,4 +68,4 @@ def read_families() -> Mapping[str, FamilyFile]:
 @cache
 def expert_keys() -> frozenset[str]:
     """Return the spellings of the number of experts in the configs of all families."""
-    return frozenset(key for family in read_families().values() for key in family.keys.experts)
+    return frozenset(key for family in read_families().values() if not family.dense for key in family.keys.experts)

@@ -10,7 +10,7 @@ from typing import Any
 from bench.families.family_file import FamilyFile
 from bench.families.wrapped_config import own_name, wrapped_name
 from methods.framework.forms import whole_of_packed
-from methods.framework.inventory import PASSED_ROLE, ROUTER_ROLES, ExpertForm, Inventory, TensorEntry
+from methods.framework.inventory import EXPERT_ROLES, PASSED_ROLE, ROUTER_ROLES, ExpertForm, Inventory, TensorEntry
 from methods.framework.linears import part_of_linear, whole_linear
 from methods.framework.transfer import constant_template
 
@@ -154,6 +154,9 @@ class Layout:
         """Return the transformers module names of the norm before a layer's MoE block, and of the block itself."""
         norm = next(rule for rule in self.file.tensors.layer if rule.role == "norm.mlp")
         path = (norm.module or norm.name).rpartition(".")[0].format(layer=layer)
+        if self.file.dense:
+            gate = next(rule for rule in self.file.tensors.dense if rule.role == "dense.gate")
+            return path, (gate.module or gate.name).format(layer=layer).rsplit(".", 2)[0]
         return path, self.experts_module(layer).rpartition(".")[0]
 
     def final_norm_module(self) -> str:

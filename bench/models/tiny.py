@@ -17,8 +17,8 @@ from bench.families.family import Family, family_named
 from bench.families.known_families import read_families
 from bench.families.wrapped_config import wrapped_name
 
-RUNNABLE = tuple(name for name, family in read_families().items() if family.tiny is not None)
-"""Families of which transformers can build a model."""
+RUNNABLE = tuple(name for name, family in read_families().items() if family.tiny is not None and not family.dense)
+"""Families with experts of which transformers can build a model."""
 
 FAMILIES = tuple(name for name in RUNNABLE if family_named(name).file.laws == "every")
 """Those of them on which every method is tried in the project's own tests; the others get a covering choice of methods."""
@@ -41,7 +41,7 @@ def tiny_config(family: str, **overrides: Any) -> PreTrainedConfig:
     """Return the config of a 3-layer model of ``family`` with 8 experts, top-2, hidden size 64."""
     file = family_named(family).file
     keys = file.keys
-    counts = {keys.layers: 3, keys.experts[0]: EXPERTS, keys.top_k[0]: TOP_K}
+    counts = {keys.layers: 3} | ({} if file.dense else {keys.experts[0]: EXPERTS, keys.top_k[0]: TOP_K})
     # Of several spellings of a key only one may be there, or they could contradict each other.
     first = {key: spellings[0] for spellings in (keys.experts, keys.top_k) for key in spellings}
     own = {first.get(key, key): value for key, value in overrides.items()}

@@ -224,6 +224,7 @@ class LayerInventory:
         constants: constant vectors that stand for experts.
         form: how experts are stored; None: as three whole matrices each.
         linear_bits: how the linear layers beside the experts (``methods.framework.linears``) are packed; None: they are not.
+        alone: whether its model has no routed experts anywhere, so that dense sub-layers are what may be dropped.
     """
 
     mlp: MlpKind
@@ -234,6 +235,12 @@ class LayerInventory:
     constants: int = 0
     form: ExpertForm | None = None
     linear_bits: Packing | None = None
+    alone: bool = False
+
+    @property
+    def droppable(self) -> bool:
+        """Whether its feed-forward sub-layer may be dropped by itself: with experts, or in a model without any."""
+        return self.mlp == "moe" or (self.alone and self.mlp == "dense")
 
     @property
     def rows(self) -> int:
@@ -278,6 +285,11 @@ class Inventory:
     def moe_layers(self) -> tuple[int, ...]:
         """Indices of the decoder layers that hold routed experts."""
         return tuple(i for i, layer in enumerate(self.layers) if layer.mlp == "moe")
+
+    @property
+    def droppable_layers(self) -> tuple[int, ...]:
+        """Indices of the decoder layers whose feed-forward sub-layer may be dropped by itself."""
+        return tuple(i for i, layer in enumerate(self.layers) if layer.droppable)
 
     @property
     def num_experts(self) -> int:

@@ -140,7 +140,7 @@ def _misfit(plan: LayerPlan, layer: LayerInventory, inventory: Inventory) -> str
     if layer.mlp != "moe":
         stated = {"sparsity": plan.sparsity, "bits": plan.bits}
         everywhere = {name: None for name, part in stated.items() if part is not None and part.scope == "all"}
-        if plan.model_copy(update=everywhere).stages - {"blocks"}:
+        if plan.model_copy(update=everywhere).stages - ({"blocks", "sublayers"} if layer.droppable else {"blocks"}):
             return f"its feed-forward sub-layer is {layer.mlp!r}: there are no experts to change"
         return None
     if plan.drop != "none":

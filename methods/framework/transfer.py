@@ -138,7 +138,7 @@ def result(plan: Plan, inventory: Inventory) -> Inventory:
         tensors = tuple(transfer.target for transfer in surviving.transfers())
         linear_bits = linear_bits_of(layer_plan, layer)
         if layer_plan.drop == "moe":
-            layers.append(LayerInventory(mlp="none", experts=0, top_k=0, tensors=tensors, linear_bits=linear_bits))
+            layers.append(LayerInventory("none", 0, 0, tensors, linear_bits=linear_bits, alone=layer.alone))
             continue
         experts = layer.experts if layer_plan.experts is None else len(layer_plan.experts)
         rows = layer.rows if layer_plan.rows is None else len(layer_plan.rows)
@@ -146,7 +146,8 @@ def result(plan: Plan, inventory: Inventory) -> Inventory:
         constants = layer.constants if layer_plan.experts is None else len(layer_plan.constants)
         top_k = layer_plan.top_k or min(layer.top_k, rows)
         form = form_of(layer_plan, layer) or restricted(layer.form, layer_plan.experts)
-        layers.append(LayerInventory(layer.mlp, experts, top_k, tensors, mapped, constants, form, linear_bits))
+        made = LayerInventory(layer.mlp, experts, top_k, tensors, mapped, constants, form, linear_bits, layer.alone)
+        layers.append(made)
     return inventory.with_layers(tuple(layers))
 
 

@@ -100,7 +100,7 @@ def asked(paper: PaperFile, exhibit: Exhibit, one: StandIn, settings: Conditions
     """
     rows = [row for row in exhibit.rows if not row.models or one.key in row.models]
     found = [_asked(row, exhibit, one, settings) for row in rows]
-    if exhibit.kind == "curve" and exhibit.points is not None:
+    if exhibit.points is not None:
         found.append(Asked("Baseline", None, settings.calibration, x=0.0, reason=_no_model(one)))
         for series in exhibit.series:
             for x, keep in places(exhibit.points, one):

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from analysis.load import load
-from analysis.papers.filling import Filled, fill
+from analysis.papers.filling import Filled
 from analysis.papers.sheet import Sheet
 from analysis.papers.tables import BESIDE, SMALL, common, csv_text, figure_text, heading, latex, markdown
 from bench.records.derived import write_derived
-from bench.records.record import Record
 from bench.settings.timing_settings import TimingConfig
-from sweeps.grid_config import GridConfig
-from sweeps.grid_progress import GridResult
-from sweeps.papers.asked import Asked, asked
+from sweeps.papers.asked import asked
 from sweeps.papers.laid_out import sheet
-from sweeps.papers.launch import grids, measure
+from sweeps.papers.plots import plot
+from sweeps.papers.recorded import RunGrid, filled_blocks
 from sweeps.papers.shelf import Paper
-from sweeps.papers.stand_in import POCKET, Conditions, StandIn, conditions, stand_ins
-
-RunGrid = Callable[[GridConfig], GridResult]
-"""Runs one grid, shown as the caller wishes."""
-
+from sweeps.papers.stand_in import POCKET, conditions, stand_ins
+from sweeps.papers.wanted import plot_conditions
 
 UNTIMED = "Speed was not measured; `--time` does it."
 """Said where a table has a column of speed and the runs were not timed."""
@@ -89,7 +83,9 @@ def make(paper: Paper, name: str, order: Order) -> Made:
     if exhibit.kind == "told":
         return Made(_told(paper, name), {})
     models = stand_ins(paper.file, exhibit, order.model, order.place, order.family)
-    settings = conditions(paper, exhibit, any(one.pocket for one in models), order.given)
+    settings = plot_conditions(paper, exhibit, any(one.pocket for one in models), order.given)
+    if exhibit.plot is not None:
+        return Made(*plot(paper, name, models, settings, order))
     if exhibit.statistics:
         from sweeps.papers.profiled import profiled
 
@@ -100,7 +96,7 @@ def make(paper: Paper, name: str, order: Order) -> Made:
     laid = replace(sheet(paper, name, asked_for, settings), said=order.said)
     if order.run is not None and not order.timing.enabled and any(c.kind == "speedup" for c in laid.blocks[0].columns):
         laid = replace(laid, departs=(*laid.departs, UNTIMED))
-    filled = _filled(laid, asked_for, settings, order)
+    filled = filled_blocks(laid, asked_for, settings, order, order.timing)
     if exhibit.kind == "curve":
         return _curve(paper, name, laid, filled)
     return _table(name, laid, filled)
@@ -157,21 +153,6 @@ def page(paper: Paper, made: Mapping[str, Made], paragraphs: Sequence[str]) -> s
     return "\n".join(("\n\n".join(parts) + "\n", *sections))
 
 
-def _filled(
-    laid: Sheet, asked_for: Sequence[tuple[StandIn, Sequence[Asked]]], settings: Conditions, order: Order
-) -> list[Filled]:
-    only: Collection[str] | None = None
-    if order.run is not None:
-        configs = [
-            config
-            for one, rows in asked_for
-            for config in grids(rows, one, settings, store=order.store, timing=order.timing, machine=order.machine)
-        ]
-        only = measure(configs, order.run)
-    records = _records(order.store)
-    return [fill(block, records, only) for block in laid.blocks]
-
-
 def _curve(paper: Paper, name: str, laid: Sheet, filled: Sequence[Filled]) -> Made:
     from analysis.papers.curves import curves
 
@@ -185,12 +166,6 @@ def _told(paper: Paper, name: str) -> str:
     exhibit = paper.exhibit(name)
     laid = Sheet(name, exhibit.title, paper.file.source, ())
     return f"## {heading(laid)}\n\n{exhibit.title}.\n\n" + "\n".join(f"- {text}" for text in exhibit.lost) + "\n"
-
-
-def _records(store: Path) -> Sequence[Record]:
-    inside = store / "records"
-    folder = inside if inside.is_dir() else store
-    return load(folder).records if folder.is_dir() else ()
 
 
 def _table(name: str, laid: Sheet, filled: Sequence[Filled]) -> Made:

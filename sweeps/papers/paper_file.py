@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from bench.settings.recovery import RecoverySettings
 from bench.settings.stage_settings import CalibrationConfig
 from bench.settings.strict import Strict
+from sweeps.papers.plot_file import PlotFile
 
 Word: TypeAlias = str | int | float
 Mark = Literal["first-hand", "quoted", "derived", "lost"]
@@ -129,7 +130,7 @@ class StatisticFile(Strict):
 class Exhibit(Strict):
     """One table or figure."""
 
-    kind: Literal["table", "curve", "profile", "matrix", "told"]
+    kind: Literal["table", "curve", "profile", "matrix", "plot", "told"]
     title: str = Field(min_length=1, description="what it shows, in our words")
     models: tuple[str, ...] = Field(default=(), description="of paper.yaml, in the order of the paper")
     published: str | None = Field(default=None, description="file of analysis/published")
@@ -138,6 +139,7 @@ class Exhibit(Strict):
     series: tuple[SeriesFile, ...] = ()
     points: Points | None = None
     statistics: tuple[StatisticFile, ...] = ()
+    plot: PlotFile | None = Field(default=None, description="what else a figure may show")
     x: str = Field(default="", description="words on the horizontal axis")
     y: str = Field(default="", description="words on the vertical axis, or beside the scale of colours")
     departs: tuple[str, ...] = Field(default=(), description="how it differs from the paper whatever the model")
@@ -151,6 +153,7 @@ class Exhibit(Strict):
             "curve": ("models", "series", "points"),
             "profile": ("models", "statistics"),
             "matrix": ("models", "statistics"),
+            "plot": ("models", "plot"),
             "told": ("lost",),
         }
         if missing := [name for name in needed[self.kind] if not getattr(self, name)]:
