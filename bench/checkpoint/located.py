@@ -80,6 +80,7 @@ class _Search:
             return entry
         if span.cut is None:
             self._check_shape(entry.name, span, entry.file_shape)
+        if entry.unit_axes:
             span = replace(span, shape=entry.shape)
         if span.dtype != entry.dtype and not {span.dtype, entry.dtype} <= FLOATS:
             raise CheckpointError(
@@ -144,8 +145,8 @@ class _Search:
 
     def _as_fused_codes(self, entry: TensorEntry, experts: int) -> TensorEntry | None:
         """Return ``entry`` as it is stored, where the files hold codes of all ``experts`` of its layer in one tensor."""
-        slot = self.family.fused_slot(entry, experts)
         scheme = next((one for one, _ in self.formats.schemes if one.fused), None) if self.formats is not None else None
+        slot = self.family.fused_slot(entry, experts) if scheme is not None and entry.expert is not None else None
         if slot is None or scheme is None or entry.expert is None:
             return None
         for name in slot.names:
