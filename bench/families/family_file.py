@@ -96,6 +96,13 @@ class RouterRule(_Part):
     eps: float = 0.0
 
 
+class GatingRule(_Part):
+    """Channels of experts that are no act(gate) * up: ``methods.kernels.experts.ClampedSwiglu``, by expressions."""
+
+    alpha: Expression
+    limit: Expression
+
+
 class AttentionRule(_Part):
     """Sizes that FLOPs depend on."""
 
@@ -223,6 +230,8 @@ class FamilyFile(_Part):
         layer_symbols: further ones, expressions in ``layer``.
         result: keys that every written config gets, for parts of a model that are not carried over.
         wrapper: the larger model that it may be a part of.
+        gating: how experts make channels, where that is not act(gate) * up.
+        block_outputs: values that a feed-forward block of transformers returns; the first goes to the residual stream.
         requires: conditions on the config.
         block_drop_requires: conditions for dropping decoder layers.
         vllm: vLLM's classes; None where the plug-in does not serve the family.
@@ -250,6 +259,8 @@ class FamilyFile(_Part):
     layers: LayersRule = LayersRule()
     tensors: TensorsRule
     wrapper: WrapperRule | None = None
+    gating: GatingRule | None = None
+    block_outputs: int = 1
     requires: tuple[Requirement, ...] = ()
     block_drop_requires: tuple[Requirement, ...] = ()
     vllm: VllmRule | None = None
