@@ -17,7 +17,8 @@ from bench.applying.layer_maker import LayerMaker, Read
 from bench.applying.linear_maker import LinearMaker
 from bench.applying.made_experts import MadeExperts
 from bench.applying.moments import check_moments, constants
-from bench.applying.resident_layer import ResidentLayer
+from bench.applying.resident_biases import overwrite_biases
+from bench.applying.resident_layer import ResidentLayer, nothing
 from bench.applying.sliced_router import let_choose
 from bench.checkpoint.tensor_files import TORCH_DTYPES
 from bench.experts.lazy import lazily
@@ -99,7 +100,7 @@ def _realise_layer(
     if beside is not None:
         _overwrite_linears(undo, resident, beside)
     if plan.drop == "moe":
-        _set(undo, resident.block, "forward", torch.zeros_like)
+        _set(undo, resident.block, "forward", partial(nothing, resident.family.file.block_outputs))
     elif plan.experts is not None or plan.top_k is not None:
         _slice_router(undo, resident, plan, top_k, scale_D)
     if plan.expert_map is not None:
@@ -162,8 +163,7 @@ def _overwrite(
         What their inputs are scaled by; None where they are not.
     """
     resident.check_experts()
-    # Places that were overwritten already, since one expert may be made of others.
-    before: dict[int, ExpertMatrices] = {}
+    before: dict[int, ExpertMatrices] = {}  # places that are overwritten, since one expert may be made of others
 
     def read(expert: int) -> ExpertMatrices:
         return before[expert] if expert in before else resident.matrices(expert)
@@ -177,6 +177,7 @@ def _overwrite(
         for place, old, value in zip(places, before[expert], made, strict=True):
             undo.callback(_write, place, old)
             place.copy_(value)
+    overwrite_biases(undo, resident, plan, read)
     if maker is None or plan.bits is None or plan.bits.kernel != "awq":
         return None
     # Averages of router rows are scaled where they are made, so that they are rounded once.

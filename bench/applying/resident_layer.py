@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -114,6 +114,12 @@ class ResidentLayer:
     def _module(self, path: str) -> nn.Module:
         found: nn.Module = self.model.get_submodule(path)
         return found
+
+
+def nothing(outputs: int, hidden_BSD: Tensor) -> Any:
+    """Return what a dropped block of so many ``outputs`` returns."""
+    zeros = torch.zeros_like(hidden_BSD)
+    return zeros if outputs == 1 else (zeros, *(None for _ in range(outputs - 1)))
 
 
 def _named(model: nn.Module, name: str) -> Tensor:

@@ -170,7 +170,9 @@ def compressed_config(family: FamilyFile, config: Mapping[str, Any], plan: Plan,
         written["architectures"] = stock
     written.update(family.result)
     if any(entry.stored for entry in result.tensors()):
-        written[QUANTISATION_KEY] = stored_config(config, plan, result)
+        written[QUANTISATION_KEY] = stored_config(
+            config, plan, result, any(rule.written for rule in family.tensors.fused)
+        )
     bits = {index: layer.form.bits for index, layer in enumerate(result.layers) if layer.form and layer.form.bits}
     linears = _packed_linears(result)
     if bits or linears:

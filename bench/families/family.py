@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.families.compressed_config import (
     CONSTANTS_KEY,
@@ -30,6 +30,7 @@ from methods.framework.errors import CheckpointError, ConfigError, NotMoEError
 from methods.framework.forms import formed
 from methods.framework.inventory import (
     CONSTANT_ROLE,
+    EXPERT_BIAS_ROLES,
     EXPERT_ROLES,
     MLP_NORMS,
     Attention,
@@ -41,6 +42,9 @@ from methods.framework.inventory import (
 )
 from methods.framework.plan import Plan
 from methods.framework.transfer import constant_template
+
+if TYPE_CHECKING:
+    from methods.kernels.experts import ClampedSwiglu
 
 _DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -81,6 +85,16 @@ class Family(Layout):
     def passed(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """Return globs of tensors that are no part of the language model and that every result gets as they are."""
         return self.file.wrapper.passed if self.file.wrapper is not None and is_wrapped(self.file, config) else ()
+
+    def gating(self, config: Mapping[str, Any]) -> ClampedSwiglu | None:
+        """Return how experts make channels of their products with gate and up; None: by the activation of the config."""
+        rule = self.file.gating
+        if rule is None:
+            return None
+        from methods.kernels.experts import ClampedSwiglu
+
+        known = self._names(self.language_config(config))
+        return ClampedSwiglu(float(evaluate(rule.alpha, known)), float(evaluate(rule.limit, known)))
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Check that a config of this family has routed experts and asks for nothing that the family cannot do.
@@ -271,7 +285,7 @@ def _entries(
         if not evaluate(rule.when, known):
             continue
         shape = tuple(_integer(part, known) for part in rule.shape.split(","))
-        if rule.role in EXPERT_ROLES:
+        if rule.role in EXPERT_ROLES or rule.role in EXPERT_BIAS_ROLES:
             routed.append((rule, shape))
         else:
             yield TensorEntry(rule.name, rule.role, shape, dtype, layer, unit_axes=rule.unit_axes)

@@ -108,6 +108,13 @@ class RouterRule(_Part):
     in_block: bool = False
 
 
+class GatingRule(_Part):
+    """Channels of experts that are no act(gate) * up: ``methods.kernels.experts.ClampedSwiglu``, by expressions."""
+
+    alpha: Expression
+    limit: Expression
+
+
 class AttentionRule(_Part):
     """Sizes that FLOPs depend on."""
 
@@ -253,6 +260,8 @@ class FamilyFile(_Part):
         layer_symbols: further ones, expressions in ``layer``.
         result: keys that every written config gets, for parts of a model that are not carried over.
         wrapper: the larger model that it may be a part of.
+        gating: how experts make channels, where that is not act(gate) * up.
+        block_outputs: values that a feed-forward block of transformers returns; the first goes to the residual stream.
         requires: conditions on the config.
         layer_requires: conditions in ``layer`` that each decoder layer meets.
         block_drop_requires: conditions for dropping decoder layers.
@@ -285,6 +294,8 @@ class FamilyFile(_Part):
     layers: LayersRule = LayersRule()
     tensors: TensorsRule
     wrapper: WrapperRule | None = None
+    gating: GatingRule | None = None
+    block_outputs: int = 1
     requires: tuple[Requirement, ...] = ()
     layer_requires: tuple[Requirement, ...] = ()
     block_drop_requires: tuple[Requirement, ...] = ()

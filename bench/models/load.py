@@ -36,11 +36,21 @@ from methods.framework.outside import an_object, read_json
 
 
 class DroppedBlock(nn.Module):
-    """What is left of a dropped MoE sub-layer: it adds nothing to the residual stream."""
+    """What is left of a dropped MoE sub-layer: it adds nothing to the residual stream.
 
-    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return zeros of the shape of ``hidden``."""
-        return torch.zeros_like(hidden)
+    Args:
+        outputs: values that the block returns.
+    """
+
+    def __init__(self, outputs: int = 1) -> None:
+        """Hold nothing."""
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return zeros of the shape of ``hidden``, and nothing for further values."""
+        zeros = torch.zeros_like(hidden)
+        return zeros if self.outputs == 1 else (zeros, *(None for _ in range(self.outputs - 1)))
 
 
 def load_model(path: str | Path, dtype: torch.dtype = torch.float32, **kwargs: Any) -> PreTrainedModel:
@@ -189,7 +199,7 @@ def _rebuild(
     if layer.mlp == "none":
         for name in filter(None, (norm, family.output_norm_module(index))):
             model.set_submodule(name, nn.Identity())
-        model.set_submodule(block, DroppedBlock())
+        model.set_submodule(block, DroppedBlock(family.file.block_outputs))
         return
     stock = type(model.get_submodule(block))
     model.set_submodule(block, built_block(stock, family, layer, layer_config, config))

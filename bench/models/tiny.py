@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from bench.families.family import Family, family_named
 from bench.families.known_families import read_families
 from bench.families.wrapped_config import wrapped_name
+from methods.framework.inventory import EXPERT_BIAS_ROLES
 
 RUNNABLE = tuple(name for name, family in read_families().items() if family.tiny is not None and not family.dense)
 """Families with experts of which transformers can build a model."""
@@ -24,6 +25,9 @@ FAMILIES = tuple(name for name in RUNNABLE if family_named(name).file.laws == "e
 """Those of them on which every method is tried in the project's own tests; the others get a covering choice of methods."""
 
 EXPERTS, TOP_K = 8, 2
+
+_DRAWN = ("expert.gate", "expert.up", "router.weight", "router.bias", "shared.scalar_gate")
+"""Roles of tensors that are drawn wider than transformers does."""
 
 _SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -60,10 +64,11 @@ def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     roles = _roles(family, config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if roles.get(name) == "expert.down":
+            role = roles.get(name, "")
+            if role == "expert.down":
                 scale = torch.linspace(0.5, 2.0, parameter.shape[0])[torch.randperm(parameter.shape[0])]
                 parameter.copy_(torch.randn_like(parameter) * 0.3 * scale[:, None, None])
-            elif roles.get(name) in ("expert.gate", "expert.up", "router.weight", "shared.scalar_gate"):
+            elif role in (*_DRAWN, *EXPERT_BIAS_ROLES):
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
         for name, buffer in (*model.named_parameters(), *model.named_buffers()):
             if roles.get(name) == "router.correction":

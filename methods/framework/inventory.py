@@ -29,6 +29,9 @@ BYTES_PER_ELEMENT: Mapping[str, int] = {
 EXPERT_ROLES = ("expert.gate", "expert.up", "expert.down")
 """Roles of the three matrices of a routed expert: gate and up are [F, D], down is [D, F]."""
 
+EXPERT_BIAS_ROLES = ("expert.gate_bias", "expert.up_bias", "expert.down_bias")
+"""Roles of the biases of a routed expert, where it has any: [F], [F] and [D]."""
+
 ROUTER_ROLES = ("router.weight", "router.bias", "router.correction")
 """Roles whose first axis is the routed expert: [E, D], [E] and [E]."""
 
@@ -246,6 +249,11 @@ class LayerInventory:
     def rows(self) -> int:
         """Number of router rows."""
         return self.experts if self.expert_map is None else len(self.expert_map)
+
+    @property
+    def biased(self) -> bool:
+        """Whether its experts have biases."""
+        return any(entry.role in EXPERT_BIAS_ROLES for entry in self.tensors)
 
     def with_role(self, *roles: str) -> Iterator[TensorEntry]:
         """Yield the layer's tensors whose role is one of ``roles``, in order."""

@@ -81,6 +81,8 @@ class Method(BaseModel, abc.ABC):
             return (
                 "experts of this model are stored in another form already; state the steps in one recipe on the source"
             )
+        if not self.stages.isdisjoint(INSIDE) and any(layer.biased for layer in inventory.layers):
+            return "experts of this model have biases, and nothing that loads experts in another form knows these"
         if "experts" in self.stages and any(layer.expert_map is not None for layer in inventory.layers):
             return "router rows of this model share experts already, so experts cannot be selected or merged again"
         return None

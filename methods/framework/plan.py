@@ -156,6 +156,10 @@ def _misfit(plan: LayerPlan, layer: LayerInventory, inventory: Inventory) -> str
         ranks = [merge.rank for merge in plan.merges if merge.rank is not None]
         if ranks and max(ranks) > inventory.hidden:
             return f"rank {max(ranks)} exceeds the hidden size {inventory.hidden}"
+    if plan.inside and layer.biased:
+        return (
+            "its experts have biases, and nothing that loads experts in another form knows these; select or merge them"
+        )
     return inside_misfit(plan, layer) or _routing_misfit(plan, layer, inventory)
 
 

@@ -14,6 +14,7 @@ from methods.framework.forms import linear_parts, parts, restricted, shared
 from methods.framework.inside_fit import form_of, linear_bits_of, packing_of, stays
 from methods.framework.inventory import (
     CONSTANT_ROLE,
+    EXPERT_BIAS_ROLES,
     EXPERT_ROLES,
     MLP_NORMS,
     MLP_PREFIXES,
@@ -198,7 +199,7 @@ class _Surviving:
 
     @cached_property
     def _matrices(self) -> dict[tuple[str, int | None], TensorEntry]:
-        return {(entry.role, entry.expert): entry for entry in self.layer.with_role(*EXPERT_ROLES)}
+        return {(entry.role, entry.expert): entry for entry in self.layer.with_role(*EXPERT_ROLES, *EXPERT_BIAS_ROLES)}
 
     def _of_expert(self, entry: TensorEntry, place: int) -> Iterator[Transfer]:
         """Yield what is stored of a tensor of an expert, which becomes expert number ``place``."""

@@ -32,13 +32,15 @@ Show = Callable[[str, int, Tensor], None]
 class _Handout(nn.Module):
     """Stands where the feed-forward sub-layer was: keeps its input and adds nothing to the residual stream."""
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: int) -> None:
         super().__init__()
+        self.outputs = outputs
         self.taken: Tensor | None = None
 
-    def forward(self, hidden_BSD: Tensor) -> Tensor:
+    def forward(self, hidden_BSD: Tensor) -> Tensor | tuple[Tensor | None, ...]:
         self.taken = hidden_BSD
-        return hidden_BSD.new_zeros(())
+        nothing = hidden_BSD.new_zeros(())
+        return nothing if self.outputs == 1 else (nothing, *(None for _ in range(self.outputs - 1)))
 
 
 class _Eavesdropper(nn.Module):
@@ -52,6 +54,14 @@ class _Eavesdropper(nn.Module):
     def forward(self, hidden_BSD: Tensor, **kwargs: Any) -> Tensor | tuple[Tensor | None, ...]:
         self.heard = kwargs
         return hidden_BSD if self.outputs == 1 else (hidden_BSD, *(None for _ in range(self.outputs - 1)))
+
+
+def _built(auto_class: Any, parsed: Any, dtype: torch.dtype) -> Any:
+    """Return the model, with fused attention where transformers has it for this architecture."""
+    from transformers import MODEL_MAPPING
+
+    attention = "sdpa" if MODEL_MAPPING[type(parsed)]._supports_sdpa else "eager"
+    return auto_class.from_config(parsed, attn_implementation=attention, dtype=dtype).eval()
 
 
 class Skeleton:
@@ -83,8 +93,8 @@ class Skeleton:
         }
         parsed = model_config(self._family, document)
         with torch.device("meta"):
-            model = AutoModel.from_config(parsed, dtype=dtype).eval()
-        self.activation = ACT2FN[getattr(parsed, "hidden_act", "silu")]
+            model = _built(AutoModel, parsed, dtype)
+        self.activation = self._family.gating(config) or ACT2FN[getattr(parsed, "hidden_act", "silu")]
         self._scale = self._family.sublayer_scale(config)
         self._layers = list(model.layers)
         if len(self._layers) != len(layers):
@@ -117,7 +127,7 @@ class Skeleton:
             CheckpointError: the checkpoint's tensors are not those of the architecture.
         """
         layer = self._layers[index]
-        stub = _Handout()
+        stub = _Handout(self._family.file.block_outputs)
         norm, block = (_in_layer(name) for name in self._family.mlp_modules(index))
         layer.set_submodule(block, stub)
         output_norm = self._family.output_norm_module(index)

@@ -31,6 +31,7 @@ WINDOWS = [window[:length] for window, length in zip(tiny_tokens(3).tolist(), (7
 RAGGED = Corpus.of(WINDOWS, "ragged")
 FORMS = ("plain", "variant")
 KINDS = ("counts", "sublayer", "block", "merged", "constants", "channels", "factored", "packed4")
+INSIDE = KINDS[5:]
 
 
 @cache
@@ -101,6 +102,10 @@ def test_what_is_written_reloads_with_the_logits_of_the_original_so_changed(name
     place = COVERED.index(name)
     for turn, kind in enumerate(KINDS):
         source = opened(name, FORMS[(place + turn) % 2])
+        if kind in INSIDE and any(layer.biased for layer in source.inventory.layers):
+            with pytest.raises(PlanError, match="its experts have biases"):
+                compression(source, kind)
+            continue
         moments = calibrate(source, RAGGED, {"routed_output_mean"}) if kind == "constants" else None
         tokens, plan = tiny_tokens(2, 16, seed=1), compression(source, kind)
         if kind == "block" and source.inventory.whole_depth is not None:

@@ -48,6 +48,8 @@ KNOWN = {
     "nvidia__Qwen3-235B-A22B-NVFP4": ("qwen3_moe", 235.09, 22.19),
     "nvidia__Qwen3.5-122B-A10B-NVFP4": ("qwen3_5_moe", 122.11, 9.77),
     "nvidia__Qwen3.6-35B-A3B-NVFP4": ("qwen3_5_moe", 34.66, 3.45),
+    "openai__gpt-oss-20b": ("gpt_oss", 20.91, 4.19),
+    "openai__gpt-oss-20b__ome-copy": ("gpt_oss", 20.91, 4.19),
     "rednote-hilab__dots.llm1.inst": ("dots1", 142.77, 14.02),
     "tencent__Hunyuan-A13B-Instruct": ("hunyuan_v1_moe", 80.39, 12.75),
     "zai-org__GLM-4.5-Air": ("glm4_moe", 106.85, 13.42),
