@@ -60,7 +60,10 @@ class Filled:
 
     @property
     def missing(self) -> list[str]:
-        """One sentence for each row without a number of ours."""
+        """One sentence for each row without a number of ours, or for the model where all lack one for the same reason."""
+        reasons = {row.missing for row in self.rows}
+        if len(self.rows) > 1 and len(reasons) == 1 and None not in reasons:
+            return [f"{self.block.title}: {reason}" for reason in reasons]
         return [f"{self.block.title}, {row.line.label}: {row.missing}" for row in self.rows if row.missing]
 
 

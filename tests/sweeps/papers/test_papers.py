@@ -187,7 +187,7 @@ def test_a_table_end_to_end(tmp_path: Path) -> None:
     }
     order = Order("pocket", None, None, tmp_path / "store", run, given=given)
     made = make(paper, "table-2", order)
-    assert begun == [1] and {text.split(",")[0] for text in made.missing} == {"Mistral-7B"}
+    assert begun == [1] and made.missing == ("Mistral-7B: no pocket model stands for Mistral-7B",)
     paths = write(made, "table-2", tmp_path / "out")
     assert [path.name for path in paths] == ["table-2.md", "table-2.csv", "table-2.tex"]
     rows = list(csv.DictReader(paths[1].open()))
