@@ -243,7 +243,9 @@ class Layout:
         tensors = self.file.tensors
         rules = (*tensors.outer, *tensors.layer, *tensors.dense, *tensors.moe)
         modules = {rule.name: rule.module for rule in rules if rule.module is not None}
-        expert = next(rule.name for rule in tensors.moe if rule.role in EXPERT_ROLES)
+        expert = next((rule.name for rule in tensors.moe if rule.role in EXPERT_ROLES), None)
+        if expert is None:  # a dense family
+            return modules
         block = tensors.fused[0].names[0].rsplit(".", 2)[0]
         return modules | {constant_template(TensorEntry(expert, "", (), "")): f"{block}.constant_experts"}
 

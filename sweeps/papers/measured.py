@@ -120,7 +120,7 @@ def _value(
         numbers: Numbers = (
             [[float(value) for value in row] for row in np.asarray(stats.model(name))]
             if spec.scope == "model"
-            else [None if value is None else float(np.asarray(value)) for value in stats.values[name]]
+            else [None if value is None else float(np.asarray(value).item()) for value in stats.values[name]]
         )
         found = {
             "model": model,
