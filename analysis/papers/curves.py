@@ -8,7 +8,7 @@ from typing import Any
 from analysis.drawing import apart, canvas, label_ends, render, style
 from analysis.inference import Z95
 from analysis.palette import LIGHT, NEUTRAL
-from analysis.papers.filling import Cell, Filled
+from analysis.papers.filling import Cell, Filled, series_of_column
 
 SIZE = 8.0
 """Points of all letters, so that a panel can be printed at the width of a column."""
@@ -42,18 +42,7 @@ def curves(blocks: Sequence[Filled], x: str) -> dict[str, bytes]:
 def series_of(filled: Filled) -> dict[str, list[tuple[float, Cell]]]:
     """Return the measured points of each series by its label, from left to right; the uncompressed model begins each."""
     column = filled.block.mean(paper=False)
-    name = column.name if column else ""
-    base: list[tuple[float, Cell]] = []
-    found: dict[str, list[tuple[float, Cell]]] = {}
-    for row in filled.rows:
-        cell = row.cells.get(name, Cell())
-        if cell.ours is None or row.line.x is None:
-            continue
-        if row.line.method is None:
-            base.append((row.line.x, cell))
-        else:
-            found.setdefault(row.line.label, []).append((row.line.x, cell))
-    return {label: sorted([*base, *points], key=lambda point: point[0]) for label, points in found.items()}
+    return series_of_column(filled, column.name if column else "")
 
 
 def _panel(axes: Any, filled: Filled, x: str) -> list[tuple[str, float, float, str]]:

@@ -9,7 +9,7 @@ from typing import Any
 from analysis.drawing import canvas, render, style
 from analysis.inference import Z95
 from analysis.palette import NEUTRAL
-from analysis.papers.filling import Cell, Filled
+from analysis.papers.filling import Cell, Filled, series_of_column
 from analysis.papers.ink import COLUMN, SIZES, dress, legend_below, stroke
 from analysis.papers.sheet import Column
 
@@ -17,24 +17,6 @@ _ACROSS = 4
 """Panels in a row."""
 _HEIGHT = 1.35
 """Inches of a row of panels."""
-
-
-def series_of_column(filled: Filled, column: str) -> dict[str, list[tuple[float, Cell]]]:
-    """Return the measured points of each series in one column, from left to right; the uncompressed model begins each.
-
-    Args:
-        filled: the rows of one model.
-        column: name of the column.
-    """
-    base: list[tuple[float, Cell]] = []
-    found: dict[str, list[tuple[float, Cell]]] = {}
-    for row in filled.rows:
-        cell = row.cells.get(column, Cell())
-        if cell.ours is None or row.line.x is None:
-            continue
-        points = base if row.line.method is None else found.setdefault(row.line.label, [])
-        points.append((row.line.x, cell))
-    return {label: sorted(base + points, key=lambda point: point[0]) for label, points in found.items()}
 
 
 def task_curves(blocks: Sequence[Filled], x: str, chance: Mapping[str, float]) -> dict[str, bytes]:

@@ -254,7 +254,6 @@ class FamilyFile(_Part):
         architecture: transformers class of the causal language model; None where transformers has none.
         loads_as: ``model_type`` under which transformers has it, where that is none of its own.
         loads_with: values of keys that transformers needs and that configs of this family may call otherwise.
-        runs_with: keys that transformers gets beside those of the config when it runs the model as ``loads_as``.
         defaults: values of keys that configs of this family may leave out.
         symbols: shape letters; D hidden, V vocabulary, L layers, E experts and K experts per token are required.
         layer_symbols: further ones, expressions in ``layer``.
@@ -283,7 +282,6 @@ class FamilyFile(_Part):
     architecture: str | None = None
     loads_as: str | None = None
     loads_with: dict[str, Expression] = Field(default_factory=dict)
-    runs_with: dict[str, Any] = Field(default_factory=dict)
     defaults: dict[str, Any] = Field(default_factory=dict)
     symbols: dict[str, Expression]
     layer_symbols: dict[str, Expression] = Field(default_factory=dict)

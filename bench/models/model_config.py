@@ -19,5 +19,4 @@ def model_config(family: Family, config: Mapping[str, Any]) -> PreTrainedConfig:
     """
     config = family.language_config(config)
     stated = {key: value for key, value in config.items() if key != "model_type"}
-    further = {**family.file.runs_with, **family.loads_with(config)}
-    return AutoConfig.for_model(family.file.loads_as or config["model_type"], **{**stated, **further})
+    return AutoConfig.for_model(family.file.loads_as or config["model_type"], **{**stated, **family.loads_with(config)})

@@ -111,7 +111,7 @@ def _within(family: Family, model: PreTrainedModel) -> PreTrainedModel:
     wrapper = family.file.wrapper
     assert wrapper is not None
     text = {**model.config.to_dict(), "model_type": family.file.model_types[0]}
-    inner = {key: value for key, value in text.items() if key not in family.file.runs_with}
+    inner = {key: value for key, value in text.items() if key not in family.file.loads_with}
     config = AutoConfig.for_model(wrapper.model_types[0], **{wrapper.config: inner, **wrapper.tiny})
     config.tie_word_embeddings = model.config.tie_word_embeddings
     outer: PreTrainedModel = getattr(transformers, wrapper.architecture)._from_config(config, dtype=torch.float32)

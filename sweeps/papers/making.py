@@ -18,7 +18,7 @@ from sweeps.papers.plots import plot
 from sweeps.papers.recorded import RunGrid, filled_blocks
 from sweeps.papers.shelf import Paper
 from sweeps.papers.stand_in import POCKET, conditions, stand_ins
-from sweeps.papers.wanted import plot_conditions
+from sweeps.papers.wanted import Wanted, plot_conditions
 
 UNTIMED = "Speed was not measured; `--time` does it."
 """Said where a table has a column of speed and the runs were not timed."""
@@ -85,7 +85,7 @@ def make(paper: Paper, name: str, order: Order) -> Made:
     models = stand_ins(paper.file, exhibit, order.model, order.place, order.family)
     settings = plot_conditions(paper, exhibit, any(one.pocket for one in models), order.given)
     if exhibit.plot is not None:
-        return Made(*plot(paper, name, models, settings, order))
+        return Made(*plot(Wanted(paper, name, models, settings, order)))
     if exhibit.statistics:
         from sweeps.papers.profiled import profiled
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from analysis.papers.plot_text import plot_section
 from analysis.papers.sheet import Sheet
 from sweeps.papers import plots_of_experts, plots_of_runs
 from sweeps.papers.plot_file import Draws
-from sweeps.papers.recorded import Source
-from sweeps.papers.shelf import Paper
-from sweeps.papers.stand_in import Conditions, StandIn
 from sweeps.papers.wanted import Drawn, Wanted
 
 KINDS: Mapping[Draws, Callable[[Wanted], Drawn]] = {
@@ -35,20 +32,12 @@ class Plotted(NamedTuple):
     missing: tuple[str, ...]
 
 
-def plot(paper: Paper, name: str, models: Sequence[StandIn], settings: Conditions, source: Source) -> Plotted:
-    """Run or find what a figure needs, and draw it.
-
-    Args:
-        paper: the paper.
-        name: of the figure.
-        models: that it shows.
-        settings: of its runs.
-        source: where records come from.
-    """
-    wanted = Wanted(paper, name, models, settings, source)
+def plot(wanted: Wanted) -> Plotted:
+    """Run or find what a figure needs, and draw it."""
+    paper, name = wanted.paper, wanted.name
     drawn = KINDS[wanted.plot.draws](wanted)
     departs = (*drawn.departs, *wanted.exhibit.departs)
-    small = any(one.pocket for one in models)
+    small = any(one.pocket for one in wanted.models)
     laid = Sheet(name, wanted.exhibit.title, paper.file.source, (), departs, wanted.exhibit.lost, (), small)
     missing = (*wanted.without, *drawn.missing)
     files = {f"{name}.{kind}": content for kind, content in drawn.pictures.items()}

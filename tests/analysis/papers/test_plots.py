@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from analysis.papers.expert_maps import by_share, drop_maps, grid_of, importance_maps, score_histograms
-from analysis.papers.filling import Filled
+from analysis.papers.filling import Filled, series_of_column
 from analysis.papers.likeness_maps import across_maps, likeness_maps, off_diagonal, shown_layers
 from analysis.papers.loss_curves import LossPoint, loss_curves
 from analysis.papers.plot_text import interval_words, plot_csv, plot_section
 from analysis.papers.sheet import Sheet
 from analysis.papers.speed_curves import Ratio, ends_of, speed_curves
-from analysis.papers.task_curves import series_of_column, task_curves
+from analysis.papers.task_curves import task_curves
 from tests.analysis.papers.test_filling import BASE, HALF, filled
 
 PAIRS = [[1.0, 0.25, 0.5], [0.25, 1.0, 0.75], [0.5, 0.75, 1.0]]
