@@ -52,7 +52,7 @@ def _svg(rows: list[dict[str, Any]]) -> str:
 
 BUILT_IN_FAMILIES = {
     "experts": "random weight_norm criterion frequency soft_count ean reap man msan expert_drop diep naee naee_progressive "
-    "naee_greedy moe_i2 cka_merge cka_prune hc_smoe sub_moe stun easy_ep mone m_smoe ream",
+    "naee_greedy moe_i2 lexi cka_merge cka_prune hc_smoe sub_moe stun easy_ep mone m_smoe ream",
     "layers": "layer_drop block_drop",
     "channels": "camera_p heapr",
     "rank": "svd whitened_svd d2_moe mobe",
