@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bench.models.output_head import OutputHead
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -123,8 +125,8 @@ def _final_hidden(model: PreTrainedModel, ids_BS: Tensor) -> Tensor:
 @torch.no_grad()
 def _logits(model: PreTrainedModel, hidden_TD: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield the float32 logits of consecutive rows, a bounded number at a time."""
-    head = model.get_output_embeddings()
-    step = max(1, _LOGITS // head.weight.shape[0])
+    head = OutputHead.of(model)
+    step = max(1, _LOGITS // head.vocab)
     for start in range(0, hidden_TD.shape[0], step):
         rows = slice(start, start + step)
         yield rows, head(hidden_TD[rows]).float()

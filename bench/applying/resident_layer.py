@@ -98,7 +98,7 @@ class ResidentLayer:
         Raises:
             PlanError: they are stored in another way than in the classes of transformers.
         """
-        names = [rule.names[0].rpartition(".")[2] for rule in self.family.file.tensors.fused]
+        names = [rule.parameter.rpartition(".")[2] for rule in self.family.file.tensors.fused]
         stacks = [getattr(self.experts, name, None) for name in names]
         if any(stack is None or stack.shape[0] != self.layer.experts for stack in stacks):
             expected = " and ".join(f"`{name}`" for name in names)

@@ -20,6 +20,7 @@ from bench.calibration.resident import frozen_model
 from bench.calibration.sums.disk_array import DiskArrays, disk_bytes
 from bench.calibration.sums.gradient_sums import GradientSums
 from bench.calibration.sums.places import ModelPlace, OneLayer
+from bench.models.output_head import OutputHead
 from methods.framework.stat_spec import Array
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class ResidentModel:
             CheckpointError: as ``bench.calibration.resident.frozen_model``.
         """
         self._model, self.experts = frozen_model(checkpoint, device, dtype)
+        self._head = OutputHead.of(self._model)
         self._device = device
 
     def backward(self, window: Sequence[int]) -> dict[int, Passed]:
@@ -71,7 +73,7 @@ class ResidentModel:
             with torch.enable_grad():
                 ids_BS = torch.tensor([list(window)], device=self._device)
                 states_BSD = self._model.base_model(input_ids=ids_BS, use_cache=False).last_hidden_state
-                logits_TV = self._model.get_output_embeddings()(states_BSD[0, :-1])
+                logits_TV = self._head(states_BSD[0, :-1])
                 wide = torch.promote_types(logits_TV.dtype, torch.float32)
                 loss = F.cross_entropy(logits_TV.to(wide), ids_BS[0, 1:], reduction="sum")
                 offsets = [tap.offset_TD for tap in taps.values()]

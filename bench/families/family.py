@@ -152,6 +152,12 @@ class Family(Layout):
         """Return the factor on the output of feed-forward sub-layers."""
         return float(evaluate(self.file.sublayer.scale, self._names(self.language_config(config))))
 
+    def head(self, config: Mapping[str, Any]) -> tuple[float, float | None]:
+        """Return what divides the products of states with the output head, and the cap on the quotient's size, if any."""
+        known = self._names(self.language_config(config))
+        cap = evaluate(self.file.head.cap, known)
+        return float(evaluate(self.file.head.divisor, known)), None if cap is None else float(cap)
+
     def ignorable(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """Return globs of tensors that files may hold and that are not part of the model."""
         known = self._names(self.language_config(config))

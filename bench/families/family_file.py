@@ -65,12 +65,13 @@ class TensorRule(_Part):
 class FusedRule(_Part):
     """A tensor [E, rows, columns] that holds the matrices of ``roles`` one below the other for each expert.
 
-    ``names`` are the names under which checkpoints hold it; the first is also its transformers name: the module that it ends
-    is the one that runs the routed experts, and the module around that the MoE block.
+    ``names`` are the names under which checkpoints hold it, that of written ones first. Of its transformers name, the module that
+    it ends is the one that runs the routed experts, and the module around that the MoE block.
 
     Args:
         roles: of the matrices, or of biases, for which it is [E, rows].
         names: see above.
+        module: its transformers name, where that is not the first of ``names``.
         transposed: whether transformers holds [E, columns, rows].
         swapped: whether files have these two axes the other way round than transformers; both ways are read.
         interleaved: whether the rows of the matrices alternate.
@@ -79,10 +80,16 @@ class FusedRule(_Part):
 
     roles: tuple[str, ...]
     names: tuple[str, ...]
+    module: str | None = None
     transposed: bool = False
     swapped: bool = False
     interleaved: bool = False
     written: bool = False
+
+    @property
+    def parameter(self) -> str:
+        """Its transformers name."""
+        return self.module or self.names[0]
 
 
 class RouterRule(_Part):
@@ -149,6 +156,18 @@ class SublayerRule(_Part):
 
     norm: str | None = None
     scale: Expression = "1.0"
+
+
+class HeadRule(_Part):
+    """What becomes of the products of the final states with the output head: c tanh(x / (d c)), for d alone x / d.
+
+    Args:
+        divisor: d.
+        cap: c; None: there is none.
+    """
+
+    divisor: Expression = "1.0"
+    cap: Expression = "None"
 
 
 class KindsRule(_Part):
@@ -268,6 +287,7 @@ class FamilyFile(_Part):
         norm_offset: added to the stored weights of norms before they multiply.
         embedding_scale: factor on the embeddings of tokens.
         sublayer: what becomes of the output of feed-forward sub-layers.
+        head: what becomes of the output head's products.
         layer_outputs: values that a decoder layer of transformers returns; the first is the residual stream.
         laws: ``every`` method is tried on it in the project's own tests, or a ``covering`` choice, one of each kind.
         tiny: keys of the config of the tiny model on which laws and tests are tried, beside the sizes that
@@ -301,6 +321,7 @@ class FamilyFile(_Part):
     norm_offset: float = 0.0
     embedding_scale: Expression = "1.0"
     sublayer: SublayerRule = SublayerRule()
+    head: HeadRule = HeadRule()
     layer_outputs: int = 1
     laws: Literal["every", "covering"] = "covering"
     tiny: Values | None = None

@@ -63,13 +63,15 @@ class FusedSlot:
     """A matrix or bias inside a tensor of all experts of a layer.
 
     Args:
-        names: of that tensor on disk; the first is that of transformers.
+        names: of that tensor on disk, that of written files first.
+        parameter: its name in transformers.
         rows: shape [E, rows, columns] with rows first, or [E, rows].
         cut: part of one expert, as transformers has it.
         swapped: whether files have rows and columns the other way round.
     """
 
     names: tuple[str, ...]
+    parameter: str
     rows: tuple[int, ...]
     cut: Cut
     swapped: bool = False
@@ -103,7 +105,7 @@ class Layout:
     def placement(self, entry: TensorEntry) -> Placement:
         """Return where the transformers model keeps ``entry``; experts are fused into 3-D parameters there."""
         if entry.expert is not None and (slot := self.fused_slot(entry, experts=0)):
-            return Placement(slot.names[0], entry.expert, slot.cut)
+            return Placement(slot.parameter, entry.expert, slot.cut)
         return Placement(self._module_name(entry))
 
     def disk_names(self, entry: TensorEntry) -> tuple[str, ...]:
@@ -130,6 +132,7 @@ class Layout:
                 names = [name.format(layer=entry.layer) for name in rule.names]
                 return FusedSlot(
                     tuple(dict.fromkeys(one for name in names for one in self._either(name))),
+                    rule.parameter.format(layer=entry.layer),
                     (experts, entry.shape[0] * parts, *entry.shape[1:]),
                     Cut(rule.roles.index(entry.role), parts, rule.transposed, rule.interleaved),
                     rule.swapped,
@@ -171,7 +174,7 @@ class Layout:
 
     def experts_module(self, layer: int) -> str:
         """Return the transformers name of the module that runs the routed experts of a layer."""
-        return self.file.tensors.fused[0].names[0].rpartition(".")[0].format(layer=layer)
+        return self.file.tensors.fused[0].parameter.rpartition(".")[0].format(layer=layer)
 
     def router_module(self, layer: int) -> str:
         """Return the transformers name of the module that chooses the experts of a layer."""
@@ -246,7 +249,7 @@ class Layout:
         expert = next((rule.name for rule in tensors.moe if rule.role in EXPERT_ROLES), None)
         if expert is None:  # a dense family
             return modules
-        block = tensors.fused[0].names[0].rsplit(".", 2)[0]
+        block = tensors.fused[0].parameter.rsplit(".", 2)[0]
         return modules | {constant_template(TensorEntry(expert, "", (), "")): f"{block}.constant_experts"}
 
 

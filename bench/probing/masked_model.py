@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.calibration.resident import frozen_model
+from bench.models.output_head import OutputHead
 from methods.framework.stats import Array
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class MaskedModel:
             CheckpointError: as ``bench.calibration.resident.frozen_model``.
         """
         self._model, self._experts = frozen_model(checkpoint, device, dtype)
+        self._head = OutputHead.of(self._model)
         self._batches, self._device = batches, device
         self._original: dict[int, list[Tensor]] = {}
 
@@ -73,7 +75,7 @@ class MaskedModel:
             entropy, distance, targets = torch.zeros((), device=self._device), torch.zeros((), device=self._device), 0
             for index, ids_BS in enumerate(batch):
                 states_BSD = self._states(ids_BS)
-                logits_TV = self._model.get_output_embeddings()(states_BSD[:, :-1]).flatten(0, 1)
+                logits_TV = self._head(states_BSD[:, :-1]).flatten(0, 1)
                 entropy = entropy + F.cross_entropy(logits_TV.to(exact), ids_BS[:, 1:].flatten(), reduction="sum")
                 targets += logits_TV.shape[0]
                 if distill:
