@@ -1,7 +1,8 @@
 """Statistics of a large model that nobody measured: drawn layer by layer when a plan reads them, in the types of real ones.
 
-Experts come in clusters of about two: an expert's output is mostly that of its cluster, and so is its router row. All similarities
-follow from that. Shape letters: S sampled tokens, E routed experts, D hidden size, F expert width, R singular values.
+Experts come in clusters of about two: an expert's output is mostly that of its cluster, and so is its router row. All
+similarities follow from that. Shape letters: S sampled tokens, E routed experts, D hidden size, F expert width,
+R singular values.
 """
 
 from __future__ import annotations

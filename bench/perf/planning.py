@@ -2,8 +2,8 @@
 
     python -m bench.perf.planning [--size 48x128] [--methods NAME,...] [--tokens 4096] [--json results.json]
 
-No model is read: shapes come from a config, statistics are drawn (``bench.perf.drawn_stats``). Leaves with status 1 where a bar is
-missed.
+No model is read: shapes come from a config, statistics are drawn (``bench.perf.drawn_stats``). Leaves with status 1 where a bar
+is missed.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The squared change of each token's output for many sets of removed experts at once.
 
-A token's output depends on the removed experts only through the set that it chooses, and among many candidates few such sets differ.
-A chosen set is a whole number whose bits are places in the token's order of preference, and what it costs is remembered.
+A token's output depends on the removed experts only through the set that it chooses, and among many candidates few such sets
+differ. A chosen set is a whole number whose bits are places in the token's order of preference, and what it costs is remembered.
 
-Shape letters: S sampled tokens, s tokens of one piece, E routed experts, C candidates, K experts that a token chooses, n pairs of a
-token and a candidate.
+Shape letters: S sampled tokens, s tokens of one piece, E routed experts, C candidates, K experts that a token chooses, n pairs of
+a token and a candidate.
 """
 
 from __future__ import annotations

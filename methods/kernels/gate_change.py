@@ -1,7 +1,8 @@
 """How the weights of the experts' outputs change, token by token, when some experts are removed from a layer.
 
 Removing experts takes their rows out of the router: what is left is a softmax over fewer logits (or the same sigmoids) and
-a new top-k. Shape letters: S sampled tokens, s tokens of one piece, E routed experts, C candidates, X experts and maybe the target.
+a new top-k. Shape letters: S sampled tokens, s tokens of one piece, E routed experts, C candidates, X experts and maybe the
+target.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Removing one more expert changes nothing for tokens that do not choose it, and bringing one back nothing for those that prefer
 others. So what each token would lose is kept, and only tokens that a step reaches are computed again.
 
-Shape letters: S sampled tokens, s some of them, E routed experts, C candidates, K experts that a token chooses, N = K + 1, B batches.
+Shape letters: S sampled tokens, s some of them, E routed experts, C candidates, K experts that a token chooses, N = K + 1,
+B batches.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ class PreferredNeighbours:
         The last entry is what is chosen as it is. Nothing is subtracted, so that small sums beside large ones are exact.
         """
         scores_sN, cross_sN, inner_sNN = self._tokens.gathered(rows_s, places_sN)
-        square_sN = inner_sNN.reshape(len(rows_s), -1) @ self._pairs
+        square_sN = inner_sNN.reshape(len(rows_s), self._looked**2) @ self._pairs
         return Sums(scores_sN @ self._others, cross_sN @ self._others, square_sN)
 
     def _squares(self, rows_s: Indices, places_sN: Indices, sums: Sums) -> Array:

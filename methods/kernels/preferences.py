@@ -28,7 +28,7 @@ PAIRS_PIECE = 2**14
 
 
 PlacesOf = Callable[[tuple[Indices, ...]], Indices]
-"""From the indices of some entries of an array to the places that are chosen there, ``Preferences.places`` where there is none."""
+"""From the indices of some entries of an array to the places that are chosen there; ``Preferences.places`` is none."""
 
 
 class Sums(NamedTuple):
@@ -204,12 +204,14 @@ class Preferences:
         same = (self._rho_S[rows] - rho) ** 2 * sums.square if self.mass_matters else 0.0
         small = np.nonzero((found < CANCELLED * own) & ~kept)
         if len(small[0]):
-            rows_s, rho_s = (np.broadcast_to(each, found.shape)[small] for each in (rows, rho))
+            rows_s: Indices = np.broadcast_to(rows, found.shape)[small]
+            rho_s: Array = np.broadcast_to(rho, found.shape)[small]
             for start in range(0, len(rows_s), PAIRS_PIECE):
                 part = slice(start, start + PAIRS_PIECE)
                 at = tuple(axis[part] for axis in small)
                 found[at] = self._differences(rows_s[part], places(at), rho_s[part])
-        return np.maximum(np.where(kept, same, found), 0.0)
+        found = np.maximum(np.where(kept, same, found), 0.0)
+        return found
 
     def _differences(self, rows_s: Indices, places_sN: Indices, rho_s: Array) -> Array:
         """Return d^T K d, with d the weights before less the weights after: exact where changes cancel.

@@ -250,9 +250,9 @@ def test_never_negative_under_the_root() -> None:
     outputs = rng.normal(size=(200, 1, WIDTH)) + 1e-5 * rng.normal(size=(200, 4, WIDTH))
     gram = (outputs @ outputs.swapaxes(1, 2)).astype(np.float32)
     logits = rng.normal(size=(200, 4))
-    change, pieces = gate_change.RoutedGateChange(
-        Router(renormalise=True), 1, logits, gram, None, target=False
-    ).of(np.arange(200), masks([{0}], 4))
+    change, pieces = gate_change.RoutedGateChange(Router(renormalise=True), 1, logits, gram, None, target=False).of(
+        np.arange(200), masks([{0}], 4)
+    )
     assert (np.einsum("sxc,sxy,syc->sc", change, pieces, change) < 0).any()
     assert np.isfinite(SubsetLoss(Router(renormalise=True), 1, logits, gram).losses(masks([{0}], 4))).all()
 
