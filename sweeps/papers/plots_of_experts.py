@@ -158,7 +158,7 @@ def across_layers(wanted: Wanted) -> Drawn:
     models: dict[str, tuple[Sequence[int], Any]] = {}
     missing = []
     for one in wanted.measured:
-        found = across(one, wanted.source)
+        found = across(one, wanted.settings.calibration, wanted.source)
         if found is None:
             missing.append(f"{one.paper.title}: {_NOWHERE}")
         else:
