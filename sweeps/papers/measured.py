@@ -50,7 +50,9 @@ def text_of(place: StatisticFile, one: StandIn, settings: Conditions) -> Calibra
         one: the model.
         settings: of the figure.
     """
-    own = place.pocket_calibration if one.pocket else place.calibration
+    own = dict(place.pocket_calibration if one.pocket else place.calibration)
+    if not one.pocket and place.label in settings.texts:
+        own |= {"corpus": settings.texts[place.label], "sequences": settings.calibration.sequences}
     return validated({**settings.calibration.model_dump(), **own}, CalibrationConfig, place.label)
 
 

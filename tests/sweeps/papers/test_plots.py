@@ -88,7 +88,7 @@ def test_guessing_gets_one_of_the_answers_right() -> None:
 
 def test_the_loss_of_a_word_is_the_logarithm_of_its_perplexity() -> None:
     def row(label: str, method: str | None, x: float, perplexity: float) -> Row:
-        return Row(Line(label, method, x=x), {"text": Cell(100 * perplexity, 100 * 0.2)})
+        return Row(Line(label, method, x=x), {"text": Cell(perplexity, 0.2)})
 
     rows = (row("Baseline", None, 0.0, 4.0), row("merged", "m", 4.0, 16.0), row("merged", "m", 2.0, 8.0))
     line = losses(Filled(Block("Zoo", "zoo", (), (), ()), rows), "text", 8)["merged"]
