@@ -10,6 +10,7 @@ import datetime
 from collections.abc import Callable, Sequence
 
 from bench.applying.moments import cold_experts
+from bench.cards.model_card import write_card
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.content import stated_digest
 from bench.checkpoint.tokenizer_files import open_tokenizer
@@ -361,6 +362,8 @@ class Run:
             environment=environment(),
         )
         subject.record = self._settled(subject, record)
+        if method is not None and subject.path is not None:
+            write_card(subject.path, subject.record, config.evaluation)
         self.report(subject, subject.record.status)
 
     def _settled(self, subject: Subject, record: Record) -> Record:
