@@ -8,16 +8,19 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bench.applying.computed_by import computed_by
 from bench.applying.moments import moments_digest
 from bench.applying.shards import write_shards
+from bench.cards.model_card import SOURCE_COST, write_card
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.config_file import MODELOPT_FILE
 from bench.checkpoint.content import PLAN_FILE, plan_document
 from bench.store.staging import staged_folder
+from methods.framework.cost import cost_of
 from methods.framework.errors import CheckpointError, PlanError
 from methods.framework.inventory import Inventory
 from methods.framework.plan import Plan
@@ -93,6 +96,7 @@ def apply(
             _write_json(folder / "config.json", config)
             _write_json(folder / PLAN_FILE, _plan_document(checkpoint, plan, origin, measured, maker, provenance))
             seal(folder, expected)
+            write_card(folder)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and _is_done(out, plan, origin, measured, maker):
             return out  # another process finished the same work first
@@ -156,7 +160,8 @@ def _plan_document(
         provenance: added to it.
     """
     document: dict[str, Any] = json.loads(plan.dumps())
-    history: dict[str, Any] = {**(provenance or {}), "source": dict(origin)}
+    sizes = asdict(cost_of(checkpoint.inventory))
+    history: dict[str, Any] = {**(provenance or {}), "source": dict(origin), SOURCE_COST: sizes}
     for own in ("moments", "computed_by"):
         history.pop(own, None)
     if maker is not None:

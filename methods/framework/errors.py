@@ -66,3 +66,7 @@ class TimingError(MoebenchError):
 
 class RecordError(MoebenchError):
     """A record cannot be read or written, or would overwrite another."""
+
+
+class PublishError(MoebenchError):
+    """A checkpoint could not be sent to the hub; the message is the reason."""
