@@ -40,6 +40,12 @@ class BlockDrop(Method):
         """The cosine over one layer, or those over any number of layers."""
         return frozenset({"block_cosine" if self.variant == "discrete" else "hidden_cosine"})
 
+    def refuse(self, inventory: Inventory) -> str | None:
+        """Refuse models whose config cannot state that a decoder layer is gone."""
+        if inventory.whole_depth is not None and removed_count(self.keep, len(inventory.layers)):
+            return f"decoder layers of this model cannot be dropped: {inventory.whole_depth}"
+        return super().refuse(inventory)
+
     def decide(self, inventory: Inventory, stats: Stats) -> list[LayerPlan]:
         """Drop the most similar layers; ties drop the earlier one."""
         layers = len(inventory.layers)

@@ -18,7 +18,8 @@ class LayerDrop(Method):
     """Drop the MoE sub-layers whose output is most similar to their input; attention stays.
 
     S_l = mean over tokens of cos(x, x + MoE(norm(x))) with ``similarity='residual'``, the paper's choice; the ablation
-    ``'module'`` takes cos(h, MoE(h)) on the MoE's own input and output. ``keep`` is the share of MoE sub-layers.
+    ``'module'`` takes cos(h, MoE(h)) on the MoE's own input and output. ``keep`` is the share of MoE sub-layers; of a model
+    without experts, that of its dense sub-layers, as the paper does for comparison.
 
     *Source*: arXiv 2406.02500, section 3.2 (Layer Drop), S^(NM) and S^(M).
     """
@@ -40,7 +41,7 @@ class LayerDrop(Method):
     def decide(self, inventory: Inventory, stats: Stats) -> list[LayerPlan]:
         """Drop the most similar sub-layers; ties drop the earlier one."""
         (need,) = self.needs
-        moe = inventory.moe_layers
-        scores = np.array([float(stats.layer(need, index)) for index in moe])
-        dropped = {moe[i] for i in top(scores, removed_count(self.keep, len(moe)))}
+        layers = inventory.droppable_layers
+        scores = np.array([float(stats.layer(need, index)) for index in layers])
+        dropped = {layers[i] for i in top(scores, removed_count(self.keep, len(layers)))}
         return [LayerPlan(drop="moe" if index in dropped else "none") for index in range(len(inventory.layers))]

@@ -174,6 +174,8 @@ class AWQ(Quantising):
 
     def refuse(self, inventory: Inventory) -> str | None:
         """Refuse norms into which no scale can be folded, and attentions of which nobody knows what reads the scaled inputs."""
+        if any(entry.role == "norm.mlp_bias" for entry in inventory.tensors()):
+            return "the norm before the experts has a bias, which a scale of what the experts read does not reach here"
         if inventory.norm_offset:
             return (
                 f"the norm before the experts multiplies by its stored weight plus {inventory.norm_offset:g}, into which no "

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from methods.framework.errors import ConfigError, RefusedError
-from sweeps.final import best_rows
 from sweeps.journal import open_study
-from sweeps.outcome import TrialRow, front, signs
+from sweeps.outcome import TrialRow, best_rows, front, signs
 from sweeps.planner import LayerPlanner
 from sweeps.sweep_config import CONFIG, SweepConfig, load_sweep
 

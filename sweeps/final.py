@@ -13,25 +13,12 @@ from methods.framework.plan import Plan
 from sweeps.budget import Limits
 from sweeps.candidate import Candidate
 from sweeps.objective import TextObjective
-from sweeps.outcome import CHOICE, TrialRow
+from sweeps.outcome import CHOICE, TrialRow, best_rows
 from sweeps.resident import Resident, Windows
 from sweeps.sweep_config import SweepConfig
 
 if TYPE_CHECKING:
     from sweeps.losses import Reals
-
-
-def best_rows(rows: Sequence[TrialRow], label: str, sign: float, count: int) -> list[TrialRow]:
-    """Return the best complete trials of different plans.
-
-    Args:
-        rows: all trials.
-        label: the objective that counts.
-        sign: -1 where a large value is good.
-        count: trials wanted.
-    """
-    complete = [row for row in rows if row.state == "complete" and row.same_as is None]
-    return sorted(complete, key=lambda row: (sign * row.scores[label], row.number))[:count]
 
 
 def choose(config: SweepConfig, rows: Sequence[TrialRow], resident: Resident, store: Path) -> None:

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 CHOICE = "choice.json"
 """File of the choice among the best trials, beside the study."""
 
+FRONT, BEST = "front.json", "best.json"
+"""Files that list the front and, of one objective, the best trials; each lists plan files in a folder of its own name."""
+
+MOST_KEPT = 16
+"""Best trials of a study whose plan files are kept, unless ``promote`` asks for more."""
+
 STATES = {"COMPLETE": "complete", "PRUNED": "refused", "FAIL": "failed", "RUNNING": "running", "WAITING": "queued"}
 
 
@@ -103,6 +109,7 @@ class SweepResult:
         folder: holds ``study.journal``, ``trials.csv``, ``front.json`` and the plans of the front.
         rows: all trials, by number.
         front: the best trial, or with several objectives those that no other beats in all; equal plans appear once.
+        best: with one objective the best trials of different plans, the best first; with several none.
         origin: what plans of the front have in common as their provenance.
     """
 
@@ -110,6 +117,7 @@ class SweepResult:
     folder: Path
     rows: tuple[TrialRow, ...]
     front: tuple[TrialRow, ...]
+    best: tuple[TrialRow, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     def count(self, state: str) -> int:
@@ -122,15 +130,29 @@ def signs(directions: Mapping[str, str]) -> dict[str, float]:
     return {label: -1.0 if direction == "maximize" else 1.0 for label, direction in directions.items()}
 
 
+def best_rows(rows: Sequence[TrialRow], label: str, sign: float, count: int | None = None) -> list[TrialRow]:
+    """Return the best complete trials of different plans, the best first and among equals the earlier.
+
+    Args:
+        rows: all trials.
+        label: the objective that counts.
+        sign: -1 where a large value is good.
+        count: trials wanted; None: all.
+    """
+    complete = [row for row in rows if row.state == "complete" and row.same_as is None]
+    return sorted(complete, key=lambda row: (sign * row.scores[label], row.number))[:count]
+
+
 def front(rows: Sequence[TrialRow], directions: Mapping[str, str]) -> tuple[TrialRow, ...]:
     """Return the complete trials that no other dominates, one for each plan; with one objective only the first best."""
+    factors = signs(directions)
+    if len(factors) == 1:
+        return tuple(best_rows(rows, *next(iter(factors.items())), 1))
     points = [
-        (row, tuple(sign * row.scores[label] for label, sign in signs(directions).items()))
+        (row, tuple(factor * row.scores[label] for label, factor in factors.items()))
         for row in rows
         if row.state == "complete" and row.same_as is None
     ]
-    if len(directions) == 1 and points:
-        return (min(points, key=lambda point: (point[1], point[0].number))[0],)
     return tuple(row for row, mine in points if not any(_dominates(other, mine) for _, other in points))
 
 
@@ -143,16 +165,54 @@ def outcome(config: SweepConfig, study: Study, store: Path) -> SweepResult:
         store: folder of the store.
 
     Raises:
-        RecordError: the disk refuses.
+        RecordError: the disk refuses, or the file of the choice is damaged.
     """
+    folder = config.folder(store)
     rows = tuple(TrialRow.of(trial) for trial in study.get_trials(deepcopy=False))
-    best = front(rows, dict(zip(config.labels, config.directions, strict=True)))
-    if (choice := read_choice(config.folder(store))) is not None and len(config.labels) == 1:
-        best = tuple(row for row in rows if row.number == choice.get("chosen") and row.state == "complete") or best
+    directions = dict(zip(config.labels, config.directions, strict=True))
+    shown = front(rows, directions)
+    best: tuple[TrialRow, ...] = ()
+    if len(directions) == 1:
+        kept = max(MOST_KEPT, 0 if config.promote is None else config.promote.top or 0)
+        best = ranked(rows, directions, folder)[:kept]
+        shown = best[:1]
     origin = {"title": config.rule, "budget": {one.of: one.keep for one in config.budget}}
-    result = SweepResult(config.name, config.folder(store), rows, best, origin)
+    result = SweepResult(config.name, folder, rows, shown, best, origin)
     write_outcome(result, Store(store).plans)
     return result
+
+
+def ranked(rows: Sequence[TrialRow], directions: Mapping[str, str], folder: Path) -> tuple[TrialRow, ...]:
+    """Return the complete trials of different plans of a study with one objective, the best first.
+
+    Where the best were compared on other text, those come first, the chosen one before all; others follow as they were
+    measured in the search.
+
+    Args:
+        rows: all trials.
+        directions: direction of the objective by its label.
+        folder: of the study, with the choice among the best, where there is one.
+
+    Raises:
+        RecordError: the file of the choice is damaged.
+    """
+    ((label, sign),) = signs(directions).items()
+    order, choice = best_rows(rows, label, sign), read_choice(folder)
+    if choice is None:
+        return tuple(order)
+    try:
+        compared = {int(entry["trial"]): sign * float(entry["choice"]) for entry in choice["trials"]}
+        chosen = int(choice["chosen"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise RecordError(
+            f"{folder / CHOICE} is not the choice of a sweep ({type(error).__name__}: {error}); remove it and start the "
+            "sweep once more, which makes the choice anew"
+        ) from error
+
+    def place(row: TrialRow) -> tuple[bool, bool, float]:
+        return row.number != chosen, row.number not in compared, compared.get(row.number, 0.0)
+
+    return tuple(sorted(order, key=place))
 
 
 def read_choice(folder: Path) -> Mapping[str, Any] | None:
@@ -170,19 +230,28 @@ def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def write_outcome(result: SweepResult, plans: Path) -> None:
-    """Write ``trials.csv``, ``front.json`` and ``front/<digest>.json`` (a plan with provenance), each in one atomic
-    step.
+    """Write ``trials.csv``, the front and the best trials, each file in one atomic step.
+
+    ``front.json`` lists the front, ``front/<digest>.json`` are its plans with provenance; ``best`` likewise.
 
     Args:
         result: the study.
         plans: folder with the plans of all trials by digest.
 
     Raises:
-        RecordError: the disk refuses, or a plan of the front is not there.
+        RecordError: the disk refuses, or a plan that is listed is not there.
     """
     write_atomically(result.folder / "trials.csv", _csv(result.rows))
+    _list(result, FRONT, result.front, plans)
+    if result.best:
+        _list(result, BEST, result.best, plans)
+
+
+def _list(result: SweepResult, file: str, rows: Sequence[TrialRow], plans: Path) -> None:
+    """Write the plan files of trials into a folder, then the file that lists them; then remove what it does not list."""
+    name = Path(file).stem
     listed = []
-    for row in result.front:
+    for row in rows:
         path = plans / f"{row.plan}.json"
         try:
             plan = json.loads(path.read_text())
@@ -192,14 +261,13 @@ def write_outcome(result: SweepResult, plans: Path) -> None:
                 "study again under another name"
             ) from error
         own = {"sweep": result.name, "trial": row.number, "knobs": row.knobs, "scores": row.scores}
-        file = f"front/{str(row.plan)[:16]}.json"
-        write_json(result.folder / file, {**plan, "provenance": {**result.origin, **own}})
-        listed.append({**own, "plan": row.plan, "file": file, "sizes": row.sizes})
-    write_json(result.folder / "front.json", {"front": listed})
-    current = {f"{str(row.plan)[:16]}.json" for row in result.front}
-    for path in (result.folder / "front").glob("*.json"):
-        if path.name not in current:
-            path.unlink()
+        place = f"{name}/{str(row.plan)[:16]}.json"
+        write_json(result.folder / place, {**plan, "provenance": {**result.origin, **own}})
+        listed.append({**own, "plan": row.plan, "file": place, "sizes": row.sizes})
+    write_json(result.folder / file, {name: listed})
+    for path in (result.folder / name).glob("*.json"):
+        if f"{name}/{path.name}" not in {entry["file"] for entry in listed}:
+            path.unlink(missing_ok=True)
 
 
 def _csv(rows: Sequence[TrialRow]) -> str:

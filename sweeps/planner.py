@@ -119,12 +119,27 @@ def in_depth(values: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     return {knob: tuple(own) for knob, own in found.items()}
 
 
+def _text(shared: Mapping[str, Any]) -> str:
+    """Return shared parameters as the text of a key."""
+    return repr(sorted(shared.items()))
+
+
+def _of_all(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters that all layers share."""
+    return {name: value for name, value in parameters.items() if ".layer." not in name}
+
+
 class LayerPlanner(Planner):
     """Plans whose layers choose for themselves, put together from a menu; drawn are levels, and knobs that all share."""
 
     @cached_property
     def _menus(self) -> dict[str, Menu]:
         """Menus made so far, one for each setting of the shared knobs."""
+        return {}
+
+    @cached_property
+    def _spaces(self) -> dict[str, LevelSpace]:
+        """Assignments of these menus; a draw asks for one many times."""
         return {}
 
     @property
@@ -137,8 +152,8 @@ class LayerPlanner(Planner):
 
     def menu(self, parameters: Mapping[str, Any]) -> Menu:
         """Return the menu of the shared knobs in ``parameters``; those that are missing have the method's defaults."""
-        shared = {name: value for name, value in parameters.items() if ".layer." not in name}
-        key = repr(sorted(shared.items()))
+        shared = _of_all(parameters)
+        key = _text(shared)
         if key not in self._menus:
             knobs = shared_knobs(self.steps, shared) if shared else [dict(step.fixed) for step in self.steps]
             steps = [MenuStep(step.kind, own, step.layered) for step, own in zip(self.steps, knobs, strict=True)]
@@ -147,7 +162,10 @@ class LayerPlanner(Planner):
 
     def space(self, parameters: Mapping[str, Any]) -> LevelSpace:
         """Return the assignments of levels, with the limits that draws are brought onto."""
-        return self.limits.space(self.menu(parameters))
+        key = _text(_of_all(parameters))
+        if key not in self._spaces:
+            self._spaces[key] = self.limits.space(self.menu(parameters))
+        return self._spaces[key]
 
     def drawn(self, parameters: Mapping[str, Any], as_stated: bool = False) -> Drawn:
         """Return the plan of drawn parameters, on the budget where that projects."""
@@ -173,9 +191,8 @@ class LayerPlanner(Planner):
         """
         menu = self.menu(parameters)
         plan = menu.plan(levels_A)
-        shared = {name: value for name, value in parameters.items() if ".layer." not in name}
         return Drawn(
-            {**shared, **in_depth(menu.space.values(levels_A))},
+            {**_of_all(parameters), **in_depth(menu.space.values(levels_A))},
             plan,
             self.limits.sizes(plan) | self.limits.timed(self.space(parameters), levels_A),
             tuple(int(level) for level in levels_A),

@@ -1,4 +1,4 @@
-"""From a study to the settings of a run: its front as plan files, on its model, with its calibration."""
+"""From a study to the settings of a run: its front or its best plans as files, on its model, with its calibration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.settings.run_settings import RunConfig
 from bench.settings.strict import validated
 from methods.framework.errors import ConfigError, RecordError, UnknownNameError
 from methods.framework.outside import an_object, read_json
-from sweeps.outcome import signs
+from sweeps.outcome import BEST, FRONT, MOST_KEPT, signs
 from sweeps.promotion import Promotion, filled
 from sweeps.sweep_config import CONFIG, SweepConfig, load_sweep
 from sweeps.task_guard import check_objectives
@@ -44,38 +44,51 @@ def study_folder(study: str, store: Path) -> Path:
 
 
 def best_plans(config: SweepConfig, folder: Path, top: int | None = None) -> list[Path]:
-    """Return the plan files of a study's front, the best first.
+    """Return plan files of a study, the best first.
 
-    The best has the best first objective; the next objective decides between equals.
+    With one objective they are those of its best trials, with several those of its front, of which the best has the best
+    first objective, and the next objective decides between equals.
 
     Args:
         config: the study.
         folder: its folder.
-        top: how many; None: all, but at most ``MOST``.
+        top: how many; None: of one objective the best one, of several the front, but at most ``MOST``.
 
     Raises:
-        RecordError: ``front.json`` is missing or damaged.
-        ConfigError: the front is empty.
+        RecordError: the file that lists them is missing or damaged.
+        ConfigError: there are none, or fewer were kept than are asked for.
     """
-    path, remedy = folder / "front.json", "start the sweep once more (`moebench sweep FILE`), which writes it"
-    document = an_object(read_json(path, RecordError, remedy, infinite=True), str(path), RecordError, remedy)
-    factors = signs(dict(zip(config.labels, config.directions, strict=True)))
-    try:
-        places = [
-            (*(factor * entry["scores"][label] for label, factor in factors.items()), entry["trial"])
-            for entry in document["front"]
-        ]
-        files = [folder / str(entry["file"]) for entry in document["front"]]
-    except (LookupError, TypeError) as error:
-        raise RecordError(
-            f"{path} is not the front of {config.name} ({type(error).__name__}: {error}); {remedy}"
-        ) from error
-    if not files:
+    if len(config.labels) == 1 and (top is not None and top > 1):
+        entries = _listed(config, folder / BEST)
+        if top > len(entries) >= MOST_KEPT:
+            raise ConfigError(
+                f"study {config.name} keeps the plans of its {len(entries)} best trials, and {top} are asked for; ask for "
+                f"fewer, or say `promote: {{top: {top}}}` in its file and start the sweep once more (no trial is repeated)"
+            )
+    else:
+        entries = _listed(config, folder / FRONT)
+        factors = signs(dict(zip(config.labels, config.directions, strict=True)))
+        entries.sort(key=lambda one: (*(factor * one[1][label] for label, factor in factors.items()), one[0]))
+    if not entries:
         raise ConfigError(
             f"study {config.name} has no complete trial yet; go on with its sweep (`moebench sweep FILE`)"
         )
-    ordered = [file for _, file in sorted(zip(places, files, strict=True))]
-    return ordered[: MOST if top is None else top]
+    return [folder / file for _, _, file in entries[: MOST if top is None else top]]
+
+
+def _listed(config: SweepConfig, path: Path) -> list[tuple[int, dict[str, float], str]]:
+    """Return number, scores and plan file of the trials that a file lists, in its order."""
+    remedy = "start the sweep once more (`moebench sweep FILE`), which writes it"
+    document = an_object(read_json(path, RecordError, remedy, infinite=True), str(path), RecordError, remedy)
+    try:
+        return [
+            (int(entry["trial"]), {label: float(entry["scores"][label]) for label in config.labels}, str(entry["file"]))
+            for entry in document[path.stem]
+        ]
+    except (LookupError, TypeError, ValueError) as error:
+        raise RecordError(
+            f"{path} is not the {path.stem} of {config.name} ({type(error).__name__}: {error}); {remedy}"
+        ) from error
 
 
 def promoted_run(
@@ -94,13 +107,13 @@ def promoted_run(
     Args:
         study: name of a sweep in the store, or its folder.
         store: folder of the store.
-        top: plans of the front, the best first; None: as ``promote`` says, else all, at most ``MOST``.
-        plans: plan files instead of the front.
+        top: plans, the best first; None: as ``promote`` says, else the front, at most ``MOST``.
+        plans: plan files instead of the study's.
         given: settings of a run that are other than those.
 
     Raises:
         ConfigError: no such study, a setting that is not allowed, or tasks that were an objective of the search.
-        RecordError: the study has no readable front.
+        RecordError: the study has no readable front, or no list of its best trials.
     """
     folder = study_folder(study, store)
     config = load_sweep(folder / CONFIG)

@@ -16,9 +16,11 @@ _OF_THE_STUDY = {"tasks": "report", "include_path": "include_path", "dtype": "dt
 
 
 class Promotion(Strict):
-    """Plans of the front that become ordinary runs."""
+    """Plans of a study that become ordinary runs."""
 
-    top: int | None = Field(default=None, ge=1, description="plans, the best first; None: the whole front, at most 8")
+    top: int | None = Field(
+        default=None, ge=1, description="best plans of one objective, or plans of the front; None: the front, at most 8"
+    )
     evaluation: EvaluationConfig = Field(
         default=EvaluationConfig(), description="what is scored; tasks, include_path, dtype and device as in the study"
     )

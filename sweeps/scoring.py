@@ -45,6 +45,20 @@ class Named:
     content: str
 
 
+def order(cells: int, worker: int, workers: int) -> list[int]:
+    """Return the numbers of all cells as one worker goes through them: its own share, then the others' from the end.
+
+    So two who help each other meet late.
+
+    Args:
+        cells: how many there are.
+        worker: number of this process.
+        workers: of all.
+    """
+    own = range(worker, cells, workers) if worker < workers else range(0)
+    return [*own, *(number for number in reversed(range(cells)) if number not in own)]
+
+
 class Scoring:
     """Cells of one space, measured on the resident model. The meter keeps each answer, so none is measured twice."""
 
@@ -87,12 +101,8 @@ class Scoring:
             workers: of all.
             advance: called after each cell.
         """
-        numbered = list(enumerate(self.cells))
-        own = [cell for number, cell in numbered if number % workers == worker]
-        # From the end, so that two who help each other meet late.
-        others = [cell for number, cell in reversed(numbered) if number % workers != worker]
-        for done, cell in enumerate([*own, *others], start=1):
-            self.value(self.assignment(cell))
+        for done, number in enumerate(order(len(self.cells), worker, workers), start=1):
+            self.value(self.assignment(self.cells[number]))
             advance(done, len(self.cells))
 
     def table(self, named: Named) -> Table:

@@ -19,6 +19,7 @@ from transformers.initialization import no_init_weights
 
 from bench.applying.in_memory import realised
 from bench.applying.resident_layer import ResidentLayer
+from bench.applying.sliced_router import of_rows
 from bench.experts.grouped import preferred
 from bench.experts.stored_module import CompressedExperts
 from bench.models.load import DroppedBlock, built_block
@@ -52,7 +53,7 @@ def stored_block(model: PreTrainedModel, inventory: Inventory, index: int, plan:
     with torch.device(model.device), no_init_weights():
         block = built_block(type(resident.block), resident.family, layer, _config_of(resident, layer), model.config)
     _give_values(block, resident, own.layers[0])
-    experts = getattr(block, _last(resident.family.experts_module(index)))
+    experts = getattr(block, resident.family.experts_module(index).rpartition(".")[2])
     if isinstance(experts, CompressedExperts):
         experts.finish(grouped=all(map(preferred, experts.parameters())))
     return block.eval()
@@ -92,15 +93,15 @@ def _config_of(resident: ResidentLayer, layer: LayerInventory) -> Any:
 def _give_values(block: nn.Module, resident: ResidentLayer, plan: LayerPlan) -> None:
     """Give a new block the source's router and shared experts, in the source's types, and random matrices for the rest."""
     known = dict(resident.block.state_dict(keep_vars=True))
-    of_router = set(resident.family.router_attributes())
-    router = _last(resident.family.router_module(resident.index))
+    above, router = resident.family.mlp_modules(resident.index)[1], resident.family.router_module(resident.index)
+    inside = f"{router.removeprefix(f'{above}.')}."
+    of_router = {inside + name: role for name, role in resident.family.router_attributes().items()}
     rows = None if plan.rows is None else torch.tensor(plan.rows, device=resident.model.device)
     weights = next(iter(known.values())).dtype
     for name, tensor in (*block.named_parameters(), *block.named_buffers()):
         source = known.get(name)
-        path, _, attribute = name.rpartition(".")
-        if source is not None and rows is not None and _last(path) == router and attribute in of_router:
-            source = source[rows]
+        if source is not None and rows is not None and name in of_router:
+            source = of_rows(source, rows, of_router[name])
         if source is not None and source.shape == tensor.shape:
             tensor.data = source.detach().clone()
         elif tensor.is_floating_point():
@@ -112,7 +113,3 @@ def _give_values(block: nn.Module, resident: ResidentLayer, plan: LayerPlan) -> 
 def _random(tensor: Tensor) -> Tensor:
     """Return ``tensor`` filled so that products keep the size of their inputs; tiny numbers would be slow."""
     return tensor.normal_(std=max(1, tensor.shape[-1]) ** -0.5)
-
-
-def _last(path: str) -> str:
-    return path.rpartition(".")[2]

@@ -51,7 +51,7 @@ def run_sweep(
             if lacking(study, config.trials) or unchosen:
                 bind_code(study, config, folder)
                 if resident is None and (config.jobs > 1 or not isinstance(config.executor, Local)):
-                    run_workers(config, study, store=store, progress=progress)
+                    run_workers(config, study, store=store, progress=progress, advance=advance)
                 else:
                     work(config, study, store=store, progress=progress, advance=advance, resident=resident)
         finally:

@@ -14,6 +14,7 @@ from sweeps.journal import open_study
 from sweeps.outcome import outcome
 from sweeps.storages import answering
 from sweeps.sweep_config import load_sweep
+from sweeps.tally import Tally
 from sweeps.task_guard import check_objectives
 from sweeps.trials import work
 
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         study = open_study(config, config.folder(options.store))
         with answering(config.storage):
             try:
-                work(config, study, store=options.store, worker=options.worker)
+                advance = Tally(config.folder(options.store), options.worker)
+                work(config, study, store=options.store, worker=options.worker, advance=advance)
             finally:
                 outcome(config, study, options.store)
     except MoebenchError as error:

@@ -10,8 +10,10 @@ from bench.store.store import write_json
 from methods.framework.errors import EvaluationError
 from sweeps.executor import Worker, stop, wait
 from sweeps.outcome import TrialRow
+from sweeps.scoring import Advance
 from sweeps.stages import lacking
 from sweeps.sweep_config import CONFIG, SweepConfig
+from sweeps.tally import Tallies
 from sweeps.trials import Progress
 
 if TYPE_CHECKING:
@@ -41,8 +43,15 @@ def arguments(config: Path, store: Path, worker: int | str) -> tuple[str, ...]:
     return (str(config), "--store", str(store), "--worker", str(worker))
 
 
-def run_workers(config: SweepConfig, study: Study, *, store: Path, progress: Progress | None = None) -> None:
-    """Start ``config.jobs`` workers, report trials as they finish, and wait for all.
+def run_workers(
+    config: SweepConfig,
+    study: Study,
+    *,
+    store: Path,
+    progress: Progress | None = None,
+    advance: Advance = lambda done, number: None,
+) -> None:
+    """Start ``config.jobs`` workers, report cells of the score table and trials as they finish, and wait for all.
 
     A worker that dies leaves its trial to the others. On Ctrl-C all are asked to stop, and give back their trials.
 
@@ -51,6 +60,7 @@ def run_workers(config: SweepConfig, study: Study, *, store: Path, progress: Pro
         study: its study, open.
         store: folder of the store.
         progress: called with each finished trial.
+        advance: called with the measurements of the score table that are done, and their number.
 
     Raises:
         EvaluationError: every worker failed; the message holds the end of a log.
@@ -61,10 +71,12 @@ def run_workers(config: SweepConfig, study: Study, *, store: Path, progress: Pro
         for number in range(config.jobs)
     ]
     told: set[int] = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
+    table = _Reported(Tallies(path.parent, config.jobs), advance)
     handles = config.executor.submit(workers)
     try:
         while True:
             alive = any(handle.poll() is None for handle in handles)
+            table.report()
             _report(study, told, progress)
             if not lacking(study, config.trials):
                 wait(handles, _END)
@@ -72,6 +84,7 @@ def run_workers(config: SweepConfig, study: Study, *, store: Path, progress: Pro
             if not alive:
                 break
             time.sleep(_POLL)
+        table.report()
         _report(study, told, progress)
     finally:
         stop(handles)
@@ -84,6 +97,22 @@ def run_workers(config: SweepConfig, study: Study, *, store: Path, progress: Pro
             f"{[worker.number for worker in failed[:1]]}: {lines[-1] if lines else 'no message'}. Logs: "
             f"{path.parent}/worker-*.log. Complete trials are kept; start the same sweep again"
         )
+
+
+class _Reported:
+    """Passes on how far the score table is, where that has changed, until it is complete."""
+
+    def __init__(self, tallies: Tallies, advance: Advance) -> None:
+        self._tallies, self._advance = tallies, advance
+        self._last: tuple[int, int] | None = None
+
+    def report(self) -> None:
+        if self._last is not None and self._last[0] == self._last[1]:
+            return
+        now = self._tallies.read()
+        if now is not None and now != self._last:
+            self._last = now
+            self._advance(*now)
 
 
 def _report(study: Study, told: set[int], progress: Progress | None) -> None:

@@ -60,7 +60,10 @@ class Filled:
 
     @property
     def missing(self) -> list[str]:
-        """One sentence for each row without a number of ours."""
+        """One sentence for each row without a number of ours, or for the model where all lack one for the same reason."""
+        reasons = {row.missing for row in self.rows}
+        if len(self.rows) > 1 and len(reasons) == 1 and None not in reasons:
+            return [f"{self.block.title}: {reason}" for reason in reasons]
         return [f"{self.block.title}, {row.line.label}: {row.missing}" for row in self.rows if row.missing]
 
 
@@ -191,3 +194,21 @@ def _score(record: Record, column: Column, metrics: Sequence[str]) -> Score | No
 
 def _scaled(gap: Difference) -> Difference:
     return Difference(100 * gap.value, 100 * gap.low, 100 * gap.high, gap.p)
+
+
+def series_of_column(filled: Filled, column: str) -> dict[str, list[tuple[float, Cell]]]:
+    """Return the measured points of each series in one column, from left to right; the uncompressed model begins each.
+
+    Args:
+        filled: the rows of one model.
+        column: name of the column.
+    """
+    base: list[tuple[float, Cell]] = []
+    found: dict[str, list[tuple[float, Cell]]] = {}
+    for row in filled.rows:
+        cell = row.cells.get(column, Cell())
+        if cell.ours is None or row.line.x is None:
+            continue
+        points = base if row.line.method is None else found.setdefault(row.line.label, [])
+        points.append((row.line.x, cell))
+    return {label: sorted([*base, *points], key=lambda point: point[0]) for label, points in found.items()}

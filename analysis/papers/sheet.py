@@ -73,6 +73,7 @@ class Block:
         columns: of what was measured.
         paper_columns: of what the paper prints.
         metrics: admitted metrics of a task, the preferred first.
+        chance: mean of what guessing scores in the tasks that were measured, in percent; None where that is not known.
     """
 
     title: str
@@ -81,6 +82,7 @@ class Block:
     paper_columns: tuple[Column, ...]
     lines: tuple[Line, ...]
     metrics: tuple[str, ...] = ("acc_norm", "acc")
+    chance: float | None = None
 
     @property
     def comparable(self) -> bool:
@@ -105,6 +107,7 @@ class Sheet:
         lost: what no copy of the paper tells, in sentences.
         untold: settings that the paper leaves open, in sentences.
         small: whether small models of another language stand for the paper's.
+        said: sentences that stand elsewhere on the page, and are not repeated.
     """
 
     name: str
@@ -115,3 +118,4 @@ class Sheet:
     lost: tuple[str, ...] = ()
     untold: tuple[str, ...] = ()
     small: bool = False
+    said: frozenset[str] = frozenset()

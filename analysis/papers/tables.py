@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from analysis.formatting import NONE, fixed, interval
 from analysis.inference import Z95
@@ -22,6 +22,9 @@ SMALL = (
 )
 """Said on every table and figure that pocket models were measured for."""
 
+BESIDE = "./"
+"""Beginning of the address of a file that lies beside a table or figure."""
+
 Lines = list[list[str]]
 
 
@@ -33,43 +36,67 @@ def markdown(sheet: Sheet, blocks: Sequence[Filled]) -> str:
         blocks: its models, filled.
     """
     parts = [f"## {heading(sheet)}", f"{sheet.title}. Source of the printed numbers: {sheet.source}."]
-    if sheet.small:
+    if sheet.small and SMALL not in sheet.said:
         parts.append(SMALL)
     for filled in blocks:
         parts += _block(filled)
     return "\n\n".join([*parts, *_notes(sheet, blocks)]) + "\n"
 
 
-def _notes(sheet: Sheet, blocks: Sequence[Filled]) -> list[str]:
-    """Return what is lost, what differs from the paper, what it leaves open, and what is missing here."""
-    parts = []
-    if lost := [f"- {text}" for text in sheet.lost]:
-        parts.append("Lost:\n\n" + "\n".join(lost))
-    notes = dict.fromkeys((*sheet.departs, *(note for filled in blocks for row in filled.rows for note in row.notes)))
-    if notes:
-        parts.append("How this differs from the paper:\n\n" + "\n".join(f"- {markdown_cell(note)}" for note in notes))
-    if untold := [f"- {text}" for text in sheet.untold]:
-        parts.append("Left open by the paper:\n\n" + "\n".join(untold))
-    missing = [text for filled in blocks for text in filled.missing]
-    if missing:
-        parts.append("Not here:\n\n" + "\n".join(f"- {markdown_cell(text)}" for text in dict.fromkeys(missing)))
+def common(small: bool, departs: Sequence[str], untold: Sequence[str]) -> list[str]:
+    """Return the paragraphs that a page says once for all its tables and figures.
+
+    Args:
+        small: whether small models of another language stand for the paper's.
+        departs: how all of it differs from the paper, in sentences.
+        untold: settings that the paper leaves open, in sentences.
+    """
+    parts = [SMALL] * small
+    if departs:
+        parts.append("All of it differs from the paper in this:\n\n" + _list(map(markdown_cell, departs)))
+    if untold:
+        parts.append("Left open by the paper:\n\n" + _list(untold))
     return parts
 
 
-def figure_text(sheet: Sheet, blocks: Sequence[Filled], picture: str | None) -> str:
-    """Return the section of a curve: the picture with its caption, and what a reader needs beside it.
+def _list(texts: Iterable[str]) -> str:
+    return "\n".join(f"- {text}" for text in texts)
+
+
+def _notes(sheet: Sheet, blocks: Sequence[Filled]) -> list[str]:
+    """Return what is lost, what differs from the paper, what it leaves open, and what is missing here."""
+    parts = []
+    if sheet.lost:
+        parts.append("Lost:\n\n" + _list(sheet.lost))
+    notes = dict.fromkeys((*sheet.departs, *(note for filled in blocks for row in filled.rows for note in row.notes)))
+    if own := [markdown_cell(note) for note in notes if note not in sheet.said]:
+        parts.append("How this differs from the paper:\n\n" + _list(own))
+    if untold := [text for text in sheet.untold if text not in sheet.said]:
+        parts.append("Left open by the paper:\n\n" + _list(untold))
+    if missing := dict.fromkeys(text for filled in blocks for text in filled.missing):
+        parts.append("Not here:\n\n" + _list(map(markdown_cell, missing)))
+    return parts
+
+
+def figure_text(sheet: Sheet, blocks: Sequence[Filled], picture: str | None, captions: Sequence[str] = ()) -> str:
+    """Return the section of a figure: the picture with its caption, and what a reader needs beside it.
 
     Args:
         sheet: what the figure is.
         blocks: its models, filled.
-        picture: address of the figure; None where there is none.
+        picture: address of the figure, beside which lie its values; None where there is none.
+        captions: what else the caption says, without the full stop.
     """
     parts = [f"## {heading(sheet)}", f"{sheet.title}, after {sheet.source}."]
-    if sheet.small:
+    if sheet.small and SMALL not in sheet.said:
         parts.append(SMALL)
     if picture is not None:
         parts.append(f"![{sheet.title}]({picture})")
-        parts += [f"{one.block.title}: {about(one)}; bars are 1.96 standard errors." for one in blocks if one.items[1]]
+        values = picture.rsplit(".", 1)[0] + ".csv"
+        said = dict.fromkeys(about(one) for one in blocks if one.items[1])
+        told = [*said, "bars: 95 % intervals over the items (1.96 standard errors)"] if said else []
+        caption = ". ".join(text[0].upper() + text[1:] for text in (*captions, *told))
+        parts.append(f"{caption}. All values: [{values.removeprefix(BESIDE)}]({values}).")
     return "\n\n".join([*parts, *_notes(sheet, blocks)]) + "\n"
 
 
@@ -151,8 +178,10 @@ def about(filled: Filled) -> str:
     """Return how many items were scored and which seeds the calibration had, in words."""
     low, high = filled.items
     items = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    tasks = sum(column.kind == "task" for column in filled.block.columns)
+    each = f"each of {tasks} tasks" if tasks > 1 else "the task"
     seeds = ", ".join(map(str, filled.seeds)) or "none"
-    return f"{items} items of each task; seeds of the calibration: {seeds}" if high else "nothing scored"
+    return f"{items} items of {each}; seeds of the calibration: {seeds}" if high else "nothing scored"
 
 
 def _block(filled: Filled) -> list[str]:

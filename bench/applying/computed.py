@@ -15,7 +15,7 @@ from bench.applying.moments import constants
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.tensor_files import TORCH_DTYPES
 from bench.experts.lazy import lazily
-from methods.framework.inventory import EXPERT_ROLES, Inventory, TensorEntry
+from methods.framework.inventory import EXPERT_BIAS_ROLES, EXPERT_ROLES, Inventory, TensorEntry
 from methods.framework.layer_plan import LayerPlan, Merge
 from methods.framework.stats import Stats
 from methods.framework.transfer import (
@@ -28,7 +28,7 @@ from methods.framework.transfer import (
     SlimmedLinear,
     Transfer,
 )
-from methods.kernels.merging import ExpertMatrices, averaged, merged
+from methods.kernels.merging import ExpertMatrices, averaged, merged, merged_bias
 
 
 class Recipes:
@@ -61,6 +61,8 @@ class Recipes:
         if isinstance(recipe, ScaledInputs):
             return self._scaled(transfer, recipe).to(dtype)
         if isinstance(recipe, MergedExpert):
+            if transfer.source.role in EXPERT_BIAS_ROLES:
+                return self._merged_bias(transfer.source, recipe).to(dtype)
             matrices = self._merge(transfer.source.layer, recipe.merge)
             return matrices[EXPERT_ROLES.index(transfer.source.role)].to(dtype)
         if isinstance(recipe, Dequantised):
@@ -121,6 +123,12 @@ class Recipes:
             self._merged = None  # frees the one before
             self._merged = (layer, merge), merged(merge, lazily(self._reader(layer), merge.members))
         return self._merged[1]
+
+    def _merged_bias(self, source: TensorEntry, recipe: MergedExpert) -> Tensor:
+        assert source.layer is not None
+        biases = [self._checkpoint.read(entry).to(self._device) for entry in recipe.sources]
+        members = lazily(self._reader(source.layer), recipe.merge.members)
+        return merged_bias(recipe.merge, members, biases, source.role != EXPERT_BIAS_ROLES[2])
 
     def _reader(self, layer: int) -> Read:
         """Return what reads an expert of a layer of the source."""

@@ -5,7 +5,7 @@ Letters: T tokens, E experts of the source layer, S router rows that stay, K exp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,9 @@ from bench.applying.layer_maker import LayerMaker, Read
 from bench.applying.linear_maker import LinearMaker
 from bench.applying.made_experts import MadeExperts
 from bench.applying.moments import check_moments, constants
-from bench.applying.resident_layer import ResidentLayer
+from bench.applying.resident_biases import overwrite_biases
+from bench.applying.resident_layer import ResidentLayer, nothing
+from bench.applying.sliced_router import let_choose
 from bench.checkpoint.tensor_files import TORCH_DTYPES
 from bench.experts.lazy import lazily
 from bench.experts.mapped import SKIPS, ExpertMap
@@ -30,41 +32,10 @@ from methods.framework.transfer import SCALED_ROLES, AveragedRows, averaged_rows
 from methods.kernels.merging import ExpertMatrices, averaged, merged
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 _FLAG = "_moebench_plan"
-
-
-class _SlicedRouter:
-    """Stands for a router module in its own ``forward``: rows of the removed experts are gone, the rest is delegated.
-
-    The family's own routing code (softmax or sigmoid, groups, correction bias, scaling) thus sees what it would see in
-    the written checkpoint. Rows are gathered at each call, so that the module keeps the only lasting copy.
-
-    Args:
-        router: the module.
-        rows: rows that stay, shape (S,).
-        top_k: experts per token.
-        per_expert: attributes of the module whose first axis is the expert.
-        own: those of them that are computed instead of gathered.
-    """
-
-    def __init__(
-        self, router: nn.Module, rows: Tensor, top_k: int, per_expert: Collection[str], own: dict[str, Tensor]
-    ) -> None:
-        self._router = router
-        self._rows = rows
-        self._per_expert = per_expert
-        self._own = own
-        self.top_k = top_k
-        self.num_experts = len(rows)
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._router, name)
-        if name in self._own:
-            return self._own[name].to(value.device)
-        return value[self._rows.to(value.device)] if name in self._per_expert and value is not None else value
 
 
 @contextmanager
@@ -129,7 +100,7 @@ def _realise_layer(
     if beside is not None:
         _overwrite_linears(undo, resident, beside)
     if plan.drop == "moe":
-        _set(undo, resident.block, "forward", torch.zeros_like)
+        _set(undo, resident.block, "forward", partial(nothing, resident.family.file.block_outputs))
     elif plan.experts is not None or plan.top_k is not None:
         _slice_router(undo, resident, plan, top_k, scale_D)
     if plan.expert_map is not None:
@@ -141,65 +112,32 @@ def _slice_router(
 ) -> None:
     """Let the router choose among the rows that stay; ``scale_D`` is what averages of them are scaled by."""
     layer, router = resident.layer, resident.router()
-    weight = router.get_parameter("weight")
-    rows = torch.tensor(plan.rows if plan.rows is not None else range(layer.rows), device=weight.device)
+    rows = torch.tensor(
+        plan.rows if plan.rows is not None else range(layer.rows), device=next(router.parameters()).device
+    )
     own: dict[str, Tensor] = {}
     if plan.rows is not None and plan.router == "mean":
-        own = _averages(resident, router, averaged_rows(plan.rows, plan.merges), scale_D)
-    sliced = _SlicedRouter(router, rows, top_k, resident.family.router_attributes(), own)
-    arguments = [own.get(role) for role in resident.family.router_arguments()]
-    _set(undo, router, "forward", _sliced_forward(router, sliced, rows, layer.rows, arguments))
+        own = _averages(resident, averaged_rows(plan.rows, plan.merges), scale_D)
+    _set(undo, router, "forward", let_choose(resident, router, rows, top_k, own))
+    if resident.family.file.router.in_block:
+        _set(undo, resident.block, "top_k", top_k)
 
 
-def _averages(
-    resident: ResidentLayer, router: nn.Module, recipe: AveragedRows, scale_D: Tensor | None
-) -> dict[str, Tensor]:
+def _averages(resident: ResidentLayer, recipe: AveragedRows, scale_D: Tensor | None) -> dict[str, Tensor]:
     """Return the averaged per-expert attributes of a router, scaled and rounded as in the written checkpoint."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, role in resident.family.router_attributes().items():
-        if (value := getattr(router, name, None)) is not None:
-            mean = averaged(recipe, value.detach())
+        for entry in resident.layer.with_role(role):
+            value = resident.tensor(entry)
+            mean = averaged(recipe, value.detach().reshape(entry.shape))
             if scale_D is not None and role in SCALED_ROLES:
                 mean = scaled(mean, role, scale_D)
-            found[name] = mean.to(resident.dtypes[role]).to(value.dtype)
+            found[name] = mean.to(resident.dtypes[role]).to(value.dtype)[(None,) * entry.unit_axes]
     for role in resident.family.router_arguments():
         for entry in resident.layer.with_role(role):
             value = resident.tensor(entry)
             found[role] = averaged(recipe, value.detach()).to(resident.dtypes[role]).to(value.dtype)
     return found
-
-
-def _sliced_forward(
-    router: nn.Module, sliced: _SlicedRouter, rows: Tensor, experts: int, arguments: Sequence[Tensor | None]
-) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """Return a forward that routes as ``sliced`` does and answers in the numbering of the source.
-
-    Args:
-        router: the module.
-        sliced: what stands for it.
-        rows: rows that stay, shape (S,).
-        experts: of the source.
-        arguments: what stands for the tensors of all experts that it is given beside its input; None: their rows.
-    """
-    original: Callable[..., tuple[Tensor, Tensor, Tensor]] = type(router).forward
-
-    def forward(hidden_TD: Tensor, *given: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        inputs = [_rows(value, rows, own) for value, own in zip(given, arguments, strict=False)]
-        logits_TS, weights_TK, chosen_TK = original(sliced, hidden_TD, *inputs)
-        here = rows.to(chosen_TK.device)
-        # Consumers of router logits (`output_router_logits`) count experts by column, so removed ones stay as -inf.
-        logits_TE = logits_TS.new_full((logits_TS.shape[0], experts), float("-inf"))
-        logits_TE[:, here] = logits_TS
-        return logits_TE, weights_TK, here[chosen_TK]
-
-    return forward
-
-
-def _rows(value_E: Tensor | None, rows: Tensor, own: Tensor | None) -> Tensor | None:
-    """Return the rows of a tensor of all experts, or what stands for them; None where the model has none."""
-    if value_E is None:
-        return None
-    return value_E[rows.to(value_E.device)] if own is None else own.to(value_E.device)
 
 
 @torch.no_grad()
@@ -225,8 +163,7 @@ def _overwrite(
         What their inputs are scaled by; None where they are not.
     """
     resident.check_experts()
-    # Places that were overwritten already, since one expert may be made of others.
-    before: dict[int, ExpertMatrices] = {}
+    before: dict[int, ExpertMatrices] = {}  # places that are overwritten, since one expert may be made of others
 
     def read(expert: int) -> ExpertMatrices:
         return before[expert] if expert in before else resident.matrices(expert)
@@ -240,6 +177,7 @@ def _overwrite(
         for place, old, value in zip(places, before[expert], made, strict=True):
             undo.callback(_write, place, old)
             place.copy_(value)
+    overwrite_biases(undo, resident, plan, read)
     if maker is None or plan.bits is None or plan.bits.kernel != "awq":
         return None
     # Averages of router rows are scaled where they are made, so that they are rounded once.

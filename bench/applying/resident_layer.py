@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -71,12 +71,15 @@ class ResidentLayer:
             router: nn.Module | None = self._module(path)
         except AttributeError:
             router = None
-        weight = getattr(router, "weight", None)
-        if router is None or weight is None or not hasattr(router, "top_k") or weight.shape[0] != self.layer.rows:
+        name = next(name for name, role in self.family.router_attributes().items() if role == "router.weight")
+        weight = None if router is None else dict(router.named_parameters()).get(name)
+        chooses = self.block if self.family.file.router.in_block else router
+        if weight is None or not hasattr(chooses, "top_k") or weight.shape[0] != self.layer.rows:
             raise PlanError(
                 f"cannot realise a plan on {type(self.block).__name__}: expected a router `{path.rpartition('.')[2]}` with "
-                f"`top_k` and a weight of {self.layer.rows} rows, {WRITE_INSTEAD}"
+                f"`top_k` and a {name} of {self.layer.rows} rows, {WRITE_INSTEAD}"
             )
+        assert router is not None
         return router
 
     def tensor(self, entry: TensorEntry) -> Tensor:
@@ -111,6 +114,12 @@ class ResidentLayer:
     def _module(self, path: str) -> nn.Module:
         found: nn.Module = self.model.get_submodule(path)
         return found
+
+
+def nothing(outputs: int, hidden_BSD: Tensor) -> Any:
+    """Return what a dropped block of so many ``outputs`` returns."""
+    zeros = torch.zeros_like(hidden_BSD)
+    return zeros if outputs == 1 else (zeros, *(None for _ in range(outputs - 1)))
 
 
 def _named(model: nn.Module, name: str) -> Tensor:

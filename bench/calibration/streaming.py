@@ -173,7 +173,7 @@ class StreamedPass:
             return residual_TD
         if sums is not None:
             sums.entered(residual_TD)
-        output_TD = self._feed_forward(layer, mlp_input_TD, sums, plan, means_ED)
+        output_TD = attention.added(self._feed_forward(layer, mlp_input_TD, sums, plan, means_ED))
         if sums is not None:
             sums.sublayer(residual_TD, mlp_input_TD, output_TD)
         residual_TD += output_TD

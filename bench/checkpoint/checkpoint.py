@@ -155,6 +155,17 @@ class Checkpoint:
         values = dequantised(entry, [self._files.read(span, None) for span in spans])
         return _finite(values if rows is None else values[list(rows)], entry, self.path)
 
+    def piece(self, entry: TensorEntry, piece: int = 0) -> torch.Tensor:
+        """Return a piece of a tensor as it lies in the files, codes as they are.
+
+        Raises:
+            CheckpointError: the file was cut, or values are not finite.
+        """
+        spans = self.spans(entry)
+        span = spans[piece]
+        values = self._files.read(span, None)
+        return values if span.dtype not in FLOATS else _finite(values, entry, self.path)
+
     def read_into(self, entry: TensorEntry, out: torch.Tensor, rows: Sequence[int] | None = None) -> None:
         """Read a tensor (or its ``rows``) into ``out``: straight into its memory, or with conversion to its dtype.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.families.layout import Cut
 from methods.framework.errors import CheckpointError
 from methods.framework.inventory import BYTES_PER_ELEMENT
 from methods.framework.outside import an_object, open_regular, parse_json
@@ -18,26 +19,35 @@ _LONGEST_HEADER = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where the values of a tensor lie: a contiguous run of bytes in a file."""
+    """Where the values of a tensor lie: a contiguous run of bytes in a file, or what ``cut`` takes of such a run."""
 
     file: Path
     offset: int
     nbytes: int
     dtype: str
     shape: tuple[int, ...]
+    cut: Cut | None = None
+
+    def of_expert(self, index: int, cut: Cut) -> Span:
+        """Return the part ``cut`` of ``[index]``, of a tensor that holds all experts of a layer."""
+        if cut.is_run:
+            rows = self.shape[1] // cut.parts
+            return self.part(index, cut.part * rows, rows)
+        size = self.nbytes // self.shape[0]
+        return Span(self.file, self.offset + index * size, size, self.dtype, self.shape[1:], cut)
 
     def part(self, index: int, start: int, rows: int) -> Span:
-        """Return ``[index, start:start + rows]`` of a 3-D tensor; it is contiguous.
+        """Return ``[index, start:start + rows]`` of a tensor of two axes or more; it is contiguous.
 
         Args:
             index: along the first axis.
             start: first row of that matrix.
             rows: number of rows.
         """
-        _, height, width = self.shape
-        item = BYTES_PER_ELEMENT[self.dtype]
+        _, height, *columns = self.shape
+        item, width = BYTES_PER_ELEMENT[self.dtype], math.prod(columns)
         offset = self.offset + (index * height + start) * width * item
-        return Span(self.file, offset, rows * width * item, self.dtype, (rows, width))
+        return Span(self.file, offset, rows * width * item, self.dtype, (rows, *columns))
 
     def runs(self, rows: Sequence[int] | None) -> Iterator[tuple[int, int]]:
         """Yield (offset, length) in bytes of the ``rows`` of the first axis, neighbours joined; None means all."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.checkpoint.headers import Span
 from bench.families.family import Family
+from bench.families.layout import FusedSlot
 from bench.families.source_formats import stored_formats
 from bench.families.stored_formats import COMPANIONS, VALUES, Scheme, StoredFormats
 from methods.framework.errors import CheckpointError
-from methods.framework.inventory import Inventory, Piece, Storage, TensorEntry
+from methods.framework.inventory import PASSED_ROLE, Inventory, Piece, Storage, TensorEntry
 
 FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
 
@@ -38,14 +39,15 @@ def located(
     Raises:
         CheckpointError: a tensor is missing, of another shape or type, or none of the model's.
     """
-    search = _Search(family, headers, path, stored_formats(expected.config))
+    search = _Search(family, headers, path, stored_formats(family.language_config(expected.config)))
     outer = tuple(search.locate(entry, 0) for entry in expected.outer)
     layers = tuple(
         replace(layer, tensors=tuple(search.locate(entry, layer.experts) for entry in layer.tensors))
         for layer in expected.layers
     )
+    passed = search.passed(family.passed(expected.config))
     search.refuse_differences(expected)
-    return replace(expected, outer=outer, layers=layers), search.spans
+    return replace(expected, outer=(*outer, *passed), layers=layers), search.spans
 
 
 @dataclass
@@ -76,7 +78,10 @@ class _Search:
         if span is None:
             self.missing.append(entry.name)
             return entry
-        self._check_shape(entry.name, span, entry.shape)
+        if span.cut is None:
+            self._check_shape(entry.name, span, entry.file_shape)
+        if entry.unit_axes:
+            span = replace(span, shape=entry.shape)
         if span.dtype != entry.dtype and not {span.dtype, entry.dtype} <= FLOATS:
             raise CheckpointError(
                 f"{self.path}: {entry.name} holds {span.dtype}, but the config asks for {entry.dtype}. Codes of few bits "
@@ -85,6 +90,27 @@ class _Search:
         found = entry if span.dtype == entry.dtype else replace(entry, dtype=span.dtype)
         self.spans[found] = (span,)
         return found
+
+    def passed(self, globs: Sequence[str]) -> tuple[TensorEntry, ...]:
+        """Return the tensors of the larger model around a language model, by name, which are not looked into.
+
+        Raises:
+            CheckpointError: there are none.
+        """
+        names = sorted(name for name in self.headers if any(fnmatch.fnmatch(name, glob) for glob in globs))
+        if globs and not names:
+            raise CheckpointError(
+                f"{self.path} says that it holds more than a language model, but has no tensors called {' or '.join(globs)}; "
+                "fetch it again, or save the language model with a config of its own"
+            )
+        found = []
+        for name in names:
+            span = self.headers[name]
+            entry = TensorEntry(name.replace("{", "{{").replace("}", "}}"), PASSED_ROLE, span.shape, span.dtype)
+            self.spans[entry] = (span,)
+            self.used.add(name)
+            found.append(entry)
+        return tuple(found)
 
     def refuse_differences(self, expected: Inventory) -> None:
         """Refuse files that lack tensors, or hold tensors that nothing asked for."""
@@ -119,8 +145,8 @@ class _Search:
 
     def _as_fused_codes(self, entry: TensorEntry, experts: int) -> TensorEntry | None:
         """Return ``entry`` as it is stored, where the files hold codes of all ``experts`` of its layer in one tensor."""
-        slot = self.family.fused_slot(entry, experts)
         scheme = next((one for one, _ in self.formats.schemes if one.fused), None) if self.formats is not None else None
+        slot = self.family.fused_slot(entry, experts) if scheme is not None and entry.expert is not None else None
         if slot is None or scheme is None or entry.expert is None:
             return None
         for name in slot.names:
@@ -136,13 +162,10 @@ class _Search:
                         f"{self.path}: {name} is stored as {scheme.format}, and {name}_{piece.name} is not in the files; fetch "
                         "the checkpoint again"
                     )
-                groups = slot.shape[2] // scheme.group[1]
-                self._check_shape(
-                    f"{name}_{piece.name}", span, (*slot.shape[:2], groups, *((16,) if piece.name == "blocks" else ()))
-                )
+                self._check_shape(f"{name}_{piece.name}", span, fused_codes(slot, piece))
                 self.used.add(f"{name}_{piece.name}")
-                flat = replace(span, shape=(*slot.shape[:2], piece.shape[1]))
-                spans.append(flat.part(entry.expert, slot.start, entry.shape[0]))
+                flat = replace(span, shape=(*slot.rows[:2], piece.shape[1]))
+                spans.append(flat.of_expert(entry.expert, replace(slot.cut, transposed=False)))
             found = replace(entry, stored=storage)
             self.spans[found] = tuple(spans)
             return found
@@ -216,12 +239,19 @@ class _Search:
             if slot is not None and name in self.headers:
                 self.used.add(name)
                 whole = self.headers[name]
-                if whole.shape != slot.shape or entry.expert is None:
+                cut = slot.cut_of(whole.shape)
+                if cut is None or entry.expert is None:
                     raise CheckpointError(
-                        f"{name} has shape {list(whole.shape)}, but the config asks for {list(slot.shape)}"
+                        f"{name} has shape {list(whole.shape)}, but the config asks for {list(slot.shape(slot.on_disk))}"
                     )
-                return whole.part(entry.expert, slot.start, entry.shape[0])
+                return whole.of_expert(entry.expert, cut)
         return None
+
+
+def fused_codes(slot: FusedSlot, piece: Piece) -> tuple[int, ...]:
+    """Return the shape of the tensor that holds ``piece`` of all experts: bytes of codes lie in sixteens, each with a scale."""
+    columns = piece.shape[1]
+    return (*slot.rows[:2], *((columns // 16, 16) if piece.name == "blocks" else (columns,)))
 
 
 def _may_stand(dtype: str, piece: Piece) -> bool:

@@ -61,7 +61,7 @@ def outline(path: Path) -> Outline:
         NotMoEError: no routed experts, or of an unknown family.
     """
     config = read_config(path)
-    whole = {key: value for key, value in config.items() if key != QUANTISATION_KEY}
+    whole = _without_quantisation(config)
     family = family_of(whole)
     inventory = family.inventory(whole)
     stored = _stored(config)
@@ -72,9 +72,19 @@ def outline(path: Path) -> Outline:
     return Outline(path, config, family, inventory, stored, compared)
 
 
+def _without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config that says nothing about few bits, neither of the model nor of a part of it."""
+    return {
+        key: _without_quantisation(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key != QUANTISATION_KEY
+    }
+
+
 def _stored(config: Mapping[str, Any]) -> str | None:
     """Return in a few words how the files hold quantised weights; None where nothing states a quantisation."""
-    stated = config.get(QUANTISATION_KEY)
+    parts = (config, *(value for value in config.values() if isinstance(value, dict)))
+    stated = next((part[QUANTISATION_KEY] for part in parts if part.get(QUANTISATION_KEY) is not None), None)
     if stated is None:
         return None
     part = an_object(stated, f"{QUANTISATION_KEY} of config.json", CheckpointError)
@@ -108,7 +118,7 @@ def _compare(inventory: Inventory, family: Family, names: Collection[str], path:
     if quantised:
         stems = {name.removesuffix(".weight") for name in used}
         used |= {name for name in names if (match := _QUANTISED.fullmatch(name)) and match["module"] in stems}
-    globs = family.ignorable(inventory.config)
+    globs = (*family.ignorable(inventory.config), *family.passed(inventory.config))
     left = [name for name in names if name not in used and not any(fnmatch.fnmatch(name, glob) for glob in globs)]
     if left:
         raise CheckpointError(

@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,9 @@ class Files:
 
     def chunks(self, span: Span, rows: Sequence[int] | None) -> Iterator[memoryview]:
         """Yield the bytes of ``span`` (or of its ``rows``) in order; a chunk is valid until the next is taken."""
+        if span.cut is not None:
+            yield _bytes(self.read(span, rows))
+            return
         for offset, length in span.runs(rows):
             yield from self.run(span.file, offset, length)
 
@@ -109,6 +113,9 @@ class Files:
             rows: indices along its first axis; None copies all.
             descriptor: of a file that is open for writing.
         """
+        if span.cut is not None:
+            write_all(descriptor, _bytes(self.read(span, rows)))
+            return
         source = self.descriptor(span.file)
         for offset, length in span.runs(rows):
             done = 0
@@ -126,6 +133,11 @@ class Files:
 
     def read(self, span: Span, rows: Sequence[int] | None) -> torch.Tensor:
         """Return ``span`` (or its ``rows``) as a tensor in the dtype of the file."""
+        if span.cut is not None:
+            whole = torch.empty(span.shape, dtype=TORCH_DTYPES[span.dtype])
+            self.load(replace(span, cut=None), None, whole)
+            part: torch.Tensor = span.cut.of(whole)
+            return (part if rows is None else part[list(rows)]).contiguous()
         shape = span.shape if rows is None else (len(rows), *span.shape[1:])
         out = torch.empty(shape, dtype=TORCH_DTYPES[span.dtype])
         self.load(span, rows, out)
@@ -139,6 +151,9 @@ class Files:
             rows: indices along its first axis; None reads all.
             out: of the shape of what is read, on any device.
         """
+        if span.cut is not None:
+            out.copy_(self.read(span, rows))
+            return
         dtype = TORCH_DTYPES[span.dtype]
         if out.dtype == dtype and out.is_contiguous() and out.device.type == "cpu":
             buffer, done = _bytes(out), 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.checkpoint.headers import Span
 from bench.families.family import Family
+from bench.families.wrapped_config import wrapped_name
 from methods.framework.errors import CheckpointError
 from methods.framework.inventory import Inventory
 from methods.framework.outside import open_regular
@@ -32,7 +33,8 @@ def check_tied(inventory: Inventory, family: Family, headers: Mapping[str, Span]
     if not inventory.tied_embeddings:
         return
     outer = {entry.role: entry.name for entry in inventory.outer}
-    heads = [rule.name for rule in family.file.tensors.outer if rule.role == "head"]
+    own = [rule.name for rule in family.file.tensors.outer if rule.role == "head"]
+    heads = dict.fromkeys((*own, *(wrapped_name(family.file, name) for name in own)))
     embedding = headers.get(outer["embedding"])
     for name in heads:
         head = headers.get(name)

@@ -40,6 +40,10 @@ def inspect(
             else f"config.json and the {found.compared} names of the index"
         )
         out.print(f"told by {against}; there are no weights")
+        if passed := found.family.passed(found.config):
+            out.print(
+                f"a language model within a larger one, whose own tensors ({', '.join(passed)}) are not counted below"
+            )
         if stored is not None:
             out.print(f"its files hold weights as {stored}; bytes below are those of {_types(inventory)}")
     else:

@@ -50,12 +50,12 @@ def paper(
     """Run or resume the rows of a table, or the points of a figure, and write it as printed; exit with 1 where a run failed."""
     from bench.records.derived import write_derived
     from bench.settings.timing_settings import TimingConfig
-    from sweeps.papers.making import Order, make, page, write
+    from sweeps.papers.making import Made, Order, make, page, whole, write
     from sweeps.papers.shelf import read_paper
     from sweeps.papers.stand_in import POCKET
 
-    whole = read_paper(name)
-    names = list(whole.exhibits) if exhibit == ALL else [exhibit]
+    known = read_paper(name)
+    names = list(known.exhibits) if exhibit == ALL else [exhibit]
     family = None if model == POCKET else _family(model)
     show: Callable[[GridConfig], GridResult] | None = None
     results: list[GridResult] = []
@@ -71,18 +71,20 @@ def paper(
     timing = TimingConfig(enabled=time)
     order = Order(model, place, family, taken_from or store, show, timing, given, {"workers": workers})
     for one in names:
-        whole.exhibit(one)
-    sections = []
+        known.exhibit(one)
+    paragraphs: list[str] = []
+    if exhibit == ALL:
+        order, paragraphs = whole(known, order)
+    sections: dict[str, Made] = {}
     for one in names:
-        made = make(whole, one, order)
-        sections.append(made.section)
+        made = sections[one] = make(known, one, order)
         for path in write(made, one, out / name, alone=exhibit != ALL):
             console().print(path, soft_wrap=True, highlight=False)
         for text in made.missing:
             console().print(f"not here: {text}", soft_wrap=True, highlight=False, markup=False)
     if exhibit == ALL:
-        whole_page = write_derived(out / f"{name}.md", page(whole, sections).encode())
-        console().print(whole_page, soft_wrap=True, highlight=False)
+        written = write_derived(out / f"{name}.md", page(known, sections, paragraphs).encode())
+        console().print(written, soft_wrap=True, highlight=False)
     if any(result.counts["failed"] or result.counts["cancelled"] for result in results):
         raise typer.Exit(1)
 

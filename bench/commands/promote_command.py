@@ -1,4 +1,4 @@
-"""``moebench promote``: the front of a study becomes ordinary runs."""
+"""``moebench promote``: the front of a study, or its best plans, become ordinary runs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ KEPT = "finished checkpoints, scores and timings are kept in the store; the same
 def promote(
     given: Given,
     study: Annotated[str, typer.Argument(help="name of a sweep in the store, or its folder")],
-    top: Annotated[int | None, typer.Option(min=1, help="plans of the front, the best first; all (at most 8)")] = None,
-    plan: Annotated[list[Path], typer.Option(help="plan file instead of the front; may be repeated")] = [],  # noqa: B006  # typer reads it
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help="best trials of one objective, or plans of the front; default: the front, at most 8"),
+    ] = None,
+    plan: Annotated[list[Path], typer.Option(help="plan file instead of the study's; may be repeated")] = [],  # noqa: B006  # typer reads it
     timing: Annotated[bool | None, typer.Option("--time/--no-time", help="time under vLLM")] = None,
     store: StoreOption = DEFAULT_STORE,
     track: TrackOption = None,

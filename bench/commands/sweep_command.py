@@ -31,8 +31,7 @@ def sweep(
         promote_study(config.name, store, track)
     elif result.front:
         where = "" if store == DEFAULT_STORE else f" --store {store}"
-        console().print(
-            f"next: `moebench promote {config.name}{where}` runs the front", soft_wrap=True, highlight=False
-        )
+        what = "runs the best trial, with `--top N` the N best" if result.best else "runs the front"
+        console().print(f"next: `moebench promote {config.name}{where}` {what}", soft_wrap=True, highlight=False)
     if result.count("failed"):
         raise typer.Exit(1)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from bench.families.config_values import shown
@@ -24,6 +25,7 @@ from bench.families.form_config import FORM_KEY, form_document
 from bench.families.known_families import expert_keys
 from bench.families.quantization_config import quantization_config
 from bench.families.stored_config import stored_config
+from bench.families.wrapped_config import is_wrapped, wrapped_name
 from methods.framework.errors import CheckpointError, PlanError
 from methods.framework.inventory import EXPERT_ROLES, Inventory, LayerInventory, Packing
 from methods.framework.linears import whole_linear
@@ -153,8 +155,11 @@ def compressed_config(family: FamilyFile, config: Mapping[str, Any], plan: Plan,
     for index, layer in enumerate(result.layers):
         if override := _override(family, written, layer):
             overrides[str(index)] = override
-    stock = config.get("architectures") or ([family.architecture] if family.architecture else [])
-    stock = [name.removeprefix(PREFIX) for name in stock]
+    stock = [name.removeprefix(PREFIX) for name in config.get("architectures") or [family.architecture] if name]
+    if family.wrapper is not None:
+        # Some tools state the larger model's class for a language model that they saved alone, which then loads nowhere.
+        architecture = family.wrapper.architecture if is_wrapped(family, result.config) else family.architecture
+        stock = [architecture] if architecture else stock
     if overrides:
         # Transformers wants a value for the whole model of every key that some layers state and others do not.
         stated = {key for override in overrides.values() for key in override}
@@ -165,7 +170,9 @@ def compressed_config(family: FamilyFile, config: Mapping[str, Any], plan: Plan,
         written["architectures"] = stock
     written.update(family.result)
     if any(entry.stored for entry in result.tensors()):
-        written[QUANTISATION_KEY] = stored_config(config, plan, result)
+        written[QUANTISATION_KEY] = stored_config(
+            config, plan, result, any(rule.written for rule in family.tensors.fused)
+        )
     bits = {index: layer.form.bits for index, layer in enumerate(result.layers) if layer.form and layer.form.bits}
     linears = _packed_linears(result)
     if bits or linears:
@@ -175,9 +182,10 @@ def compressed_config(family: FamilyFile, config: Mapping[str, Any], plan: Plan,
                 "of the 16-bit checkpoint in few bits"
             )
         tensors = family.tensors
-        experts = [rule.name for rule in tensors.moe if rule.role in EXPERT_ROLES]
+        named = partial(wrapped_name, family) if is_wrapped(family, result.config) else str
+        experts = [named(rule.name) for rule in tensors.moe if rule.role in EXPERT_ROLES]
         rules = (*tensors.outer, *tensors.layer, *tensors.dense, *tensors.moe)
-        others = [rule.name for rule in rules if rule.role not in EXPERT_ROLES]
+        others = [named(rule.name) for rule in rules if rule.role not in EXPERT_ROLES]
         written[QUANTISATION_KEY] = quantization_config(experts, others, bits, linears)
     return written
 
@@ -224,7 +232,7 @@ def _drop_blocks(family: FamilyFile, written: dict[str, Any], survivors: list[in
             ]
     for key in (*family.keys.per_layer_lists, *family.keys.derived_lists):
         values = written.get(key)
-        if values is not None:
+        if isinstance(values, list):
             written[key] = [values[index] for index in survivors]
     written[family.keys.layers] = len(survivors)
     if family.layers.kinds is not None:
@@ -239,4 +247,13 @@ def _drop_blocks(family: FamilyFile, written: dict[str, Any], survivors: list[in
         written[family.layers.dense_prefix] = len(dense)
     if family.layers.dense_list is not None:
         written[family.layers.dense_list] = dense
+        written.update(family.layers.neutral)
+    if family.layers.span is not None:
+        sparse = [index for index in range(len(survivors)) if index not in dense]
+        if sparse != list(range(sparse[0], sparse[0] + len(sparse)) if sparse else []):
+            raise PlanError(
+                f"dense layers {dense} stand between layers with experts, which {family.name} configs cannot state"
+            )
+        first, last = family.layers.span
+        written.update({first: sparse[0], last: sparse[-1]} if sparse else {first: len(survivors), last: 0})
         written.update(family.layers.neutral)

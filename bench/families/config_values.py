@@ -6,7 +6,7 @@ Everything here is looked at before anything is counted out or built, so that a 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from methods.framework.errors import CheckpointError
@@ -80,19 +80,23 @@ ACTIVATIONS = (
 """Activations of experts that transformers knows by these names, but for those with parameters of their own."""
 
 
-def check_values(config: Mapping[str, Any], counts: Iterable[str] = ()) -> None:
+def check_values(config: Mapping[str, Any], counts: Iterable[str] = (), lists: Collection[str] = ()) -> None:
     """Check types and ranges of the keys that families, transformers and engines read; keys nobody reads may hold anything.
 
     Args:
         config: the parsed config.json.
         counts: further keys that hold whole numbers.
+        lists: keys that may also hold a list with an entry for each layer.
 
     Raises:
         CheckpointError: names the key, what it holds and what it may hold.
     """
     for key in (*WHOLE, *counts):
         value = config.get(key)
-        if value is not None and (type(value) is not int or value < 0):
+        if key in lists and isinstance(value, list):
+            if not _all(value, int) or min(value, default=0) < 0 or len(value) != config.get("num_hidden_layers"):
+                raise _refused(key, value, "integers from 0 on, one for each layer")
+        elif value is not None and (type(value) is not int or value < 0):
             raise _refused(key, value, "an integer from 0 on")
     for key in SWITCHES:
         if not isinstance(config.get(key), bool | None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from types import CodeType
@@ -59,7 +60,7 @@ def _one(values: Any) -> Any:
     return values[0]
 
 
-_FUNCTIONS = {"one": _one}
+_FUNCTIONS = {"one": _one, "sqrt": math.sqrt}
 
 
 class _Names(dict[str, Any]):
@@ -81,7 +82,7 @@ def names(values: Mapping[str, Any], *more: Mapping[str, Any]) -> dict[str, Any]
 def parse(text: str) -> CodeType:
     """Compile ``text`` after checking that it holds only names, constants, arithmetic, comparison and logic.
 
-    ``key[layer]`` is an entry of a list, ``one(key)`` the value that all of its entries have.
+    ``key[layer]`` is an entry of a list, ``one(key)`` the value that all of its entries have, ``sqrt(key)`` a root.
 
     Raises:
         ConfigError: not an expression, or it calls anything else, or reads attributes.
@@ -95,7 +96,7 @@ def parse(text: str) -> CodeType:
         if called or not isinstance(node, _ALLOWED):
             raise ConfigError(
                 f"{text!r}: {type(node).__name__} is not allowed; use names, constants, + - * // %, comparisons, "
-                "and/or/not, if-else, key[layer], one(key)"
+                "and/or/not, if-else, key[layer], one(key), sqrt(key)"
             )
     return compile(tree, "<family>", "eval")
 
@@ -108,7 +109,9 @@ def evaluate(text: str, known: dict[str, Any]) -> Any:
     """
     code = parse(text)
     try:
-        return eval(code, {"__builtins__": {}}, names(known, _FUNCTIONS) if "one" in code.co_names else known)
+        return eval(
+            code, {"__builtins__": {}}, names(known, _FUNCTIONS) if _FUNCTIONS.keys() & code.co_names else known
+        )
     except (TypeError, ValueError, ArithmeticError, LookupError) as error:
         used = {name: str(known[name])[:60] for name in code.co_names if name not in _FUNCTIONS}
         raise ConfigError(f"cannot evaluate {text!r} with {used}: {error}") from None

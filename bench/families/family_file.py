@@ -48,6 +48,8 @@ class _Part(BaseModel):
 class TensorRule(_Part):
     """A tensor: ``name`` on disk with ``{layer}`` and ``{expert}``, ``module`` its transformers name if different.
 
+    ``unit_axes`` counts axes of one entry that stand before those of ``shape``, on disk and in transformers.
+
     What runs in transformers is found by these names: the norm before the MoE block by that of ``norm.mlp``, the router by that
     of ``router.weight``. The last part of a router's names are the attributes that hold one row for each expert.
     """
@@ -57,31 +59,60 @@ class TensorRule(_Part):
     shape: Shape
     when: Expression = "True"
     module: str | None = None
+    unit_axes: int = Field(default=0, ge=0)
 
 
 class FusedRule(_Part):
-    """A 3-D tensor [E, rows, columns] that holds the matrices of ``roles`` one below the other for each expert.
+    """A tensor [E, rows, columns] that holds the matrices of ``roles`` one below the other for each expert.
 
     ``names`` are the names under which checkpoints hold it; the first is also its transformers name: the module that it ends
     is the one that runs the routed experts, and the module around that the MoE block.
+
+    Args:
+        roles: of the matrices, or of biases, for which it is [E, rows].
+        names: see above.
+        transposed: whether transformers holds [E, columns, rows].
+        swapped: whether files have these two axes the other way round than transformers; both ways are read.
+        interleaved: whether the rows of the matrices alternate.
+        written: whether files must have it, since no reader takes the matrices one by one.
     """
 
     roles: tuple[str, ...]
     names: tuple[str, ...]
+    transposed: bool = False
+    swapped: bool = False
+    interleaved: bool = False
+    written: bool = False
 
 
 class RouterRule(_Part):
-    """Router semantics (``methods.framework.inventory.Router``); text fields other than the two literals are expressions."""
+    """Router semantics (``methods.framework.inventory.Router``); text fields other than literals and names are expressions.
 
-    score: Literal["softmax", "sigmoid"]
+    ``module`` is the transformers name of the module that chooses, where the router's weight is no parameter of its own, and
+    ``returns`` the order of what that gives back. ``in_block`` says that the router gives logits alone and the MoE block chooses.
+    """
+
+    score: Literal["softmax", "sigmoid", "sparsemixer"]
     renormalise: Expression
     scale: Expression = "1.0"
     groups: Expression = "1"
     groups_kept: Expression = "1"
     group_score: Literal["max", "top2_sum"] = "max"
-    correction_bias: bool = False
+    correction_bias: bool | Expression = False
     gated_shared: bool = False
     eps: float = 0.0
+    floor: Expression = "0.0"
+    jitter: Expression = "0.0"
+    module: str | None = None
+    returns: tuple[Literal["logits", "weights", "experts"], ...] = ("logits", "weights", "experts")
+    in_block: bool = False
+
+
+class GatingRule(_Part):
+    """Channels of experts that are no act(gate) * up: ``methods.kernels.experts.ClampedSwiglu``, by expressions."""
+
+    alpha: Expression
+    limit: Expression
 
 
 class AttentionRule(_Part):
@@ -95,8 +126,10 @@ class AttentionRule(_Part):
 class KeysRule(_Part):
     """Config keys that a compressed checkpoint changes; the first spelling is the one transformers stores.
 
-    ``per_layer_lists`` have an entry for each decoder layer. ``derived_lists`` are such lists that a config may leave out: their
-    expression in ``layer`` says what is meant then, and they are stated once decoder layers have gone.
+    In a dense family ``experts`` is the width of the feed-forward network: what a layer states as 0 where that was dropped.
+    ``per_layer_lists`` have an entry for each decoder layer, or are one value for all. ``derived_lists`` are such lists that a
+    config may leave out: their expression in ``layer`` says what is meant then, and they are stated once decoder layers have
+    gone.
     """
 
     layers: str = "num_hidden_layers"
@@ -104,6 +137,18 @@ class KeysRule(_Part):
     top_k: tuple[str, ...] = ("num_experts_per_tok",)
     per_layer_lists: tuple[str, ...] = ()
     derived_lists: dict[str, Expression] = Field(default_factory=dict)
+
+
+class SublayerRule(_Part):
+    """What becomes of the output of a feed-forward sub-layer before it is added to the residual stream.
+
+    Args:
+        norm: role of the norm that it passes.
+        scale: factor on it.
+    """
+
+    norm: str | None = None
+    scale: Expression = "1.0"
 
 
 class KindsRule(_Part):
@@ -121,13 +166,15 @@ class LayersRule(_Part):
         moe: expression in ``layer``.
         dense_prefix: key that counts the dense layers at the start.
         dense_list: key that lists dense layers by index.
+        span: keys that hold the first and the last MoE layer.
         kinds: list that names the kind of each layer.
-        neutral: keys set when ``dense_list`` states everything.
+        neutral: keys set when ``dense_list`` or ``span`` states everything.
     """
 
     moe: Expression = "True"
     dense_prefix: str | None = None
     dense_list: str | None = None
+    span: tuple[str, str] | None = None
     kinds: KindsRule | None = None
     neutral: dict[str, int] = Field(default_factory=dict)
 
@@ -156,9 +203,31 @@ class TensorsRule(_Part):
     outer: tuple[TensorRule, ...]
     layer: tuple[TensorRule, ...]
     dense: tuple[TensorRule, ...] = ()
-    moe: tuple[TensorRule, ...]
-    fused: tuple[FusedRule, ...] = Field(min_length=1)
+    moe: tuple[TensorRule, ...] = ()
+    fused: tuple[FusedRule, ...]
     ignorable: tuple[Ignorable, ...] = ()
+
+
+class WrapperRule(_Part):
+    """The larger model, with vision or sound, that a language model may be a part of; only the language model is compressed.
+
+    Args:
+        model_types: values of ``model_type`` of the larger model.
+        architecture: its transformers class.
+        config: key under which its config holds that of the language model.
+        prefix: beginning of names in the language model, and what it is in the larger one.
+        passed: globs of its other tensors, which every result gets as they are.
+        alone: whether transformers runs the language model alone under its own ``model_type``.
+        tiny: keys of the config of the tiny one, beside those of the language model.
+    """
+
+    model_types: tuple[str, ...]
+    architecture: str
+    config: str = "text_config"
+    prefix: tuple[str, str]
+    passed: tuple[str, ...]
+    alone: bool = True
+    tiny: Values = Field(default_factory=dict)
 
 
 class VllmRule(_Part):
@@ -180,17 +249,25 @@ class FamilyFile(_Part):
         name: the family's key.
         like: family of the package whose file this one begins with: tables are filled up with its keys, the text ``None`` takes
             one away (but for values of configs), lists replace its own, and ``tensors.also`` adds to them.
+        dense: no layer has routed experts; decoder layers and feed-forward sub-layers can be dropped, and nothing else.
         model_types: values of ``model_type`` that it covers.
         architecture: transformers class of the causal language model; None where transformers has none.
         loads_as: ``model_type`` under which transformers has it, where that is none of its own.
+        loads_with: values of keys that transformers needs and that configs of this family may call otherwise.
         defaults: values of keys that configs of this family may leave out.
         symbols: shape letters; D hidden, V vocabulary, L layers, E experts and K experts per token are required.
         layer_symbols: further ones, expressions in ``layer``.
         result: keys that every written config gets, for parts of a model that are not carried over.
+        wrapper: the larger model that it may be a part of.
+        gating: how experts make channels, where that is not act(gate) * up.
+        block_outputs: values that a feed-forward block of transformers returns; the first goes to the residual stream.
         requires: conditions on the config.
+        layer_requires: conditions in ``layer`` that each decoder layer meets.
         block_drop_requires: conditions for dropping decoder layers.
         vllm: vLLM's classes; None where the plug-in does not serve the family.
         norm_offset: added to the stored weights of norms before they multiply.
+        embedding_scale: factor on the embeddings of tokens.
+        sublayer: what becomes of the output of feed-forward sub-layers.
         layer_outputs: values that a decoder layer of transformers returns; the first is the residual stream.
         laws: ``every`` method is tried on it in the project's own tests, or a ``covering`` choice, one of each kind.
         tiny: keys of the config of the tiny model on which laws and tests are tried, beside the sizes that
@@ -200,9 +277,11 @@ class FamilyFile(_Part):
 
     name: str
     like: str | None = None
+    dense: bool = False
     model_types: tuple[str, ...]
     architecture: str | None = None
     loads_as: str | None = None
+    loads_with: dict[str, Expression] = Field(default_factory=dict)
     defaults: dict[str, Any] = Field(default_factory=dict)
     symbols: dict[str, Expression]
     layer_symbols: dict[str, Expression] = Field(default_factory=dict)
@@ -212,14 +291,25 @@ class FamilyFile(_Part):
     router: RouterRule
     layers: LayersRule = LayersRule()
     tensors: TensorsRule
+    wrapper: WrapperRule | None = None
+    gating: GatingRule | None = None
+    block_outputs: int = 1
     requires: tuple[Requirement, ...] = ()
+    layer_requires: tuple[Requirement, ...] = ()
     block_drop_requires: tuple[Requirement, ...] = ()
     vllm: VllmRule | None = None
     norm_offset: float = 0.0
+    embedding_scale: Expression = "1.0"
+    sublayer: SublayerRule = SublayerRule()
     layer_outputs: int = 1
     laws: Literal["every", "covering"] = "covering"
     tiny: Values | None = None
     variant: Values = Field(default_factory=dict)
+
+    @property
+    def all_model_types(self) -> tuple[str, ...]:
+        """Values of ``model_type`` that it covers, those of its wrapper too."""
+        return (*self.model_types, *(self.wrapper.model_types if self.wrapper is not None else ()))
 
 
 def read_family_file(path: Traversable) -> FamilyFile:
@@ -236,6 +326,10 @@ def read_family_file(path: Traversable) -> FamilyFile:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"family file {path.name}: {where}: {first['msg']}") from None
+    if family.dense == bool(family.tensors.moe) or family.dense == bool(family.tensors.fused):
+        raise ConfigError(
+            f"family file {path.name}: a family states tensors.moe and tensors.fused, one with dense = true neither"
+        )
     if missing := {"D", "V", "L", "E", "K"} - family.symbols.keys():
         raise ConfigError(f"family file {path.name}: symbols lacks {', '.join(sorted(missing))}")
     return family

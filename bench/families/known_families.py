@@ -58,7 +58,7 @@ def read_families() -> Mapping[str, FamilyFile]:
     found = [(path, read_family_file(path)) for path in family_files()]
     taken: dict[str, Traversable] = {}
     for path, family in found:
-        for key in (f"the name {family.name!r}", *(f"the model type {kind!r}" for kind in family.model_types)):
+        for key in (f"the name {family.name!r}", *(f"the model type {kind!r}" for kind in family.all_model_types)):
             if key in taken:
                 raise ConfigError(f"family files {taken[key]} and {path} both have {key}; remove one or rename it")
             taken[key] = path
@@ -68,4 +68,4 @@ def read_families() -> Mapping[str, FamilyFile]:
 @cache
 def expert_keys() -> frozenset[str]:
     """Return the spellings of the number of experts in the configs of all families."""
-    return frozenset(key for family in read_families().values() for key in family.keys.experts)
+    return frozenset(key for family in read_families().values() if not family.dense for key in family.keys.experts)

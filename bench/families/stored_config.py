@@ -18,7 +18,7 @@ _EXPERT = re.compile(r"(?<![\w])experts\.(\d+)(?=\.|$)", re.ASCII)
 _LITERAL = re.compile(r"[\w.-]+", re.ASCII)
 
 
-def stored_config(config: Mapping[str, Any], plan: Plan, result: Inventory) -> dict[str, Any]:
+def stored_config(config: Mapping[str, Any], plan: Plan, result: Inventory, fused: bool = False) -> dict[str, Any]:
     """Return the source's ``quantization_config`` with the modules of the result that hold their values excepted.
 
     Names of layers and experts follow those that stay. Where numbers change, patterns with numbers are replaced by the names
@@ -28,6 +28,7 @@ def stored_config(config: Mapping[str, Any], plan: Plan, result: Inventory) -> d
         config: of the source.
         plan: what becomes of its layers.
         result: inventory of what the plan makes of it.
+        fused: whether files of its family hold all experts of a layer in one tensor.
 
     Raises:
         PlanError: what is stored in this way cannot be written.
@@ -35,7 +36,7 @@ def stored_config(config: Mapping[str, Any], plan: Plan, result: Inventory) -> d
     stated: dict[str, Any] = copy.deepcopy(dict(config[KEY]))
     before = stored_formats(config)
     assert before is not None
-    if any(scheme.fused for scheme, _ in before.schemes):
+    if not fused and any(scheme.fused for scheme, _ in before.schemes):
         raise PlanError(
             f"experts that lie as {before.schemes[0][0].format} in one tensor for a whole layer are read here, but not written, "
             "and no reader takes them apart; convert the checkpoint to 16 bits first"

@@ -8,9 +8,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from bench.families.family import family_named
 from bench.laws.check import check
 from bench.models.tiny import FAMILIES, RUNNABLE
-from methods.registry import names
+from methods.framework.inventory import EXPERT_BIAS_ROLES
+from methods.framework.layer_plan import INSIDE
+from methods.registry import method_class, names
 
 COVERED = tuple(name for name in RUNNABLE if name not in FAMILIES)
 """Families on which the project's own tests try some methods only."""
@@ -37,7 +40,22 @@ KINDS = (
 def pairs(families: Sequence[str] = COVERED, each: int = 1) -> list[tuple[str, str]]:
     """Return (family, method): every kind of method on some family, every family with ``each`` of them, at least."""
     turns = range(max(each * len(families), len(KINDS)))
-    return sorted((families[turn // each % len(families)], KINDS[turn % len(KINDS)]) for turn in turns)
+    chosen = [families[turn // each % len(families)] for turn in turns]
+    kinds = [KINDS[turn % len(KINDS)] for turn in turns]
+    for place in turns:
+        if _refuses(chosen[place], kinds[place]):
+            fits = (n for n in turns if not (_refuses(chosen[place], kinds[n]) or _refuses(chosen[n], kinds[place])))
+            other = next(fits, place)
+            kinds[place], kinds[other] = kinds[other], kinds[place]
+    return sorted(zip(chosen, kinds, strict=True))
+
+
+def _refuses(family: str, kind: str) -> bool:
+    """Return whether a kind of method does not apply to a family, whose experts have biases."""
+    biased = family in RUNNABLE and any(
+        rule.role in EXPERT_BIAS_ROLES for rule in family_named(family).file.tensors.moe
+    )
+    return biased and not method_class(kind).stages.isdisjoint(INSIDE)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -43,7 +43,8 @@ This page is written by `python -m bench.laws.tried_families`.
 """
 
 _TAIL = """
-Families that transformers has no class for are planned and written, not run: {written}. Whatever has another `model_type`
+Families that transformers has no class for are planned and written, not run: {written}. Families without experts, of which
+decoder layers and feed-forward sub-layers can be dropped for comparison: {dense}. Whatever has another `model_type`
 is refused with its name and the families that are known; a config of a known family that asks for something its code does
 not do is refused with the key. `moebench inspect` tells either from `config.json` alone.
 """
@@ -107,7 +108,13 @@ def _written(source: Checkpoint, kind: str, stats: Stats, out: Path) -> str | No
     return None if gap <= TOLERANCE else f"{kind}: logits differ by {gap:.1e}"
 
 
-def page(found: Sequence[Tried], lines: Mapping[str, int], served: Sequence[str], written: Sequence[str]) -> str:
+def page(
+    found: Sequence[Tried],
+    lines: Mapping[str, int],
+    served: Sequence[str],
+    written: Sequence[str],
+    dense: Sequence[str],
+) -> str:
     """Return the page.
 
     Args:
@@ -115,6 +122,7 @@ def page(found: Sequence[Tried], lines: Mapping[str, int], served: Sequence[str]
         lines: of each family's file.
         served: families whose files name vLLM's classes.
         written: families that transformers has no class for.
+        dense: families without experts.
     """
     columns = ("load", "calibrate", *STEPS)
     reasons: list[str] = []
@@ -133,7 +141,14 @@ def page(found: Sequence[Tried], lines: Mapping[str, int], served: Sequence[str]
             f"| {one.family} | {' | '.join(cells)} | {', '.join(one.refuses) or 'none'} | {serve} | {lines[one.family]} |"
         )
     notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
-    return "\n".join([_HEAD, *rows, *(["", *notes] if notes else []), _TAIL.format(written=", ".join(written))])
+    return "\n".join(
+        [
+            _HEAD,
+            *rows,
+            *(["", *notes] if notes else []),
+            _TAIL.format(written=", ".join(written), dense=", ".join(dense)),
+        ]
+    )
 
 
 def file_lines() -> dict[str, int]:
@@ -154,7 +169,8 @@ def main() -> None:
         )
     lines = file_lines()
     served = [family for family in RUNNABLE if family_named(family).file.vllm is not None]
-    print(page(found, lines, served, [name for name in lines if name not in RUNNABLE]), end="")
+    dense = [name for name in lines if family_named(name).file.dense]
+    print(page(found, lines, served, [name for name in lines if name not in (*RUNNABLE, *dense)], dense), end="")
 
 
 if __name__ == "__main__":

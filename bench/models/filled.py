@@ -30,7 +30,7 @@ from methods.framework.forms import (
     part_of,
     whole_of_packed,
 )
-from methods.framework.inventory import EXPERT_ROLES, TensorEntry
+from methods.framework.inventory import EXPERT_ROLES, PASSED_ROLE, TensorEntry
 from methods.framework.linears import part_of_linear, whole_linear
 
 PACKED_PARTS = frozenset({PACKED, SCALE, SHAPE, ZERO_POINT})
@@ -51,6 +51,8 @@ def places(model: nn.Module, checkpoint: Checkpoint) -> Iterator[tuple[TensorEnt
     """Yield each float tensor of ``checkpoint`` with the part of ``model`` that holds it; those in few bits are left out."""
     named: dict[str, Tensor] = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     for entry in checkpoint.inventory.tensors():
+        if entry.role == PASSED_ROLE:
+            continue  # the language model is run alone
         layer = None if entry.layer is None else checkpoint.inventory.layers[entry.layer]
         if layer is not None and layer.form is not None and entry.role.startswith("expert."):
             _, part = part_of(entry)

@@ -31,16 +31,26 @@ from bench.models.filled import filled_model
 from bench.models.model_config import model_config
 from methods.framework.errors import CheckpointError
 from methods.framework.forms import has_own_form
-from methods.framework.inventory import Inventory, LayerInventory
+from methods.framework.inventory import PASSED_ROLE, Inventory, LayerInventory
 from methods.framework.outside import an_object, read_json
 
 
 class DroppedBlock(nn.Module):
-    """What is left of a dropped MoE sub-layer: it adds nothing to the residual stream."""
+    """What is left of a dropped MoE sub-layer: it adds nothing to the residual stream.
 
-    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return zeros of the shape of ``hidden``."""
-        return torch.zeros_like(hidden)
+    Args:
+        outputs: values that the block returns.
+    """
+
+    def __init__(self, outputs: int = 1) -> None:
+        """Hold nothing."""
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return zeros of the shape of ``hidden``, and nothing for further values."""
+        zeros = torch.zeros_like(hidden)
+        return zeros if self.outputs == 1 else (zeros, *(None for _ in range(self.outputs - 1)))
 
 
 def load_model(path: str | Path, dtype: torch.dtype = torch.float32, **kwargs: Any) -> PreTrainedModel:
@@ -61,7 +71,7 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, **kwargs: A
     model_class = _class_for(checkpoint.family, checkpoint.config)
     try:
         if any(layer.form is not None or layer.linear_bits is not None for layer in checkpoint.inventory.layers) or any(
-            entry.stored is not None for entry in checkpoint.inventory.tensors()
+            entry.stored is not None or entry.role == PASSED_ROLE for entry in checkpoint.inventory.tensors()
         ):
             return filled_model(model_class, checkpoint, dtype, **kwargs)
     finally:
@@ -146,7 +156,11 @@ def _class_for(family: Family, config: Mapping[str, Any]) -> type[PreTrainedMode
             f"transformers {transformers.__version__} has no model class for family {family.name}; it can be planned "
             "and written, but not run here"
         )
-    return _layered(family, stock) if config.get("per_layer_config") else cast(type[PreTrainedModel], stock)
+    return (
+        _layered(family, stock)
+        if family.language_config(config).get("per_layer_config")
+        else cast(type[PreTrainedModel], stock)
+    )
 
 
 @cache
@@ -183,8 +197,9 @@ def _rebuild(
         return
     norm, block = family.mlp_modules(index)
     if layer.mlp == "none":
-        model.set_submodule(norm, nn.Identity())
-        model.set_submodule(block, DroppedBlock())
+        for name in filter(None, (norm, family.output_norm_module(index))):
+            model.set_submodule(name, nn.Identity())
+        model.set_submodule(block, DroppedBlock(family.file.block_outputs))
         return
     stock = type(model.get_submodule(block))
     model.set_submodule(block, built_block(stock, family, layer, layer_config, config))

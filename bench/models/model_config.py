@@ -11,11 +11,12 @@ from bench.families.family import Family
 
 
 def model_config(family: Family, config: Mapping[str, Any]) -> PreTrainedConfig:
-    """Return ``config`` as transformers parses it.
+    """Return ``config`` as transformers parses it; of a larger model, that of its language model.
 
     Args:
         family: of the model.
         config: content of ``config.json``.
     """
+    config = family.language_config(config)
     stated = {key: value for key, value in config.items() if key != "model_type"}
-    return AutoConfig.for_model(family.file.loads_as or config["model_type"], **stated)
+    return AutoConfig.for_model(family.file.loads_as or config["model_type"], **{**stated, **family.loads_with(config)})

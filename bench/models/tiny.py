@@ -10,18 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from bench.families.family import family_named
+from bench.families.family import Family, family_named
 from bench.families.known_families import read_families
+from bench.families.wrapped_config import wrapped_name
+from methods.framework.inventory import EXPERT_BIAS_ROLES
 
-RUNNABLE = tuple(name for name, family in read_families().items() if family.tiny is not None)
-"""Families of which transformers can build a model."""
+RUNNABLE = tuple(name for name, family in read_families().items() if family.tiny is not None and not family.dense)
+"""Families with experts of which transformers can build a model."""
 
 FAMILIES = tuple(name for name in RUNNABLE if family_named(name).file.laws == "every")
 """Those of them on which every method is tried in the project's own tests; the others get a covering choice of methods."""
 
 EXPERTS, TOP_K = 8, 2
+
+_DRAWN = ("expert.gate", "expert.up", "router.weight", "router.bias", "shared.scalar_gate")
+"""Roles of tensors that are drawn wider than transformers does."""
 
 _SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -39,13 +45,15 @@ def tiny_config(family: str, **overrides: Any) -> PreTrainedConfig:
     """Return the config of a 3-layer model of ``family`` with 8 experts, top-2, hidden size 64."""
     file = family_named(family).file
     keys = file.keys
-    counts = {keys.layers: 3, keys.experts[0]: EXPERTS, keys.top_k[0]: TOP_K}
+    counts = {keys.layers: 3} | ({} if file.dense else {keys.experts[0]: EXPERTS, keys.top_k[0]: TOP_K})
     # Of several spellings of a key only one may be there, or they could contradict each other.
     first = {key: spellings[0] for spellings in (keys.experts, keys.top_k) for key in spellings}
     own = {first.get(key, key): value for key, value in overrides.items()}
-    return AutoConfig.for_model(
-        file.loads_as or file.model_types[0], **{**_SIZES, **counts, **(file.tiny or {}), **own}
-    )
+    values = {**_SIZES, **counts, **(file.tiny or {}), **own}
+    for key in (*keys.per_layer_lists, *keys.derived_lists):
+        if isinstance(listed := values.get(key), list) and key not in own:  # those of the file are for three layers
+            values[key] = [listed[layer % len(listed)] for layer in range(values[keys.layers])]
+    return AutoConfig.for_model(file.loads_as or file.model_types[0], **values)
 
 
 def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
@@ -56,10 +64,11 @@ def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     roles = _roles(family, config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if roles.get(name) == "expert.down":
+            role = roles.get(name, "")
+            if role == "expert.down":
                 scale = torch.linspace(0.5, 2.0, parameter.shape[0])[torch.randperm(parameter.shape[0])]
                 parameter.copy_(torch.randn_like(parameter) * 0.3 * scale[:, None, None])
-            elif roles.get(name) in ("expert.gate", "expert.up", "router.weight", "shared.scalar_gate"):
+            elif role in (*_DRAWN, *EXPERT_BIAS_ROLES):
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
         for name, buffer in (*model.named_parameters(), *model.named_buffers()):
             if roles.get(name) == "router.correction":
@@ -85,12 +94,30 @@ def tiny_checkpoint(
         dtype: in which they are stored.
         overrides: values for keys of its config; see ``tiny_config``.
     """
-    tiny_model(family, seed, **overrides).to(dtype).save_pretrained(folder)
     file = family_named(family).file
+    model = tiny_model(family, seed, **overrides)
+    if file.wrapper is not None:
+        _within(family_named(family), model).to(dtype).save_pretrained(folder)
+        return folder
+    model.to(dtype).save_pretrained(folder)
     if file.loads_as is not None:
         document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         (folder / "config.json").write_text(json.dumps({**document, "model_type": file.model_types[0]}, indent=2))
     return folder
+
+
+def _within(family: Family, model: PreTrainedModel) -> PreTrainedModel:
+    """Return a larger model whose language model is ``model``."""
+    wrapper = family.file.wrapper
+    assert wrapper is not None
+    text = {**model.config.to_dict(), "model_type": family.file.model_types[0]}
+    inner = {key: value for key, value in text.items() if key not in family.file.loads_with}
+    config = AutoConfig.for_model(wrapper.model_types[0], **{wrapper.config: inner, **wrapper.tiny})
+    config.tie_word_embeddings = model.config.tie_word_embeddings
+    outer: PreTrainedModel = getattr(transformers, wrapper.architecture)._from_config(config, dtype=torch.float32)
+    state = {wrapped_name(family.file, name): value for name, value in model.state_dict().items()}
+    outer.load_state_dict(state, strict=False)
+    return outer.eval()
 
 
 def tiny_tokens(sequences: int = 4, length: int = 24, vocab: int = 160, seed: int = 0) -> torch.Tensor:

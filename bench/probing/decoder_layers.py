@@ -85,11 +85,15 @@ class Layers:
 
     def attend(self, layer: int, hidden_TD: Tensor) -> Attended:
         """Return the states after the attention of ``layer``."""
+        residual_TD = torch.empty_like(hidden_TD)
+        input_TD = self._attention(layer).over(self._block, hidden_TD, residual_TD)
+        return Attended(residual_TD, input_TD)
+
+    def _attention(self, layer: int) -> Attention:
+        """Return the attention half of ``layer``, which is read unless it was the last one that was asked for."""
         if self._loaded is None or self._loaded[0] != layer:
             self._loaded = layer, self._skeleton.load(layer, self.inventory.layers[layer], self._weights)
-        residual_TD = torch.empty_like(hidden_TD)
-        input_TD = self._loaded[1].over(self._block, hidden_TD, residual_TD)
-        return Attended(residual_TD, input_TD)
+        return self._loaded[1]
 
     def output(self, layer: int, attended: Attended, plan: LayerPlan) -> Tensor:
         """Return the states that leave a decoder layer, (T, D).
@@ -102,7 +106,8 @@ class Layers:
         if plan.drop == "moe":
             return attended.residual_TD
         self.runs += 1
-        return attended.residual_TD + self._feed_forward(self.inventory.layers[layer], attended.input_TD, None, plan)
+        output_TD = self._feed_forward(self.inventory.layers[layer], attended.input_TD, None, plan)
+        return attended.residual_TD + self._attention(layer).added(output_TD)
 
     def routed(self, layer: int, input_TD: Tensor, plan: LayerPlan) -> Tensor:
         """Return the output of the routed experts alone, (T, D); zeros where the plan drops them.

@@ -39,9 +39,14 @@ class TrainedCheckpoint(Checkpoint):
         """Append the bytes of a tensor to an open file: its own values, or those of the file."""
         if entry not in self.trained:
             return super().copy_to(entry, descriptor, rows, piece)
-        value = self.trained[entry].to(device="cpu", dtype=TORCH_DTYPES[entry.dtype]).contiguous()
-        flat: Any = value.reshape(-1).view(torch.uint8).numpy()
+        flat: Any = self.piece(entry).reshape(-1).view(torch.uint8).numpy()
         write_all(descriptor, memoryview(flat))
+
+    def piece(self, entry: TensorEntry, piece: int = 0) -> Tensor:
+        """Return a piece of a tensor: its own values, or those of the file."""
+        if entry not in self.trained:
+            return super().piece(entry, piece)
+        return self.trained[entry].to(device="cpu", dtype=TORCH_DTYPES[entry.dtype]).contiguous()
 
 
 def read_plan_document(checkpoint: Checkpoint) -> dict[str, Any] | None:

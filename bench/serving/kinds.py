@@ -55,7 +55,8 @@ def compression(checkpoint: Checkpoint, kind: str) -> Plan:
         case "counts":
             for index in moe:
                 layers[index] = many if index == last else few
-            layers[first] = few.model_copy(update={"top_k": 1})
+            if checkpoint.inventory.router.score != "sparsemixer":  # which always takes two
+                layers[first] = few.model_copy(update={"top_k": 1})
         case "sublayer":
             layers[first] = LayerPlan(drop="moe")
         case "block":

@@ -190,7 +190,7 @@ def _check_fit(corpus: Corpus, checkpoint: Checkpoint) -> None:
             f"{checkpoint.inventory.vocab - 1}: the ids are of another tokenizer"
         )
     longest = max(map(len, corpus.windows))
-    limit = checkpoint.config.get("max_position_embeddings")
+    limit = checkpoint.family.language_config(checkpoint.config).get("max_position_embeddings")
     if isinstance(limit, int) and longest > limit:
         raise ConfigError(
             f"corpus {corpus.name!r} has windows of {longest} tokens, {checkpoint.name} reads at most {limit} "

@@ -29,14 +29,23 @@ BYTES_PER_ELEMENT: Mapping[str, int] = {
 EXPERT_ROLES = ("expert.gate", "expert.up", "expert.down")
 """Roles of the three matrices of a routed expert: gate and up are [F, D], down is [D, F]."""
 
+EXPERT_BIAS_ROLES = ("expert.gate_bias", "expert.up_bias", "expert.down_bias")
+"""Roles of the biases of a routed expert, where it has any: [F], [F] and [D]."""
+
 ROUTER_ROLES = ("router.weight", "router.bias", "router.correction")
 """Roles whose first axis is the routed expert: [E, D], [E] and [E]."""
 
 CONSTANT_ROLE = "constant.experts"
 """Role of the vectors that stand for experts in one layer: [constants, D]."""
 
+PASSED_ROLE = "passed"
+"""Role of tensors of the larger model that a language model is a part of; every result has them as they are."""
+
 MLP_PREFIXES = ("router.", "expert.", "shared.", "dense.", "constant.")
-"""Roles that belong to the feed-forward sub-layer; with ``norm.mlp`` they go when the sub-layer is dropped."""
+"""Roles that belong to the feed-forward sub-layer; with ``MLP_NORMS`` they go when the sub-layer is dropped."""
+
+MLP_NORMS = ("norm.mlp", "norm.mlp_bias", "norm.mlp_output")
+"""Roles of the norms of that sub-layer: before it, with its bias, and of its output."""
 
 MlpKind = Literal["moe", "dense", "none"]
 
@@ -80,7 +89,7 @@ class TensorEntry:
     ``template`` holds ``{layer}`` and, for experts, ``{expert}``; ``dtype`` is the safetensors code (``BF16``). ``weights`` is
     how many weights it stands for where that is not its number of elements: packed integers, or what describes other tensors.
     ``stored`` says how a matrix of a quantised source is stored; ``dtype`` is then the type that its values get where they
-    are written as values.
+    are written as values. ``unit_axes`` counts axes of one entry that files have before those of ``shape``.
     """
 
     template: str
@@ -91,11 +100,17 @@ class TensorEntry:
     expert: int | None = None
     weights: int | None = None
     stored: Storage | None = None
+    unit_axes: int = 0
 
     @property
     def name(self) -> str:
         """The tensor's name in the checkpoint."""
         return self.template.format(layer=self.layer, expert=self.expert)
+
+    @property
+    def file_shape(self) -> tuple[int, ...]:
+        """Shape that it has in files."""
+        return (1,) * self.unit_axes + self.shape
 
     @property
     def numel(self) -> int:
@@ -118,7 +133,7 @@ class TensorEntry:
         """Return the tensors of a file that hold it; ``name`` is another name that it has there, None for its own."""
         name = self.name if name is None else name
         if self.stored is None:
-            return (Piece(name, self.dtype, self.shape),)
+            return (Piece(name, self.dtype, self.file_shape),)
         stem = name.removesuffix("weight")
         return tuple(replace(piece, name=stem + piece.name) for piece in self.stored.pieces)
 
@@ -128,7 +143,8 @@ class Router:
     """How logits become the weights that multiply the experts' outputs.
 
     Args:
-        score: ``softmax`` over all experts, or ``sigmoid`` of each logit.
+        score: ``softmax`` over all experts, or ``sigmoid`` of each logit; ``sparsemixer`` takes the two best logits one after
+            the other, each with its share of a softmax over those that lie close to it.
         renormalise: whether the chosen weights are divided by their sum.
         scale: factor on the chosen weights, after renormalisation.
         groups: number of equal, consecutive groups of experts; 1 means no group limit.
@@ -137,9 +153,11 @@ class Router:
         correction_bias: whether selection (not the weight) uses score + a stored bias of shape [E].
         gated_shared: whether the shared experts' output is multiplied by ``sigmoid(w_s . x)``.
         eps: added to the sum before renormalising.
+        floor: least value that the sum counts as.
+        jitter: half of the relative distance from the best within which a logit counts as close, of ``sparsemixer``.
     """
 
-    score: Literal["softmax", "sigmoid"] = "softmax"
+    score: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
     renormalise: bool = False
     scale: float = 1.0
     groups: int = 1
@@ -148,6 +166,8 @@ class Router:
     correction_bias: bool = False
     gated_shared: bool = False
     eps: float = 0.0
+    floor: float = 0.0
+    jitter: float = 0.0
 
     def fewest_experts(self, top_k: int) -> int:
         """Return the fewest experts among which this router can choose ``top_k`` for one token.
@@ -207,6 +227,7 @@ class LayerInventory:
         constants: constant vectors that stand for experts.
         form: how experts are stored; None: as three whole matrices each.
         linear_bits: how the linear layers beside the experts (``methods.framework.linears``) are packed; None: they are not.
+        alone: whether its model has no routed experts anywhere, so that dense sub-layers are what may be dropped.
     """
 
     mlp: MlpKind
@@ -217,11 +238,22 @@ class LayerInventory:
     constants: int = 0
     form: ExpertForm | None = None
     linear_bits: Packing | None = None
+    alone: bool = False
+
+    @property
+    def droppable(self) -> bool:
+        """Whether its feed-forward sub-layer may be dropped by itself: with experts, or in a model without any."""
+        return self.mlp == "moe" or (self.alone and self.mlp == "dense")
 
     @property
     def rows(self) -> int:
         """Number of router rows."""
         return self.experts if self.expert_map is None else len(self.expert_map)
+
+    @property
+    def biased(self) -> bool:
+        """Whether its experts have biases."""
+        return any(entry.role in EXPERT_BIAS_ROLES for entry in self.tensors)
 
     def with_role(self, *roles: str) -> Iterator[TensorEntry]:
         """Yield the layer's tensors whose role is one of ``roles``, in order."""
@@ -241,7 +273,8 @@ class Attention:
 class Inventory:
     """A whole checkpoint, in source coordinates. ``outer`` holds embedding, final norm and output head.
 
-    ``norm_offset`` is added to the stored weights of norms before they multiply.
+    ``norm_offset`` is added to the stored weights of norms before they multiply. ``whole_depth`` is the reason why decoder layers
+    cannot be dropped; None: they can be.
     """
 
     family: str
@@ -253,12 +286,18 @@ class Inventory:
     outer: tuple[TensorEntry, ...]
     tied_embeddings: bool = False
     norm_offset: float = 0.0
+    whole_depth: str | None = field(default=None, compare=False)
     config: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False, repr=False)
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
         """Indices of the decoder layers that hold routed experts."""
         return tuple(i for i, layer in enumerate(self.layers) if layer.mlp == "moe")
+
+    @property
+    def droppable_layers(self) -> tuple[int, ...]:
+        """Indices of the decoder layers whose feed-forward sub-layer may be dropped by itself."""
+        return tuple(i for i, layer in enumerate(self.layers) if layer.droppable)
 
     @property
     def num_experts(self) -> int:

@@ -12,6 +12,8 @@ from methods.framework.inside import Bases, LowRank, Quantisation, Sparsity
 STAGES = ("blocks", "sublayers", "experts", "channels", "rank", "sparsity", "bits")
 """Stages that a plan can describe, in the order in which they are applied."""
 
+WITHOUT_EXPERTS = frozenset({"blocks", "sublayers"})
+"""Those that also apply to a model without routed experts."""
 
 INSIDE = frozenset({"channels", "rank", "sparsity", "bits"})
 """Those that change experts which stay, beyond merging."""

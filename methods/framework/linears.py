@@ -19,7 +19,7 @@ Part = Literal["attention", "network"]
 
 _READERS: Mapping[Part, Mapping[str, tuple[str, ...]]] = {
     "attention": {
-        "attention": ("attention.q", "attention.k", "attention.v", "attention.q_a", "attention.kv_a"),
+        "attention": ("attention.q", "attention.k", "attention.v", "attention.q_a", "attention.kv_a", "attention.gate"),
         "query_latent": ("attention.q_b",),
         "latent": ("attention.kv_b",),
         "values": ("attention.o",),

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from methods.framework.errors import ConfigError, RefusedError, UnknownNameError
 from methods.framework.inside_fit import has_whole_matrices
 from methods.framework.inventory import Inventory
-from methods.framework.layer_plan import INSIDE, LayerPlan
+from methods.framework.layer_plan import INSIDE, WITHOUT_EXPERTS, LayerPlan
 from methods.framework.plan import Plan
 from methods.framework.probe import Probe
 from methods.framework.stats import Stats
@@ -73,7 +73,7 @@ class Method(BaseModel, abc.ABC):
 
     def refuse(self, inventory: Inventory) -> str | None:
         """Return the reason why the method does not apply to this model, or None."""
-        if not inventory.moe_layers:
+        if not (inventory.droppable_layers if self.stages <= WITHOUT_EXPERTS else inventory.moe_layers):
             return "the model has no MoE layer"
         if not self.stages.isdisjoint(INSIDE) and any(
             layer.linear_bits is not None or not has_whole_matrices(layer.form) for layer in inventory.layers
@@ -81,6 +81,8 @@ class Method(BaseModel, abc.ABC):
             return (
                 "experts of this model are stored in another form already; state the steps in one recipe on the source"
             )
+        if not self.stages.isdisjoint(INSIDE) and any(layer.biased for layer in inventory.layers):
+            return "experts of this model have biases, and nothing that loads experts in another form knows these"
         if "experts" in self.stages and any(layer.expert_map is not None for layer in inventory.layers):
             return "router rows of this model share experts already, so experts cannot be selected or merged again"
         return None

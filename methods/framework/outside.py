@@ -123,9 +123,9 @@ def parse_json(text: str | bytes, what: str, kind: Kind, remedy: str = "", infin
         raise kind(_said(f"{what} has brackets nested more than {DEEPEST} deep", remedy)) from error
     except ValueError as error:
         raise kind(_said(f"{what} is not valid JSON: {error}", remedy)) from error
-    level = [values]
-    for _ in range(DEEPEST + 1):
-        level = [inner for one in level if isinstance(one, (dict, list)) for inner in _inside(one)]
+    level = [values] if isinstance(values, (dict, list)) else []
+    for _ in range(DEEPEST):
+        level = [inner for one in level for inner in _inside(one) if isinstance(inner, (dict, list))]
     if level:
         raise kind(_said(f"{what} has brackets nested more than {DEEPEST} deep", remedy))
     return values

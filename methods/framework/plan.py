@@ -140,7 +140,7 @@ def _misfit(plan: LayerPlan, layer: LayerInventory, inventory: Inventory) -> str
     if layer.mlp != "moe":
         stated = {"sparsity": plan.sparsity, "bits": plan.bits}
         everywhere = {name: None for name, part in stated.items() if part is not None and part.scope == "all"}
-        if plan.model_copy(update=everywhere).stages - {"blocks"}:
+        if plan.model_copy(update=everywhere).stages - ({"blocks", "sublayers"} if layer.droppable else {"blocks"}):
             return f"its feed-forward sub-layer is {layer.mlp!r}: there are no experts to change"
         return None
     if plan.drop != "none":
@@ -156,6 +156,10 @@ def _misfit(plan: LayerPlan, layer: LayerInventory, inventory: Inventory) -> str
         ranks = [merge.rank for merge in plan.merges if merge.rank is not None]
         if ranks and max(ranks) > inventory.hidden:
             return f"rank {max(ranks)} exceeds the hidden size {inventory.hidden}"
+    if plan.inside and layer.biased:
+        return (
+            "its experts have biases, and nothing that loads experts in another form knows these; select or merge them"
+        )
     return inside_misfit(plan, layer) or _routing_misfit(plan, layer, inventory)
 
 
@@ -166,6 +170,8 @@ def _routing_misfit(plan: LayerPlan, layer: LayerInventory, inventory: Inventory
     top_k = plan.top_k or min(layer.top_k, left)
     if top_k > left:
         return f"top_k {top_k} exceeds the {left} experts that stay"
+    if router.score == "sparsemixer" and top_k != 2:
+        return f"top_k {top_k} is asked for, and a sparsemixer router always takes two experts"
     if left < router.fewest_experts(top_k):
         return (
             f"the router picks {top_k} experts from {router.groups_kept} of {router.groups} groups, which takes at least "

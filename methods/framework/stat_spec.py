@@ -51,6 +51,7 @@ class StatSpec:
         of_rows: defined where every expert has a router row of its own, and refused elsewhere.
         of_whole_experts: a sum over all channels of an expert, from which that of channels that were cut cannot be taken.
         on_disk: float32 in a file of its own, handed out as a memory map.
+        of_networks: also defined for the dense sub-layers of a model without routed experts.
         compares_tokens: looks at how outputs vary over ``cka_tokens`` of the sampled tokens, so it needs two or more.
     """
 
@@ -64,11 +65,12 @@ class StatSpec:
     of_whole_experts: bool = False
     on_disk: bool = False
     compares_tokens: bool = False
+    of_networks: bool = False
 
     def defined_in(self, layer: LayerInventory) -> bool:
         """Return whether it has a value for a decoder layer; what is measured once for the model has none."""
         if self.scope == "moe":
-            return layer.mlp == "moe"
+            return layer.droppable if self.of_networks else layer.mlp == "moe"
         if self.scope in ("attention", "network"):
             return bool(sites(layer, "attention" if self.scope == "attention" else "network"))
         return self.scope == "block"

@@ -14,7 +14,9 @@ from methods.framework.forms import linear_parts, parts, restricted, shared
 from methods.framework.inside_fit import form_of, linear_bits_of, packing_of, stays
 from methods.framework.inventory import (
     CONSTANT_ROLE,
+    EXPERT_BIAS_ROLES,
     EXPERT_ROLES,
+    MLP_NORMS,
     MLP_PREFIXES,
     ROUTER_ROLES,
     ExpertForm,
@@ -137,7 +139,7 @@ def result(plan: Plan, inventory: Inventory) -> Inventory:
         tensors = tuple(transfer.target for transfer in surviving.transfers())
         linear_bits = linear_bits_of(layer_plan, layer)
         if layer_plan.drop == "moe":
-            layers.append(LayerInventory(mlp="none", experts=0, top_k=0, tensors=tensors, linear_bits=linear_bits))
+            layers.append(LayerInventory("none", 0, 0, tensors, linear_bits=linear_bits, alone=layer.alone))
             continue
         experts = layer.experts if layer_plan.experts is None else len(layer_plan.experts)
         rows = layer.rows if layer_plan.rows is None else len(layer_plan.rows)
@@ -145,7 +147,8 @@ def result(plan: Plan, inventory: Inventory) -> Inventory:
         constants = layer.constants if layer_plan.experts is None else len(layer_plan.constants)
         top_k = layer_plan.top_k or min(layer.top_k, rows)
         form = form_of(layer_plan, layer) or restricted(layer.form, layer_plan.experts)
-        layers.append(LayerInventory(layer.mlp, experts, top_k, tensors, mapped, constants, form, linear_bits))
+        made = LayerInventory(layer.mlp, experts, top_k, tensors, mapped, constants, form, linear_bits, layer.alone)
+        layers.append(made)
     return inventory.with_layers(tuple(layers))
 
 
@@ -162,7 +165,7 @@ class _Surviving:
         """Yield what becomes of each tensor of the layer, in the order of the source."""
         begun = False
         for entry in self.layer.tensors:
-            if self.plan.drop == "moe" and (entry.role == "norm.mlp" or entry.role.startswith(MLP_PREFIXES)):
+            if self.plan.drop == "moe" and (entry.role in MLP_NORMS or entry.role.startswith(MLP_PREFIXES)):
                 continue
             if entry.expert is None:
                 yield from self._beside_experts(entry)
@@ -196,7 +199,7 @@ class _Surviving:
 
     @cached_property
     def _matrices(self) -> dict[tuple[str, int | None], TensorEntry]:
-        return {(entry.role, entry.expert): entry for entry in self.layer.with_role(*EXPERT_ROLES)}
+        return {(entry.role, entry.expert): entry for entry in self.layer.with_role(*EXPERT_ROLES, *EXPERT_BIAS_ROLES)}
 
     def _of_expert(self, entry: TensorEntry, place: int) -> Iterator[Transfer]:
         """Yield what is stored of a tensor of an expert, which becomes expert number ``place``."""
@@ -243,7 +246,7 @@ class _Surviving:
     def _constants(self, router: TensorEntry) -> Transfer:
         """Return the transfer of the constant vectors, which stand beside the router of the layer."""
         shape = (len(self.plan.constants), router.shape[1])
-        template = constant_template(router)
+        template = constant_template(next(entry for entry in self.layer.tensors if entry.expert is not None))
         target = replace(router, template=template, role=CONSTANT_ROLE, shape=shape, layer=self.number)
         return Transfer(router, target, recipe=Constants(self.index, self.plan.constants))
 
@@ -260,6 +263,6 @@ def averaged_rows(rows: Sequence[int], merges: Sequence[Merge]) -> AveragedRows:
     return AveragedRows(tuple(members), tuple(weights))
 
 
-def constant_template(router: TensorEntry) -> str:
-    """Return the name of a layer's constant vectors, from that of its router's weight."""
-    return router.template.rsplit(".", 2)[0] + ".constant_experts"
+def constant_template(expert: TensorEntry) -> str:
+    """Return the name of a layer's constant vectors, from that of a tensor of one of its experts: beside all of them."""
+    return expert.template.partition(".{expert}.")[0].rpartition(".")[0] + ".constant_experts"

@@ -13,7 +13,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Activation = Callable[[Tensor], Tensor]
+
+@dataclass(frozen=True, slots=True)
+class ClampedSwiglu:
+    """Gated channels s(alpha g) g (u + 1) of g and u clamped at ``limit``, g from above alone; s is the logistic function."""
+
+    alpha: float
+    limit: float
+
+    def __call__(self, gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+        """Return the channels, shape (N, F)."""
+        gate_NF, up_NF = gate_NF.clamp(max=self.limit), up_NF.clamp(-self.limit, self.limit)
+        return (up_NF + 1) * (gate_NF * torch.sigmoid(gate_NF * self.alpha))
+
+
+Activation = Callable[[Tensor], Tensor] | ClampedSwiglu
+
+
+def gated(act: Activation, gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+    """Return the channels that an expert makes of its products with gate and up: act(gate) * up, or its own rule.
+
+    Args:
+        act: activation, or the rule.
+        gate_NF: products with gate.
+        up_NF: products with up.
+    """
+    return act(gate_NF, up_NF) if isinstance(act, ClampedSwiglu) else act(gate_NF) * up_NF
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +94,7 @@ def gated_mlp(
     down_DF: Tensor,
     act: Activation,
     take: Callable[[Tensor], object] | None = None,
+    biases: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Return down(act(gate x) * up x) of shape (N, D).
 
@@ -78,13 +104,15 @@ def gated_mlp(
         down_DF: the second matrix.
         act: activation.
         take: called with the inputs of down, shape (N, F), which nothing overwrites later.
+        biases: of gate and up behind each other, (2F,), and of down, (D,).
     """
-    both_N2F = F.linear(x_ND, gate_up_2FD)
+    both_2F, down_D = biases or (None, None)
+    both_N2F = F.linear(x_ND, gate_up_2FD, both_2F)
     gate_NF, up_NF = both_N2F.chunk(2, dim=-1)
-    channels_NF = act(gate_NF).mul_(up_NF)
+    channels_NF = act(gate_NF, up_NF) if isinstance(act, ClampedSwiglu) else act(gate_NF).mul_(up_NF)
     if take is not None:
         take(channels_NF)
-    return F.linear(channels_NF, down_DF)
+    return F.linear(channels_NF, down_DF, down_D)
 
 
 def gate_norm_moments(gates_N: Tensor, norms_N: Tensor) -> Tensor:

@@ -41,8 +41,11 @@ class GateChange(Protocol):
 def ordered_by_preference(router: Router) -> bool:
     """Return whether each token ranks its experts in an order that the removal of others leaves alone.
 
-    Not so where groups compete, nor where a correction bias is added to a softmax that grows with each removal.
+    Not so where groups compete, nor where a correction bias is added to a softmax that grows with each removal; nor where
+    weights depend on experts that are close, but not chosen.
     """
+    if router.score == "sparsemixer":
+        return False
     return router.groups == router.groups_kept and not (router.correction_bias and router.score == "softmax")
 
 

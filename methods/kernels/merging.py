@@ -64,6 +64,29 @@ def merged(merge: Merge, members: Sequence[ExpertMatrices]) -> ExpertMatrices:
     return ExpertMatrices(*sums)
 
 
+def merged_bias(merge: Merge, members: Sequence[ExpertMatrices], biases: Sequence[Tensor], of_channels: bool) -> Tensor:
+    """Return the bias of the expert that ``merge`` makes: the weighted sum, its channels in the order of ``merged``.
+
+    Args:
+        merge: weights and kernel.
+        members: matrices of ``merge.members``; read only where channels are aligned.
+        biases: theirs, in that order.
+        of_channels: whether the bias has an entry for each channel.
+    """
+    dtype = torch.float64 if biases[0].dtype == torch.float64 else torch.float32
+    total = torch.zeros_like(biases[0], dtype=dtype)
+    aligned = of_channels and merge.kernel == "aligned"
+    reference = _wide(members[merge.members.index(merge.into)], dtype) if aligned else None
+    for place, (member, weight) in enumerate(zip(merge.members, merge.weights, strict=True)):
+        if weight == 0.0:
+            continue
+        bias = biases[place].to(dtype)
+        if reference is not None and member != merge.into:
+            bias = bias[align(reference, _wide(members[place], dtype))]
+        total = bias if weight == 1.0 else total.add(bias, alpha=weight)
+    return total
+
+
 def align(reference: ExpertMatrices, other: ExpertMatrices) -> Tensor:
     """Return the order in which the hidden channels of ``other`` match those of ``reference`` best.
 

@@ -52,6 +52,8 @@ def route(logits_TE: Tensor, router: Router, top_k: int, correction_E: Tensor | 
             f"({router.groups_kept} of {router.groups} groups); lower top_k or keep more experts"
         )
     logits_TE = logits_TE if logits_TE.dtype == torch.float64 else logits_TE.float()
+    if router.score == "sparsemixer":
+        return _one_after_the_other(logits_TE, router.jitter, top_k)
     scores_TE = logits_TE.softmax(dim=-1) if router.score == "softmax" else logits_TE.sigmoid()
     choice_TE = scores_TE
     if router.correction_bias:
@@ -66,10 +68,26 @@ def route(logits_TE: Tensor, router: Router, top_k: int, correction_E: Tensor | 
     weights_TK = scores_TE.gather(1, indices_TK)
     if router.renormalise:
         total_T1 = weights_TK.sum(dim=-1, keepdim=True)
-        weights_TK = weights_TK / (total_T1 + router.eps if router.eps else total_T1)
+        total_T1 = total_T1 + router.eps if router.eps else total_T1
+        weights_TK = weights_TK / (total_T1.clamp_min(router.floor) if router.floor else total_T1)
     if router.scale != 1.0:
         weights_TK = weights_TK * router.scale
     return Routing(scores_TE, weights_TK, indices_TK)
+
+
+def _one_after_the_other(logits_TE: Tensor, jitter: float, top_k: int) -> Routing:
+    """Choose the best expert, then the best of the others; each weight is a share among the logits close to that one.
+
+    A logit is close to the best z* where (z* - z) / max(|z|, z*) is at most twice ``jitter``. Those chosen before take no part.
+    """
+    left_TE, weights, indices = logits_TE, [], []
+    for _ in range(top_k):
+        best_T1, index_T1 = left_TE.max(dim=-1, keepdim=True)
+        far_TE = (best_T1 - logits_TE) / logits_TE.abs().clamp(min=best_T1) > 2 * jitter
+        weights.append(left_TE.masked_fill(far_TE, -torch.inf).softmax(dim=-1).gather(1, index_T1))
+        indices.append(index_T1)
+        left_TE = left_TE.scatter(1, index_T1, -torch.inf)
+    return Routing(logits_TE.softmax(dim=-1), torch.cat(weights, dim=1), torch.cat(indices, dim=1))
 
 
 def _limit_groups(choice_TE: Tensor, router: Router) -> Tensor:

@@ -24,7 +24,13 @@ class MoeResidualCosine(Accumulator):
 
     specs = (
         StatSpec(
-            "moe_residual_cosine", (), "moe", "routed", "mean of cos(x, x + MoE(norm(x))), x before the norm", "1"
+            "moe_residual_cosine",
+            (),
+            "moe",
+            "routed",
+            "mean of cos(x, x + MoE(norm(x))), x before the norm",
+            "1",
+            of_networks=True,
         ),
     )
 
@@ -45,7 +51,15 @@ class MoeIoCosine(Accumulator):
     """Input and output of the MoE block."""
 
     specs = (
-        StatSpec("moe_io_cosine", (), "moe", "routed", "mean of cos(h, MoE(h)), h the input of the MoE block", "1"),
+        StatSpec(
+            "moe_io_cosine",
+            (),
+            "moe",
+            "routed",
+            "mean of cos(h, MoE(h)), h the input of the MoE block",
+            "1",
+            of_networks=True,
+        ),
     )
 
     def __init__(self, needs: frozenset[str], place: LayerPlace) -> None:

@@ -100,7 +100,7 @@ def asked(paper: PaperFile, exhibit: Exhibit, one: StandIn, settings: Conditions
     """
     rows = [row for row in exhibit.rows if not row.models or one.key in row.models]
     found = [_asked(row, exhibit, one, settings) for row in rows]
-    if exhibit.kind == "curve" and exhibit.points is not None:
+    if exhibit.points is not None:
         found.append(Asked("Baseline", None, settings.calibration, x=0.0, reason=_no_model(one)))
         for series in exhibit.series:
             for x, keep in places(exhibit.points, one):
@@ -152,8 +152,12 @@ def _asked(row: RowFile, exhibit: Exhibit, one: StandIn, settings: Conditions) -
         elif problem:
             reason = problem
     calibration = settings.calibration
-    if row.calibration and not one.pocket:
-        calibration = validated({**calibration.model_dump(), **row.calibration}, CalibrationConfig, row.label)
+    if row.calibration:
+        theirs_read = validated({**calibration.model_dump(), **row.calibration}, CalibrationConfig, row.label)
+        if one.pocket:
+            departs.append(f"calibrated on the text of the other rows; the paper: {theirs_read.corpus}")
+        else:
+            calibration = theirs_read
     published = {
         name: filled(value, theirs) if isinstance(value, str) else value for name, value in row.published.items()
     }

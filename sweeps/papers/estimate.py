@@ -67,6 +67,12 @@ def of_rows(rows: Sequence[Asked], one: StandIn, settings: Conditions) -> Estima
     return Estimate(runs, passes + trained, disk, _hours(passes + _TRAINING * trained, one))
 
 
+def of_statistics(texts: Iterable[CalibrationConfig], one: StandIn) -> Estimate:
+    """Return what it costs to measure statistics on each of ``texts`` once, at the size of the paper's model."""
+    tokens = _passed(texts)
+    return Estimate(tokens=tokens, hours=_hours(tokens, one))
+
+
 def _scored(settings: Conditions) -> int:
     """Return the tokens of one evaluation; a task of unknown size counts nothing."""
     limit, total = settings.evaluation.limit, 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from analysis.papers.printed import printed
 from analysis.papers.sheet import Block, Column, Line, Sheet
@@ -10,7 +10,7 @@ from bench.settings.method_settings import MethodConfig, RecipeConfig
 from methods.registry import method_class
 from sweeps.papers.asked import Asked
 from sweeps.papers.paper_file import Exhibit, PaperFile
-from sweeps.papers.shelf import Paper, pocket_settings
+from sweeps.papers.shelf import Paper, pocket_settings, task_sizes
 from sweeps.papers.stand_in import Conditions, StandIn
 
 MEAN = "mean"
@@ -36,7 +36,8 @@ def sheet(paper: Paper, name: str, asked_for: Sequence[tuple[StandIn, Sequence[A
     of_rows = [f"{', '.join(labels)}: {text}." for text, labels in told.items()]
     departs = (*settings.differences, *exhibit.departs, *paper.file.departs, *of_rows)
     small = any(one.pocket for one, _ in asked_for)
-    return Sheet(name, exhibit.title, paper.file.source, blocks, departs, exhibit.lost, paper.file.untold, small)
+    untold = (*exhibit.untold, *paper.file.untold)
+    return Sheet(name, exhibit.title, paper.file.source, blocks, departs, exhibit.lost, untold, small)
 
 
 def columns_of(paper: PaperFile, exhibit: Exhibit) -> tuple[Column, ...]:
@@ -53,8 +54,21 @@ def columns_of(paper: PaperFile, exhibit: Exhibit) -> tuple[Column, ...]:
 def _block(paper: PaperFile, exhibit: Exhibit, one: StandIn, rows: Sequence[Asked], settings: Conditions) -> Block:
     theirs = columns_of(paper, exhibit)
     ours = theirs if settings.own_tasks else _replaced(theirs, settings)
-    lines = tuple(_line(row) for row in rows)
-    return Block(one.paper.title, one.name, ours, theirs, lines, paper.protocol.metrics)
+    lines = tuple(
+        _line(row, {column.name: paper.columns[column.name].published or column.name for column in theirs})
+        for row in rows
+    )
+    return Block(one.paper.title, one.name, ours, theirs, lines, paper.protocol.metrics, _chance(ours))
+
+
+def _chance(columns: Sequence[Column]) -> float | None:
+    """Return what guessing scores in the mean, in percent; None where a task has no known number of answers."""
+    mean = next((column for column in columns if column.kind == "mean"), None)
+    if mean is None:
+        return None
+    sizes = [task_sizes().get(column.task) for column in columns if column.name in mean.of]
+    shares = [share for size in sizes if size is not None and (share := size.chance) is not None]
+    return 100 * sum(shares) / len(shares) if shares and len(shares) == len(mean.of) else None
 
 
 def _replaced(columns: Sequence[Column], settings: Conditions) -> tuple[Column, ...]:
@@ -67,8 +81,10 @@ def _replaced(columns: Sequence[Column], settings: Conditions) -> tuple[Column, 
     return (*kept, *scored, *mean)
 
 
-def _line(row: Asked) -> Line:
-    numbers = {} if row.published is None or row.table is None else printed(row.table, row.published)
+def _line(row: Asked, named: Mapping[str, str]) -> Line:
+    """Return a row; ``named`` says how the published file calls each column."""
+    found = {} if row.published is None or row.table is None else printed(row.table, row.published)
+    numbers = {name: found[theirs] for name, theirs in named.items() if theirs in found}
     runs = row.reason is None
     reads = runs and row.compression is not None
     return Line(

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from analysis.load import load
-from analysis.papers.filling import Filled, fill
+from analysis.papers.filling import Filled
 from analysis.papers.sheet import Sheet
-from analysis.papers.tables import csv_text, figure_text, heading, latex, markdown
+from analysis.papers.tables import BESIDE, SMALL, common, csv_text, figure_text, heading, latex, markdown
 from bench.records.derived import write_derived
-from bench.records.record import Record
 from bench.settings.timing_settings import TimingConfig
-from sweeps.grid_config import GridConfig
-from sweeps.grid_progress import GridResult
-from sweeps.papers.asked import Asked, asked
+from sweeps.papers.asked import asked
 from sweeps.papers.laid_out import sheet
-from sweeps.papers.launch import grids, measure
+from sweeps.papers.plots import plot
+from sweeps.papers.recorded import RunGrid, filled_blocks
 from sweeps.papers.shelf import Paper
-from sweeps.papers.stand_in import Conditions, StandIn, conditions, stand_ins
-
-RunGrid = Callable[[GridConfig], GridResult]
-"""Runs one grid, shown as the caller wishes."""
-
+from sweeps.papers.stand_in import POCKET, conditions, stand_ins
+from sweeps.papers.wanted import Wanted, plot_conditions
 
 UNTIMED = "Speed was not measured; `--time` does it."
 """Said where a table has a column of speed and the runs were not timed."""
@@ -43,6 +37,7 @@ class Order:
         timing: whether and how speed is measured.
         given: ``calibration`` and ``evaluation``, each with the fields that a user gave.
         machine: ``workers`` and ``threads`` of the grids, where given.
+        said: sentences that the page says once for all its tables and figures, so that these leave them out.
     """
 
     model: str
@@ -53,6 +48,7 @@ class Order:
     timing: TimingConfig = field(default_factory=lambda: TimingConfig(enabled=False))
     given: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
+    said: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -60,14 +56,16 @@ class Made:
     """What was made of a table or figure.
 
     Args:
-        section: its part of a page, in Markdown.
+        section: its part of a page, in Markdown, with addresses of files that lie beside it.
         files: contents by name.
         missing: one sentence for each row without a number of ours.
+        runs: CPU seconds of each record that stands in it, by its id.
     """
 
     section: str
     files: Mapping[str, bytes]
     missing: tuple[str, ...] = ()
+    runs: Mapping[str, float] = field(default_factory=dict)
 
 
 def make(paper: Paper, name: str, order: Order) -> Made:
@@ -85,12 +83,20 @@ def make(paper: Paper, name: str, order: Order) -> Made:
     if exhibit.kind == "told":
         return Made(_told(paper, name), {})
     models = stand_ins(paper.file, exhibit, order.model, order.place, order.family)
-    settings = conditions(paper, exhibit, any(one.pocket for one in models), order.given)
+    settings = plot_conditions(paper, exhibit, any(one.pocket for one in models), order.given)
+    if exhibit.plot is not None:
+        return Made(*plot(Wanted(paper, name, models, settings, order)))
+    if exhibit.statistics:
+        from sweeps.papers.profiled import profiled
+
+        run = order.run is not None
+        shown = profiled(paper, name, models, settings, order.store, run=run, said=order.said)
+        return Made(shown.section, shown.files, shown.missing)
     asked_for = [(one, asked(paper.file, exhibit, one, settings)) for one in models]
-    laid = sheet(paper, name, asked_for, settings)
+    laid = replace(sheet(paper, name, asked_for, settings), said=order.said)
     if order.run is not None and not order.timing.enabled and any(c.kind == "speedup" for c in laid.blocks[0].columns):
         laid = replace(laid, departs=(*laid.departs, UNTIMED))
-    filled = _filled(laid, asked_for, settings, order)
+    filled = filled_blocks(laid, asked_for, settings, order, order.timing)
     if exhibit.kind == "curve":
         return _curve(paper, name, laid, filled)
     return _table(name, laid, filled)
@@ -112,30 +118,39 @@ def write(made: Made, name: str, out: Path, alone: bool = True) -> list[Path]:
     return [write_derived(out / file, content) for file, content in contents.items()]
 
 
-def page(paper: Paper, sections: Sequence[str]) -> str:
+def whole(paper: Paper, order: Order) -> tuple[Order, list[str]]:
+    """Return the order for tables and figures of one page, and the paragraphs that the page says for all of them.
+
+    Args:
+        paper: the paper.
+        order: what to measure, and where.
+    """
+    shown = [exhibit for exhibit in paper.exhibits.values() if exhibit.kind != "told"]
+    small = order.model == POCKET or order.model.startswith("pocket-")
+    settings = [conditions(paper, exhibit, small, order.given).differences for exhibit in shown]
+    shared = [text for text in (settings[0] if settings else ()) if all(text in others for others in settings)]
+    departs, untold = (*shared, *paper.file.departs), paper.file.untold
+    said = frozenset((*departs, *untold, SMALL))
+    return replace(order, said=said), common(small, departs, untold)
+
+
+def page(paper: Paper, made: Mapping[str, Made], paragraphs: Sequence[str]) -> str:
     """Return the page of a paper: what it is, then every table and figure.
 
     Args:
         paper: the paper.
-        sections: of its tables and figures, in order.
+        made: its tables and figures by name, in order.
+        paragraphs: what the page says for all of them.
     """
-    head = f"# {paper.file.title}\n\n{paper.file.source}. Written by `moebench paper {paper.name} all`.\n"
-    return "\n".join((head, *sections))
-
-
-def _filled(
-    laid: Sheet, asked_for: Sequence[tuple[StandIn, Sequence[Asked]]], settings: Conditions, order: Order
-) -> list[Filled]:
-    only: Collection[str] | None = None
-    if order.run is not None:
-        configs = [
-            config
-            for one, rows in asked_for
-            for config in grids(rows, one, settings, store=order.store, timing=order.timing, machine=order.machine)
-        ]
-        only = measure(configs, order.run)
-    records = _records(order.store)
-    return [fill(block, records, only) for block in laid.blocks]
+    runs: dict[str, float] = {}
+    for one in made.values():
+        runs |= one.runs
+    head = f"{paper.file.source}. Written by `moebench paper {paper.name} all`"
+    cost = f" from {len(runs)} runs, whose own stages took {sum(runs.values()):,.0f} CPU seconds" if runs else ""
+    names = [f"- [{name.replace('-', ' ').capitalize()}](#{name}): {paper.exhibit(name).title}" for name in made]
+    sections = [one.section.replace(f"]({BESIDE}", f"]({BESIDE}{paper.name}/") for one in made.values()]
+    parts = [f"# {paper.file.title}", f"{head}{cost}.", *paragraphs, "\n".join(names)]
+    return "\n".join(("\n\n".join(parts) + "\n", *sections))
 
 
 def _curve(paper: Paper, name: str, laid: Sheet, filled: Sequence[Filled]) -> Made:
@@ -143,8 +158,8 @@ def _curve(paper: Paper, name: str, laid: Sheet, filled: Sequence[Filled]) -> Ma
 
     drawn = {f"{name}.{kind}": content for kind, content in curves(filled, paper.exhibit(name).x).items()}
     files = {f"{name}.csv": csv_text(filled).encode(), **drawn}
-    picture = f"{paper.name}/{name}.svg" if drawn else None
-    return Made(figure_text(laid, filled, picture), files, tuple(text for one in filled for text in one.missing))
+    picture = f"{BESIDE}{name}.svg" if drawn else None
+    return _made(figure_text(laid, filled, picture), files, filled)
 
 
 def _told(paper: Paper, name: str) -> str:
@@ -153,12 +168,12 @@ def _told(paper: Paper, name: str) -> str:
     return f"## {heading(laid)}\n\n{exhibit.title}.\n\n" + "\n".join(f"- {text}" for text in exhibit.lost) + "\n"
 
 
-def _records(store: Path) -> Sequence[Record]:
-    inside = store / "records"
-    folder = inside if inside.is_dir() else store
-    return load(folder).records if folder.is_dir() else ()
-
-
 def _table(name: str, laid: Sheet, filled: Sequence[Filled]) -> Made:
     files = {f"{name}.csv": csv_text(filled).encode(), f"{name}.tex": latex(laid, filled).encode()}
-    return Made(markdown(laid, filled), files, tuple(text for one in filled for text in one.missing))
+    return _made(markdown(laid, filled), files, filled)
+
+
+def _made(section: str, files: Mapping[str, bytes], filled: Sequence[Filled]) -> Made:
+    missing = tuple(text for one in filled for text in one.missing)
+    records = [row.record for one in filled for row in one.rows if row.record is not None]
+    return Made(section, files, missing, {record.id: sum(record.seconds.values()) for record in records})

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from analysis.formatting import count, significant, size
 from sweeps.papers.asked import asked
-from sweeps.papers.estimate import Estimate, of_rows
+from sweeps.papers.estimate import Estimate, of_rows, of_statistics
+from sweeps.papers.measured import text_of
 from sweeps.papers.paper_file import Exhibit
 from sweeps.papers.shelf import Paper
-from sweeps.papers.stand_in import StandIn, conditions
+from sweeps.papers.stand_in import StandIn
+from sweeps.papers.wanted import plot_conditions
 
 COLUMNS = ("name", "runs", "tokens", "disk at most", "GPU hours", "printed numbers", "models", "what it shows")
 
@@ -19,11 +21,14 @@ def overview(paper: Paper) -> list[tuple[str, ...]]:
 
 def cost_of(paper: Paper, exhibit: Exhibit) -> Estimate:
     """Return what a table or figure costs on the paper's own models."""
-    settings = conditions(paper, exhibit, False, {})
+    settings = plot_conditions(paper, exhibit, False, {})
     total = Estimate()
     for key in exhibit.models:
         one = StandIn(key, paper.file.models[key], paper.file.models[key].hub, False)
         total += of_rows(asked(paper.file, exhibit, one, settings), one, settings)
+        total += of_statistics((text_of(place, one, settings) for place in exhibit.statistics), one)
+        if exhibit.plot is not None and exhibit.plot.reads_text:
+            total += of_statistics([settings.calibration], one)
     return total
 
 

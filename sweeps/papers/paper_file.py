@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from bench.settings.recovery import RecoverySettings
 from bench.settings.stage_settings import CalibrationConfig
 from bench.settings.strict import Strict
+from sweeps.papers.plot_file import PlotFile
 
 Word: TypeAlias = str | int | float
 Mark = Literal["first-hand", "quoted", "derived", "lost"]
@@ -43,6 +44,9 @@ class ColumnFile(Strict):
     title: str = Field(min_length=1, description="head of the column")
     kind: Literal["task", "mean", "speedup", "tflops", "gib"] = "task"
     task: str | None = Field(default=None, description="lm-eval task; None: the name of the column")
+    published: str | None = Field(
+        default=None, description="column of the published file; None: the name of the column"
+    )
     of: tuple[str, ...] = Field(default=(), description="mean: columns that it is formed of, all of the same weight")
     digits: int = Field(default=1, ge=0, le=4, description="decimals that the paper prints")
 
@@ -111,10 +115,22 @@ class SeriesFile(Strict):
     method: str = Field(description="with $keep for the share that remains")
 
 
+class StatisticFile(Strict):
+    """A statistic that a figure shows, on one text."""
+
+    label: str = Field(min_length=1, description="of its line")
+    pocket_label: str | None = Field(default=None, description="the same where pocket models are measured")
+    name: str = Field(description="of the catalogue: a number of each layer, or a matrix of two places in the depth")
+    panel: str = Field(default="", description="lines of one panel share it")
+    scaled: bool = Field(default=False, description="smallest value 0, largest 1")
+    calibration: dict[str, Word] = Field(default={}, description="what differs from the paper's calibration")
+    pocket_calibration: dict[str, Word] = Field(default={}, description="the same where pocket models are measured")
+
+
 class Exhibit(Strict):
     """One table or figure."""
 
-    kind: Literal["table", "curve", "told"]
+    kind: Literal["table", "curve", "profile", "matrix", "plot", "told"]
     title: str = Field(min_length=1, description="what it shows, in our words")
     models: tuple[str, ...] = Field(default=(), description="of paper.yaml, in the order of the paper")
     published: str | None = Field(default=None, description="file of analysis/published")
@@ -122,15 +138,22 @@ class Exhibit(Strict):
     rows: tuple[RowFile, ...] = ()
     series: tuple[SeriesFile, ...] = ()
     points: Points | None = None
+    statistics: tuple[StatisticFile, ...] = ()
+    plot: PlotFile | None = Field(default=None, description="what else a figure may show")
     x: str = Field(default="", description="words on the horizontal axis")
+    y: str = Field(default="", description="words on the vertical axis, or beside the scale of colours")
     departs: tuple[str, ...] = Field(default=(), description="how it differs from the paper whatever the model")
     lost: tuple[str, ...] = Field(default=(), description="what no copy of the paper tells")
+    untold: tuple[str, ...] = Field(default=(), description="what the paper leaves open, what is taken, and why")
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         needed: Mapping[str, tuple[str, ...]] = {
             "table": ("models", "columns", "rows"),
             "curve": ("models", "series", "points"),
+            "profile": ("models", "statistics"),
+            "matrix": ("models", "statistics"),
+            "plot": ("models", "plot"),
             "told": ("lost",),
         }
         if missing := [name for name in needed[self.kind] if not getattr(self, name)]:

@@ -65,6 +65,11 @@ class TaskSize(Strict):
         """Tokens of all requests."""
         return self.items * self.requests * self.tokens
 
+    @property
+    def chance(self) -> float | None:
+        """Score of guessing among the answers of an item, each of which is a request; None where there is no choice."""
+        return 1 / self.requests if self.requests > 1 else None
+
 
 def paper_names() -> list[str]:
     """Return the names of the papers."""

@@ -94,13 +94,16 @@ def _wins(by_race: Mapping[str, Mapping[str, Sequence[Standing]]]) -> str:
 def convergence(rows: Sequence[Row]) -> dict[str, bytes]:
     """Return the figure, by kind: median over seeds of the best divergence so far, against the tokens spent."""
     groups = grouped(rows)
-    races, models = list(dict.fromkeys(r for r, _ in groups)), list(dict.fromkeys(m for _, m in groups))
+    models: dict[str, list[str]] = {}
+    for race, model in groups:
+        models.setdefault(race, []).append(model)
+    races, across_models = list(models), max(len(own) for own in models.values())
     with style():
-        figure = canvas(3.3 * len(models) + 1.6, 2.5 * len(races) + 0.4)
-        panels = figure.subplots(len(races), len(models), squeeze=False)
+        figure = canvas(3.3 * across_models + 1.6, 2.5 * len(races) + 0.4)
+        panels = figure.subplots(len(races), across_models, squeeze=False)
         handles: dict[str, Any] = {}
         for (race, model), group in groups.items():
-            axes = panels[races.index(race)][models.index(model)]
+            axes = panels[races.index(race)][models[race].index(model)]
             for contender, own in group.items():
                 across, up = _median(list(own.values()))
                 colour, dashes = _look(contender)
@@ -112,9 +115,10 @@ def convergence(rows: Sequence[Row]) -> dict[str, bytes]:
             for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
                 ticks(lambda value, place: f"{value:g}")
             axes.tick_params(which="both", labelsize=7)
-            if race == races[-1]:
+            below = races[races.index(race) + 1 :]
+            if not any(len(models[other]) > models[race].index(model) for other in below):
                 axes.set_xlabel("tokens, % of what may be spent", fontsize=8)
-            if model == models[0]:
+            if model == models[race][0]:
                 axes.set_ylabel("KL on the text of the search", fontsize=8)
         for row in panels:
             for axes in row:

@@ -17,6 +17,8 @@ ENOUGH = 4
 """Trials from which a model of them is made."""
 _PARENTS = 8
 _MOST_SWITCHES = 6
+_MOST_ATTEMPTS = 256
+"""Moves that a draw tries; near plans whose neighbours are nearly all known it compares fewer candidates instead."""
 
 
 class LocalSampler(LevelSampler):
@@ -37,15 +39,17 @@ class LocalSampler(LevelSampler):
         """
         super().__init__(space_of, seed, past)
         self.candidates = candidates
+        self._attempts = 0
 
     def proposed(self, past: History) -> tuple[Levels, Tried | None]:
         """Return a new move from one of the best plans."""
         moves: list[tuple[Levels, Tried]] = []
+        self._attempts = 0
         for _ in range(self.candidates if len(past.ranked) >= ENOUGH else 1):
             levels_A, parent, new = self._move(past)
             moves.append((levels_A, parent))
-            if not new:
-                break  # around these plans all is known
+            if not new or self._attempts >= _MOST_ATTEMPTS:
+                break  # around these plans all is known, or nearly all
         if len(moves) == 1:
             return moves[0]
         highest_A = np.maximum(self.space_of({}).highest, 1)
@@ -68,6 +72,7 @@ class LocalSampler(LevelSampler):
 
     def _switched(self, space: LevelSpace, parent: Tried, attempt: int) -> Levels:
         """Return a neighbour; the longer none is new, the further away."""
+        self._attempts += 1
         count = min(int(self.rng.geometric(0.4)) + attempt // 16, _MOST_SWITCHES)
         most = max(1, int(space.highest.max()) // 3 + attempt // 16)
         return several(space, np.array(parent.levels, dtype=np.int64), self.rng, count, most)

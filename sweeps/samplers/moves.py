@@ -27,12 +27,24 @@ def drawn(space: LevelSpace, rng: np.random.Generator) -> Levels:
 
 
 class Load:
-    """An assignment and what it weighs; a change of one axis costs one look at its unit."""
+    """An assignment and what it weighs; a change of one axis costs one look at its unit.
+
+    Plain numbers, since a draw makes thousands of such changes.
+    """
 
     def __init__(self, space: LevelSpace, levels_A: Levels) -> None:
         """Weigh a copy of ``levels_A``."""
-        self.space, self.levels_A = space, levels_A.copy()
-        self.totals = {quantity: space.size(quantity, levels_A) for quantity in space.limits}
+        self.levels: list[int] = levels_A.tolist()
+        self.top: list[int] = space.highest.tolist()
+        self._units, self._strides = [axis.unit for axis in space.axes], space.strides
+        self._places = [sum(self.levels[axis] * self._strides[axis] for axis in own) for own in space.members]
+        self._limited = [(space.flat[quantity], limit) for quantity, limit in space.limits.items()]
+        self._totals = [space.size(quantity, levels_A) for quantity in space.limits]
+
+    @property
+    def levels_A(self) -> Levels:
+        """The assignment."""
+        return np.array(self.levels, dtype=np.int64)
 
     def moved(self, axis: int, level: int, free: bool = False) -> bool:
         """Set the level of an axis if the limits allow it; return whether they do.
@@ -42,37 +54,29 @@ class Load:
             level: its new level.
             free: whether only the existence of such a plan counts, not the limits.
         """
-        space, unit = self.space, self.space.axes[axis].unit
-        own = space.members[unit]
-        before: tuple[int, ...] = (int(self.levels_A[axis]),)
-        after: tuple[int, ...] = (level,)
-        if len(own) > 1:
-            before = tuple(int(self.levels_A[one]) for one in own)
-            after = tuple(level if one == axis else old for one, old in zip(own, before, strict=True))
-        totals = {}
-        for quantity, limit in space.limits.items():
-            part = space.sizes[quantity][unit]
-            size = float(part[after])
-            totals[quantity] = self.totals[quantity] + size - float(part[before])
-            if not math.isfinite(size) or (not free and totals[quantity] > limit):
+        unit = self._units[axis]
+        before = self._places[unit]
+        after = before + (level - self.levels[axis]) * self._strides[axis]
+        totals = []
+        for (sizes, limit), total in zip(self._limited, self._totals, strict=True):
+            size = sizes[unit][after]
+            total = total + size - sizes[unit][before]
+            if size == math.inf or (not free and total > limit):
                 return False
-        self.levels_A[axis], self.totals = level, totals
+            totals.append(total)
+        self.levels[axis], self._places[unit], self._totals = level, after, totals
         return True
 
     def raised(self, axis: int, steps: int) -> bool:
         """Raise an axis by as many steps as fit, at most ``steps``; return whether it went up at all."""
-        level = int(self.levels_A[axis])
-        return any(self.moved(axis, one) for one in range(min(level + steps, self._top(axis)), level, -1))
+        level = self.levels[axis]
+        return any(self.moved(axis, one) for one in range(min(level + steps, self.top[axis]), level, -1))
 
-    def filled(self, order: Sequence[int]) -> Levels:
-        """Raise axes by one level each, in turn, as long as one fits; return the assignment."""
+    def filled(self, order: Sequence[int]) -> None:
+        """Raise axes by one level each, in turn, as long as one fits."""
         open_axes = list(order)
         while open_axes:
             open_axes = [axis for axis in open_axes if self.raised(axis, 1)]
-        return self.levels_A
-
-    def _top(self, axis: int) -> int:
-        return int(self.space.highest[axis])
 
 
 def switched(space: LevelSpace, levels_A: Levels, rng: np.random.Generator, most: int = 1) -> Levels:
@@ -97,24 +101,32 @@ def switched(space: LevelSpace, levels_A: Levels, rng: np.random.Generator, most
         moved_A = levels_A.astype(np.float64)
         moved_A[axis] += rng.choice([-1, 1]) * steps
         return space.projected(moved_A)
-    higher = np.flatnonzero(levels_A < space.highest)
-    if not len(higher):
-        return levels_A.copy()
-    load, up = Load(space, levels_A), int(rng.choice(higher))
-    lowered = []
-    for down in (int(axis) for axis in rng.permutation(len(levels_A)) if axis != up and levels_A[axis] > 0):
+    load = Load(space, levels_A)
+    _switch(load, rng, steps)
+    return load.levels_A
+
+
+def _switch(load: Load, rng: np.random.Generator, steps: int) -> None:
+    """Lower axes by ``steps`` until one that is drawn goes up, and fill what is left of the budget."""
+    before, axes = list(load.levels), len(load.levels)
+    higher = [axis for axis, (level, top) in enumerate(zip(before, load.top, strict=True)) if level < top]
+    if not higher:
+        return
+    up, lowered = higher[int(rng.integers(len(higher)))], []
+    for down in rng.permutation(axes).tolist():
+        if down == up or before[down] == 0:
+            continue
         lowered.append(down)
-        level = max(0, int(levels_A[down]) - steps)
+        level = max(0, before[down] - steps)
         while level > 0 and not load.moved(down, level, free=True):
             level -= 1
         while not load.raised(up, steps) and level > 0:
             level -= 1
             load.moved(down, level, free=True)
-        if load.levels_A[up] > levels_A[up]:
+        if load.levels[up] > before[up]:
             break
-    others = [int(axis) for axis in rng.permutation(len(levels_A)) if axis not in lowered]
-    load.filled(others)
-    return load.filled(lowered[::-1])
+    load.filled([axis for axis in rng.permutation(axes).tolist() if axis not in lowered])
+    load.filled(lowered[::-1])
 
 
 def several(space: LevelSpace, levels_A: Levels, rng: np.random.Generator, count: int, most: int = 1) -> Levels:
@@ -127,9 +139,14 @@ def several(space: LevelSpace, levels_A: Levels, rng: np.random.Generator, count
         count: switches.
         most: levels that an axis goes down by, at most.
     """
+    if not space.limits:
+        for _ in range(count):
+            levels_A = switched(space, levels_A, rng, most)
+        return levels_A
+    load = Load(space, levels_A)
     for _ in range(count):
-        levels_A = switched(space, levels_A, rng, most)
-    return levels_A
+        _switch(load, rng, int(rng.integers(1, most + 1)))
+    return load.levels_A
 
 
 def untried(move: Callable[[int], Levels], known: Callable[[Levels], bool]) -> Levels | None:

@@ -65,6 +65,21 @@ class LevelSpace:
         )
 
     @cached_property
+    def strides(self) -> tuple[int, ...]:
+        """By how many places of its unit's ``flat`` sizes a level of each axis counts, [A]."""
+        found = [0] * len(self.axes)
+        for own in self.members:
+            place = 1
+            for axis in reversed(own):
+                found[axis], place = place, place * len(self.axes[axis].values)
+        return tuple(found)
+
+    @cached_property
+    def flat(self) -> Mapping[str, list[list[float]]]:
+        """The sizes of each unit's combinations as plain numbers, one after another, by limited quantity."""
+        return {quantity: [part.ravel().tolist() for part in self.sizes[quantity]] for quantity in self.limits}
+
+    @cached_property
     def highest(self) -> Levels:
         """The largest level of each axis, [A]."""
         return np.array([len(axis.values) - 1 for axis in self.axes], dtype=np.int64)

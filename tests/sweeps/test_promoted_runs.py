@@ -16,7 +16,7 @@ from bench.running.run import Run
 from bench.settings.stage_settings import CalibrationConfig
 from bench.store.store import Store
 from methods.framework.errors import ConfigError, RecordError, UnknownNameError
-from sweeps.outcome import SweepResult
+from sweeps.outcome import MOST_KEPT, SweepResult
 from sweeps.promoted_runs import MOST, best_plans, promoted_run, study_folder
 from sweeps.resident import Resident
 from sweeps.study import run_sweep
@@ -66,6 +66,40 @@ def test_of_a_long_front_so_many_are_taken_as_was_said(config: SweepConfig, tmp_
     listed = [{"trial": n, "scores": {name: n for name in scores}, "file": f"front/{n}.json"} for n in range(3)]
     (tmp_path / "front.json").write_text(json.dumps({"front": listed}))
     assert [int(path.stem) for path in best_plans(upward, tmp_path)] == [2, 1, 0], "more is better"
+
+
+def test_of_one_objective_the_best_trials_are_taken(home: Path, whole: SweepResult, tmp_path: Path) -> None:
+    by_loss = sorted(
+        (row for row in whole.rows if row.state == "complete" and row.same_as is None),
+        key=lambda row: row.scores["nll"],
+    )
+    plans = promoted_run("s", home / "whole", top=3).plans
+    found = [json.loads(path.read_text())["provenance"] for path in plans]
+    assert [one["trial"] for one in found] == [row.number for row in by_loss[:3]]
+    assert [one["scores"] for one in found] == [row.scores for row in by_loss[:3]]
+    alone = promoted_run("s", home / "whole").plans
+    assert [path.name for path in alone] == [plans[0].name], "the best one where no number is given"
+    assert len(promoted_run("s", home / "whole", top=99).plans) == len(by_loss) < MOST_KEPT
+    config = sweep(home)
+    listed = [{"trial": n, "scores": {"nll": n}, "file": f"best/{n}.json"} for n in range(MOST_KEPT)]
+    (tmp_path / "best.json").write_text(json.dumps({"best": listed}))
+    assert len(best_plans(config, tmp_path, MOST_KEPT)) == MOST_KEPT
+    with pytest.raises(ConfigError, match=rf"keeps the plans of its {MOST_KEPT} best trials.*top: 40"):
+        best_plans(config, tmp_path, 40)
+    with pytest.raises(RecordError, match=r"cannot read .*best\.json.*moebench sweep FILE"):
+        best_plans(config, tmp_path / "older", 2)
+
+
+def test_as_many_of_the_best_are_kept_as_the_file_promotes(
+    home: Path, resident: Resident, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeps.outcome.MOST_KEPT", 2)
+    shutil.copytree(home / "whole", tmp_path / "store")
+    assert len(run_sweep(sweep(home), store=tmp_path / "store", resident=resident).best) == 2
+    assert len(list((tmp_path / "store/sweeps/s/best").iterdir())) == 2, "the others are gone"
+    asked = sweep(home, promote={"top": 4})
+    assert len(run_sweep(asked, store=tmp_path / "store", resident=resident).best) == 4
+    assert len(promoted_run("s", tmp_path / "store").plans) == 4
 
 
 def test_model_text_and_group_are_those_of_the_study(config: SweepConfig, pair: SweepResult, tmp_path: Path) -> None:

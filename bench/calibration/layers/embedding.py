@@ -22,7 +22,7 @@ def token_ids(windows: Sequence[Sequence[int]]) -> Tensor:
 
 
 def embedded(checkpoint: Checkpoint, ids_T: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return the embeddings of tokens, shape (T, D).
+    """Return the embeddings of tokens as they enter the first layer, shape (T, D).
 
     Args:
         checkpoint: whose embedding is read.
@@ -33,4 +33,5 @@ def embedded(checkpoint: Checkpoint, ids_T: Tensor, device: torch.device, dtype:
     (entry,) = (entry for entry in checkpoint.inventory.outer if entry.role == "embedding")
     rows, positions_T = ids_T.unique(return_inverse=True)
     table = checkpoint.read(entry, rows=tuple(rows.tolist())).to(device, dtype)
-    return table[positions_T.to(device)]
+    scale = checkpoint.family.embedding_scale(checkpoint.inventory.config)
+    return (table if scale == 1.0 else table * scale)[positions_T.to(device)]

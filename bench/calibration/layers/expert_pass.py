@@ -163,12 +163,16 @@ class ExpertPass:
     def _reader(self, expert: int) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
         """Read an expert and return it as a function to outputs and, if they are asked for, inputs of down."""
         network = self._experts.read(expert)
+        matrices, biases = (network.gate_up_2FD, network.down_DF), network.biases
+
+        def run_on(x_ND: Tensor, take: Callable[[Tensor], object] | None) -> Tensor:
+            return gated_mlp(x_ND, *matrices, self._activation, take, biases)
 
         def run(x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
             if not self._keep_channels:
-                return gated_mlp(x_ND, network.gate_up_2FD, network.down_DF, self._activation), None
+                return run_on(x_ND, None), None
             taken: list[Tensor] = []
-            output_ND = gated_mlp(x_ND, network.gate_up_2FD, network.down_DF, self._activation, taken.append)
+            output_ND = run_on(x_ND, taken.append)
             return output_ND, taken[0]
 
         return run

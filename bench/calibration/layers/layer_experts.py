@@ -5,15 +5,17 @@ Shape letters: D hidden size, F expert width.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from bench.calibration.layers.weights import MlpWeights, WeightReader, expert_entries
 from bench.experts.lazy import lazily
 from methods.framework.errors import RefusedError
-from methods.framework.inventory import LayerInventory
+from methods.framework.inventory import EXPERT_BIAS_ROLES, LayerInventory
 from methods.framework.layer_plan import LayerPlan
-from methods.kernels.merging import ExpertMatrices, merged
+from methods.kernels.merging import ExpertMatrices, merged, merged_bias
 
 _COMPUTED = {"rank": "factored", "sparsity": "sparse", "bits": "quantised"}
 """Stages of a plan that compute weights from moments, and how experts are called after them."""
@@ -76,4 +78,13 @@ class LayerExperts:
         gate_FD, up_FD, down_DF = (
             self._weights.as_stored(matrix, entry) for matrix, entry in zip(matrices, entries[expert], strict=True)
         )
-        return self._weights.hold_mlp("expert", gate_FD, up_FD, down_DF)
+        network = self._weights.hold_mlp("expert", gate_FD, up_FD, down_DF)
+        if not self._layer.biased:
+            return network
+        found = []
+        for role in EXPERT_BIAS_ROLES:
+            own = {entry.expert: entry for entry in self._layer.with_role(role)}
+            biases = [self._weights.read_new(own[index]) for index in merge.members]
+            bias = merged_bias(merge, lazily(member, merge.members), biases, role != EXPERT_BIAS_ROLES[2])
+            found.append(self._weights.as_stored(bias, own[expert]).to(network.down_DF.dtype))
+        return replace(network, biases=(torch.cat(found[:2]), found[2]))

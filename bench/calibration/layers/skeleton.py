@@ -32,13 +32,15 @@ Show = Callable[[str, int, Tensor], None]
 class _Handout(nn.Module):
     """Stands where the feed-forward sub-layer was: keeps its input and adds nothing to the residual stream."""
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: int) -> None:
         super().__init__()
+        self.outputs = outputs
         self.taken: Tensor | None = None
 
-    def forward(self, hidden_BSD: Tensor) -> Tensor:
+    def forward(self, hidden_BSD: Tensor) -> Tensor | tuple[Tensor | None, ...]:
         self.taken = hidden_BSD
-        return hidden_BSD.new_zeros(())
+        nothing = hidden_BSD.new_zeros(())
+        return nothing if self.outputs == 1 else (nothing, *(None for _ in range(self.outputs - 1)))
 
 
 class _Eavesdropper(nn.Module):
@@ -52,6 +54,14 @@ class _Eavesdropper(nn.Module):
     def forward(self, hidden_BSD: Tensor, **kwargs: Any) -> Tensor | tuple[Tensor | None, ...]:
         self.heard = kwargs
         return hidden_BSD if self.outputs == 1 else (hidden_BSD, *(None for _ in range(self.outputs - 1)))
+
+
+def _built(auto_class: Any, parsed: Any, dtype: torch.dtype) -> Any:
+    """Return the model, with fused attention where transformers has it for this architecture."""
+    from transformers import MODEL_MAPPING
+
+    attention = "sdpa" if MODEL_MAPPING[type(parsed)]._supports_sdpa else "eager"
+    return auto_class.from_config(parsed, attn_implementation=attention, dtype=dtype).eval()
 
 
 class Skeleton:
@@ -76,14 +86,16 @@ class Skeleton:
 
         from bench.models.model_config import model_config
 
-        document = {
-            key: value for key, value in config.items() if key not in ("per_layer_config", "quantization_config")
-        }
         self._family = family_of(config)
+        stated = self._family.language_config(config)
+        document = {
+            key: value for key, value in stated.items() if key not in ("per_layer_config", "quantization_config")
+        }
         parsed = model_config(self._family, document)
         with torch.device("meta"):
-            model = AutoModel.from_config(parsed, attn_implementation="sdpa", dtype=dtype).eval()
-        self.activation = ACT2FN[parsed.hidden_act]
+            model = _built(AutoModel, parsed, dtype)
+        self.activation = self._family.gating(config) or ACT2FN[getattr(parsed, "hidden_act", "silu")]
+        self._scale = self._family.sublayer_scale(config)
         self._layers = list(model.layers)
         if len(self._layers) != len(layers):
             raise CheckpointError(
@@ -92,9 +104,13 @@ class Skeleton:
         self._kinds = [layer.mlp for layer in layers]
         self._listeners = [_Eavesdropper(self._family.file.layer_outputs) for _ in layers]
         model.layers = nn.ModuleList(self._listeners)
-        model.norm = nn.Identity()
-        # Built again outside of the meta device, because its frequencies are computed, not loaded.
-        model.rotary_emb = type(model.rotary_emb)(config=parsed).to(device)
+        for name, module in list(model.named_children()):
+            buffers = dict(module.named_buffers())
+            if module is not model.layers and not dict(module.named_parameters()) and buffers:
+                # Built again outside of the meta device, because its frequencies are computed, not loaded.
+                setattr(model, name, type(module)(config=parsed).to(device))
+            elif name == self._family.final_norm_module().rpartition(".")[2]:
+                setattr(model, name, nn.Identity())
         self._model = model
         self._empty = torch.zeros(1, 1, parsed.hidden_size, device=device, dtype=dtype)
         self._arguments: dict[int, list[dict[str, Any]]] = {}
@@ -111,11 +127,14 @@ class Skeleton:
             CheckpointError: the checkpoint's tensors are not those of the architecture.
         """
         layer = self._layers[index]
-        stub = _Handout()
+        stub = _Handout(self._family.file.block_outputs)
         norm, block = (_in_layer(name) for name in self._family.mlp_modules(index))
         layer.set_submodule(block, stub)
+        output_norm = self._family.output_norm_module(index)
+        output_norm = None if output_norm is None else _in_layer(output_norm)
         if self._kinds[index] == "none":
-            layer.set_submodule(norm, nn.Identity())
+            for name in filter(None, (norm, output_norm)):
+                layer.set_submodule(name, nn.Identity())
         entries = {
             _in_layer(self._family.placement(entry).name): entry
             for entry in whole_linears(inventory.tensors)
@@ -132,7 +151,12 @@ class Skeleton:
             site.name: [layer.get_submodule(paths[role]) for role in site.roles]
             for site in sites(inventory, "attention")
         }
-        return Attention(self, index, layer, stub, readers)
+        tail = None if output_norm is None else layer.get_submodule(output_norm)
+        return Attention(self, index, layer, stub, readers, tail)
+
+    def scaled(self, output_TD: Tensor) -> Tensor:
+        """Return what the model adds to the residual stream for the output of a feed-forward sub-layer."""
+        return output_TD if self._scale == 1.0 else output_TD * self._scale
 
     def arguments(self, index: int, length: int) -> dict[str, Any]:
         """Return the rotary tables, positions and mask that the model would pass to layer ``index``."""
@@ -154,6 +178,7 @@ class Attention:
         layer: nn.Module,
         stub: _Handout,
         readers: Mapping[str, Sequence[nn.Module]],
+        tail: nn.Module | None,
     ) -> None:
         """Keep the parts.
 
@@ -163,7 +188,9 @@ class Attention:
             layer: the module, whose parameters are loaded.
             stub: stands in it for the feed-forward sub-layer and keeps what that would take in.
             readers: by site of the attention, the modules that read its inputs.
+            tail: norm that the output of the feed-forward sub-layer passes; None: there is none.
         """
+        self._tail = tail
         self._skeleton, self._index, self._layer, self._stub = skeleton, index, layer, stub
         self._readers = readers
 
@@ -175,6 +202,10 @@ class Attention:
         assert taken_BSD is not None
         self._stub.taken = None
         return residual_BSD, taken_BSD
+
+    def added(self, output_TD: Tensor) -> Tensor:
+        """Return what is added to the residual stream for the output of the feed-forward sub-layer."""
+        return self._skeleton.scaled(output_TD if self._tail is None else self._tail(output_TD))
 
     def over(self, block: Block, hidden_TD: Tensor, residual_TD: Tensor, show: Show | None = None) -> Tensor:
         """Run on all tokens of a block, batch by batch, and return the feed-forward sub-layer's normed input, (T, D).

@@ -6,7 +6,7 @@ Shape letters: D hidden size, F expert width.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.checkpoint.tensor_files import TORCH_DTYPES
 from bench.experts.whole import stored_expert, stored_linear
-from methods.framework.inventory import EXPERT_ROLES, LayerInventory, TensorEntry
+from methods.framework.inventory import EXPERT_BIAS_ROLES, EXPERT_ROLES, LayerInventory, TensorEntry
 from methods.framework.linears import LINEAR_ROLES
 
 if TYPE_CHECKING:
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MlpWeights:
-    """Matrices of one gated feed-forward network, gate above up in one matrix: views of reused buffers."""
+    """Matrices of one gated feed-forward network, gate above up in one matrix: views of reused buffers; and its biases."""
 
     gate_up_2FD: Tensor
     down_DF: Tensor
+    biases: tuple[Tensor, Tensor] | None = None
 
 
 class WeightReader:
@@ -102,11 +103,18 @@ class WeightReader:
         """
         if layer.form is None:
             parts = (next(e for e in layer.with_role(role) if e.expert == expert) for role in EXPERT_ROLES)
-            return self.read_mlp(buffer, *parts)
+            network = self.read_mlp(buffer, *parts)
+            return replace(network, biases=self.read_biases(layer, expert)) if layer.biased else network
         (index,) = {entry.layer for entry in layer.tensors if entry.expert == expert}
         assert index is not None
         whole = stored_expert(self._checkpoint, index, expert)
         return self.hold_mlp(buffer, *whole, width=expert_width(layer))
+
+    def read_biases(self, layer: LayerInventory, expert: int) -> tuple[Tensor, Tensor]:
+        """Return the biases of a routed expert, those of gate and up behind each other, (2F,), and that of down, (D,)."""
+        own = {entry.role: entry for entry in layer.with_role(*EXPERT_BIAS_ROLES) if entry.expert == expert}
+        gate_F, up_F, down_D = (self.read_new(own[role]).to(self._dtype) for role in EXPERT_BIAS_ROLES)
+        return torch.cat([gate_F, up_F]), down_D
 
     def buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Return a buffer of ``shape`` in at least float32; its content is what it happens to be."""

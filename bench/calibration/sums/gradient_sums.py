@@ -23,6 +23,7 @@ from bench.experts.whole import stored_expert
 from methods.framework.accumulator import Seen
 from methods.framework.layer_plan import LayerPlan
 from methods.framework.stat_spec import Array
+from methods.kernels.experts import gated
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,9 +55,9 @@ class ExpertSlopes:
     def _graph(self) -> tuple[Tensor, Tensor]:
         """Products with gate and up, and the inputs of down as a function of them."""
         with torch.enable_grad():
-            both_N2F = F.linear(self.x_ND, self.network.gate_up_2FD).requires_grad_()
-            gate_NF, up_NF = both_N2F.chunk(2, dim=-1)
-            return both_N2F, self.activation(gate_NF) * up_NF
+            bias_2F = None if self.network.biases is None else self.network.biases[0]
+            both_N2F = F.linear(self.x_ND, self.network.gate_up_2FD, bias_2F).requires_grad_()
+            return both_N2F, gated(self.activation, *both_N2F.chunk(2, dim=-1))
 
     @cached_property
     def channels_NF(self) -> Tensor:
@@ -95,6 +96,7 @@ class GradientSums:
         self._accumulators = accumulators(needs, place, {"gradient"})
         self._checkpoint, self._place, self._module = checkpoint, place, module
         self._experts = LayerExperts(WeightReader(checkpoint, device, dtype), layer, LayerPlan())
+        self._act = checkpoint.family.gating(checkpoint.config)
         self._tokens, self._hits_E = 0, [0] * layer.experts
         self._targets = layer.experts + layer.constants
         places = range(layer.experts) if layer.expert_map is None else layer.expert_map
@@ -127,7 +129,8 @@ class GradientSums:
             self._hits_E[expert] += len(tokens_N)
             slope_ND = slope_TD[tokens_N].to(exact) * gates_TX[tokens_N, expert].unsqueeze(1)
             x_ND, module = input_TD[tokens_N].to(exact), self._module
-            part = ExpertSlopes(expert, max(targets, 1), x_ND, slope_ND, self._network(expert, exact), module.act_fn)
+            act = self._act or module.act_fn
+            part = ExpertSlopes(expert, max(targets, 1), x_ND, slope_ND, self._network(expert, exact), act)
             for one in self._accumulators:
                 one.gradient(part)
         for one in self._accumulators:
@@ -136,6 +139,9 @@ class GradientSums:
     def _network(self, expert: int, dtype: torch.dtype) -> MlpWeights:
         """Return the matrices of an expert in ``dtype``."""
         module: Any = self._module
+        if self._place.layer.biased:
+            reader = WeightReader(self._checkpoint, self._place.device, dtype)
+            return reader.read_expert("expert", self._place.layer, expert)
         if hasattr(module, "gate_up_proj"):
             return MlpWeights(module.gate_up_proj[expert].to(dtype), module.down_proj[expert].to(dtype))
         # Experts in another form are read as what they stand for: one is in memory at a time.

@@ -20,9 +20,9 @@ def needs_all_experts(router: Router) -> bool:
     """Return whether a removal can bring in more than the next best expert, so that all outputs are needed.
 
     Groups are ranked anew without the expert; and a softmax over one logit less scales scores but not the correction that
-    is added to them for the choice.
+    is added to them for the choice. A sparsemixer's weights depend on experts that no token chooses.
     """
-    return router.groups > 1 or (router.score == "softmax" and router.correction_bias)
+    return router.groups > 1 or router.score == "sparsemixer" or (router.score == "softmax" and router.correction_bias)
 
 
 def next_expert(logits_NE: Tensor, indices_NK: Tensor, router: Router, correction_E: Tensor | None) -> Tensor:

@@ -37,3 +37,12 @@ def test_the_same_records_give_the_same_bytes() -> None:
     assert set(first) == {"pdf", "svg", "png"} and curves([points()], "dropped") == first
     assert b"zoo-7b" in first["svg"]
     assert curves([filled(BASE, records=[])], "dropped") == {}
+
+
+def test_lines_are_labelled_at_their_ends_beside_the_uncompressed_model_and_guessing() -> None:
+    text = curves([points()], "dropped")["svg"].decode()
+    assert text.count(">half<") == text.count(">uncompressed<") == 1 and ">random guess<" not in text
+    assert "mean accuracy of 2 tasks, %" in text
+    known = points()
+    known = replace(known, block=replace(known.block, chance=28.0))
+    assert curves([known], "dropped")["svg"].decode().count(">random guess<") == 1

@@ -65,7 +65,7 @@ def test_reasons_are_numbered_once() -> None:
         Tried("two", good | {"merge": "no", "factor": "differs"}, ("awq", "gptq")),
         Tried("three", {"load": "bad"}),
     ]
-    text = page(found, {"one": 1, "two": 22, "three": 3}, ["two"], ["written"])
+    text = page(found, {"one": 1, "two": 22, "three": 3}, ["two"], ["written"], ["dense"])
     table = rows(text)
     merge = ("load", "calibrate", *STEPS).index("merge")
     assert table["one"][merge] == table["two"][merge] == "no [1]" and table["one"][-3:] == ["none", "not tried", "1"]
@@ -75,4 +75,4 @@ def test_reasons_are_numbered_once() -> None:
         and "3. bad" in text
         and "1. no" in text
     )
-    assert table["three"][1] == "not reached" and "not run: written." in text
+    assert table["three"][1] == "not reached" and "not run: written." in text and "comparison: dense." in text

@@ -24,6 +24,7 @@ from sweeps.papers.overview import cost_of, overview
 from sweeps.papers.paper_file import Exhibit
 from sweeps.papers.shelf import paper_names, read_folder, read_paper
 from sweeps.papers.stand_in import StandIn, conditions, stand_ins
+from tests.support.dense import dense_pocket
 
 PAPERS = [read_paper(name) for name in paper_names()]
 UNEVEN = {("table-merging", "Baseline", "large")}
@@ -41,6 +42,10 @@ def everything() -> list[tuple[Any, str, Exhibit, StandIn]]:
         for name, exhibit in paper.exhibits.items()
         for key in exhibit.models
     ]
+
+
+def run_quietly(config: GridConfig) -> GridResult:
+    return run_grid(config, track="disabled")
 
 
 def rows_of(paper: Any, exhibit: Exhibit, one: StandIn, **given: Any) -> list[Asked]:
@@ -182,7 +187,7 @@ def test_a_table_end_to_end(tmp_path: Path) -> None:
     }
     order = Order("pocket", None, None, tmp_path / "store", run, given=given)
     made = make(paper, "table-2", order)
-    assert begun == [1] and {text.split(",")[0] for text in made.missing} == {"Mistral-7B"}
+    assert begun == [1] and made.missing == ("Mistral-7B: no pocket model stands for Mistral-7B",)
     paths = write(made, "table-2", tmp_path / "out")
     assert [path.name for path in paths] == ["table-2.md", "table-2.csv", "table-2.tex"]
     rows = list(csv.DictReader(paths[1].open()))
@@ -193,6 +198,22 @@ def test_a_table_end_to_end(tmp_path: Path) -> None:
     assert drawn.files["table-2.csv"] == made.files["table-2.csv"], "from records alone"
     elsewhere = make(paper, "table-2", Order("pocket", None, None, tmp_path / "none", None, given=given))
     assert "no run of it is in the store" in elsewhere.section
+
+
+@pytest.mark.thorough
+def test_a_dense_model_stands_in_its_rows_of_a_table(tmp_path: Path) -> None:
+    paper = read_paper("holistic")
+    folder = dense_pocket(tmp_path / "dense")
+    given = {
+        "calibration": {"corpus": "pocket", "sequences": 2, "length": 32},
+        "evaluation": {"tasks": ["pocket_facts", "pocket_brackets"], "limit": 4, "dtype": "float32"},
+    }
+    order = Order(str(folder), None, "mistral", tmp_path / "store", run_quietly, given=given)
+    made = make(paper, "table-2", order)
+    rows = list(csv.DictReader(made.files["table-2.csv"].decode().splitlines()))
+    ours = {row["row"]: row for row in rows if row["column"] == "mean"}
+    assert set(ours) == {"Baseline", "L4/32", "L8/32", "B4/32", "B8/32"} and not made.missing
+    assert all(row["measured"] and row["paper_model"] == "Mistral-7B" for row in ours.values())
 
 
 def test_what_is_trained_on_counts_forward_and_backward() -> None:

@@ -12,8 +12,9 @@ from sweeps.samplers.chosen import sampler
 from sweeps.samplers.evoesap import shapes
 from sweeps.samplers.evopress import EvoPressSampler
 from sweeps.samplers.history import History, history, key
-from sweeps.samplers.moves import switched, uniform
+from sweeps.samplers.moves import Load, switched, uniform
 from sweeps.samplers.settings import Sampler
+from sweeps.space.levels import Axis, LevelSpace
 from tests.support.landscapes import damage, distributions, level_space, levels_of, walked
 
 OWN: dict[str, dict[str, Any]] = {
@@ -193,3 +194,20 @@ def test_cmaes_begins_at_the_best_plan() -> None:
     assert np.abs(wished - start).max() <= 2
     with pytest.raises(ValueError, match="needs a knob that each layer chooses"):
         sampler(Sampler(name="local"), 0)
+
+
+def test_moves_of_units_with_two_axes_stay_within_every_limit() -> None:
+    rng = np.random.default_rng(1)
+    axes = tuple(
+        Axis(f"{knob}.layer.{unit}", unit, tuple(range(n))) for unit in range(3) for knob, n in (("a", 5), ("b", 3))
+    )
+    sizes = {name: tuple(rng.integers(1, 90, (5, 3)).cumsum(0).cumsum(1) * 1.0 for _ in range(3)) for name in "xy"}
+    limits = {name: 0.5 * sum(part[-1, -1] for part in parts) for name, parts in sizes.items()}
+    space = LevelSpace(axes, ("0", "1", "2"), sizes, {"x": 3.0, "y": 0.0}, limits)
+    start = space.projected(np.zeros(6))
+    for _ in range(50):
+        assert space.fits(switched(space, start, rng, 2))
+        load, axis = Load(space, start), int(rng.integers(6))
+        wanted = start.copy()
+        wanted[axis] = int(rng.integers(space.highest[axis] + 1))
+        assert load.moved(axis, int(wanted[axis])) == space.fits(wanted)
