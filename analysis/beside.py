@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from analysis.protocol import Key, headline, key
+from bench.evaluation.items import file_name
 from bench.records.plan_map import drawn_plan
 from bench.records.record import Record
 
@@ -92,8 +93,3 @@ def _values(path: Path, metric: str, name: str) -> list[float]:
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return []
-
-
-def file_name(task: str) -> str:
-    """Return the name, without its ending, of the file of a task's items."""
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in task)

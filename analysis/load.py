@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis.sharing import Shared
 from bench.records.record import Record, read_record
 from methods.framework.errors import RecordError
 
@@ -54,12 +55,13 @@ def load(folders: Path | Iterable[Path]) -> Loaded:
     found: dict[str, Record] = {}
     places: dict[str, Path] = {}
     problems: list[str] = []
+    shared = Shared()
     for folder in [folders] if isinstance(folders, Path) else list(folders):
         if not folder.is_dir():
             raise RecordError(f"no folder {folder}; give a folder that holds the records (*.json) of runs")
         for path in sorted(folder.glob("*.json")):
             try:
-                record = read_record(path)
+                record = shared(read_record(path))
             except RecordError as error:
                 problems.append(str(error).replace(str(path), path.name))
                 continue

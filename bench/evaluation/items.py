@@ -93,7 +93,7 @@ def save_items(items: Iterable[Items], folder: Path) -> None:
     for one in items:
         tasks.setdefault(one.task, []).append(one)
     for task, group in tasks.items():
-        write_json(folder / f"{_file_name(task)}.json", [asdict(one) for one in group])
+        write_json(folder / f"{file_name(task)}.json", [asdict(one) for one in group])
 
 
 def items_from(fields: dict[str, object]) -> Items:
@@ -102,5 +102,6 @@ def items_from(fields: dict[str, object]) -> Items:
     return Items(**{key: tuple(value) if key in lists else value for key, value in fields.items()})  # type: ignore[arg-type]  # checked by the caller's except
 
 
-def _file_name(task: str) -> str:
+def file_name(task: str) -> str:
+    """Return the name, without its ending, of the file that holds the items of ``task``."""
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in task)
