@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from analysis.protocol import Key, headline, key
-from bench.evaluation.items import file_name
+from bench.records.item_files import file_name
 from bench.records.plan_map import drawn_plan
 from bench.records.record import Record
 

@@ -18,11 +18,19 @@
     scroll.append(table);
     return scroll;
   };
-  const made = (title, text) => {
+  const made = (title, text, style) => {
     const block = element("div", "", "made");
-    block.append(element("b", title), element("pre", text));
+    block.append(element("b", title), element("pre", text, style));
     return block;
   };
+
+  // Papers are named "arXiv 2306.11695"; the number leads to the paper's page.
+  const linked = (text) => text.split(/(arXiv \d{4}\.\d{4,5})/).map((part, place) => {
+    if (place % 2 === 0) return part;
+    const link = element("a", part);
+    Object.assign(link, { href: `https://arxiv.org/abs/${part.slice(6)}`, rel: "noreferrer", target: "_blank" });
+    return link;
+  });
 
   moebench.open = async (row, cell) => {
     const data = await details();
@@ -32,16 +40,21 @@
     const facts = element("dl");
     for (const [name, value] of one.facts) {
       const line = element("div");
-      line.append(element("dt", name), element("dd", value));
+      const told = element("dd");
+      told.append(...linked(value));
+      line.append(element("dt", name), told);
       facts.append(line);
     }
-    sheet.append(facts, made(one.open ? `Made by (not recorded: ${one.open})` : "Made by", one.command));
+    sheet.append(facts, made(one.open ? `Made by (not recorded: ${one.open})` : "Made by", one.command, "command"));
     if (one.plan) sheet.append(made(`Plan of ${one.run}: decoder layers, experts of the source, and what else`, one.plan.join("\n")));
     else if (!moebench.board.base[row]) sheet.append(element("p", "This page does not hold the plan; it lies in the store, in plans/.", "small"));
     cell.append(sheet);
   };
 
-  const percent = (value) => `${value < 0 ? "−" : "+"}${Math.abs(100 * value).toFixed(1)}`;
+  const percent = (value) => {
+    const text = Math.abs(100 * value).toFixed(1);
+    return Number(text) === 0 ? text : `${value < 0 ? "−" : "+"}${text}`;
+  };
   const ends = (one) => `${percent(one.difference)} [${percent(one.low)}, ${percent(one.high)}]`;
   const picked = [];
   moebench.pick = async (row, box) => {
@@ -77,7 +90,8 @@
     if (tasks.length > 1) lines.push(["average", "", ends(pairs.average(tasks)), "", "", "", ""]);
     panel.append(
       grid(["task", "metric", "difference, points", "p", "only the first right", "only the second right", "items"], lines),
-      element("p", "Paired item by item, 95 % intervals and McNemar's exact test, not corrected for the number of tasks; tasks whose items are right or wrong.", "small"),
+      element("p", "Positive: the first is right more often. Paired item by item, 95 % intervals and McNemar's exact test, not corrected for the number of tasks; tasks whose items are right or wrong.", "small"),
     );
+    panel.scrollIntoView({ block: "nearest" });
   };
 })();

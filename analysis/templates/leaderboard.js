@@ -49,7 +49,9 @@ const moebench = (() => {
         const fold = element("button", column.text[row], "fold");
         fold.type = "button";
         fold.setAttribute("aria-expanded", "false");
-        found.append(pick, fold);
+        const name = element("div", "", "name");
+        name.append(pick, fold);
+        found.append(name);
       } else found.append(column.text[row]);
       if (column.sub?.[row]) found.append(element("small", column.sub[row]));
       return found;

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.records.item_files import file_name
 from bench.store.store import write_json
 
 Statistic = Literal["mean", "perplexity", "bits"]
@@ -100,8 +101,3 @@ def items_from(fields: dict[str, object]) -> Items:
     """Return the items written as the JSON object ``fields``."""
     lists = ("ids", "values", "weights")
     return Items(**{key: tuple(value) if key in lists else value for key, value in fields.items()})  # type: ignore[arg-type]  # checked by the caller's except
-
-
-def file_name(task: str) -> str:
-    """Return the name, without its ending, of the file that holds the items of ``task``."""
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in task)
