@@ -130,6 +130,10 @@ class DrawnProbe:
         """
         return self._rng.random(len(candidates))
 
+    def noise_error(self, layer: int, candidates: Sequence[LayerPlan]) -> Array:
+        """Return a random error of each candidate."""
+        return self._rng.random(len(candidates))
+
     def block_error(self, layers: Sequence[int], candidates: Sequence[Sequence[LayerPlan]], decided: Decided) -> Array:
         """Return a random error of each path.
 
