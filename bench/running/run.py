@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Sequence
 
-from bench.applying.moments import cold_experts
 from bench.cards.model_card import write_card
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.content import stated_digest
@@ -39,6 +38,7 @@ from bench.running.recipe import Recipe
 from bench.running.record_parts import cost_info, group_sizes, ratio_info, realisation, recovery_info, similarity_info
 from bench.running.stages import (
     chat_of,
+    count_cold,
     evaluate_checkpoint,
     recover_checkpoint,
     time_checkpoint,
@@ -232,13 +232,13 @@ class Run:
         )
         self.report(subject, "apply")
         with subject.clock.stage("apply"):
+            moments = self.calibrator.moments_for(subject.plan, subject.method, stats)
             subject.path = write_checkpoint(
-                self.checkpoint, subject.plan, self.store, provenance, stats, self.calibrator.device
+                self.checkpoint, subject.plan, self.store, provenance, moments, self.calibrator.device
             )
             # Writing it, or finding it again, has just compared its files with this digest.
             subject.content = stated_digest(subject.path) or Checkpoint.open(subject.path).content
-        if subject.plan.moments:
-            subject.cold = cold_experts(subject.plan, self.checkpoint.inventory, stats)
+        subject.cold = count_cold(subject.plan, self.checkpoint, moments, self.store)
 
     def _check_target(self, subject: Subject, plan: Plan) -> None:
         """Note what is known about the engine that is to run ``plan``.

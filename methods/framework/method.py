@@ -69,6 +69,11 @@ class Method(BaseModel, abc.ABC):
         return frozenset()
 
     @property
+    def anew(self) -> bool:
+        """Whether it measures a model that is compressed in part; only recipes do."""
+        return False
+
+    @property
     def measured(self) -> frozenset[str]:
         """Names of all statistics that a run has to measure: those that it reads, and those that it writes."""
         return self.needs | self.moments
