@@ -39,9 +39,10 @@ class ChosenSets:
         self._window = min(preferences.places, WINDOW)
         rank_SE = preferences.rank_SE
         self._power_SE = np.where(rank_SE < self._window, np.exp2(rank_SE.astype(np.float64)), 0.0)
-        self._known = np.full(preferences.tokens * SLOTS, ~np.uint64(0))
         kinds = len(Sums._fields) if preferences.mass_matters else 1
-        self._values = [np.zeros(preferences.tokens * SLOTS) for _ in range(kinds)]
+        # The set on a slot and what it costs lie beside each other, so that a look reaches memory once.
+        self._slots = np.full((preferences.tokens * SLOTS, 1 + kinds), ~np.uint64(0))
+        self._costs = self._slots.view(np.float64)
 
     def squares(self, removed_CE: Booleans) -> Array:
         """Return the squared change of the output of each token for each candidate, (S, C)."""
@@ -69,18 +70,20 @@ class ChosenSets:
         slot_sC = ((chosen_sC * SPREAD) >> np.uint64(64 - SLOTS.bit_length() + 1)).view(np.int64)
         rows_s1 = np.arange(start, start + len(bits_sC))[:, None]
         slot_sC += rows_s1 * SLOTS
-        values_sC = [kind.take(slot_sC) for kind in self._values]  # before new sets take the slots of others
-        unknown_sC = self._known.take(slot_sC) != chosen_sC
+        seen = self._slots.take(slot_sC.ravel(), axis=0)  # before new sets take the slots of others
+        values = seen.view(np.float64)
+        unknown_sC = seen[:, 0].reshape(chosen_sC.shape) != chosen_sC
         unknown_sC[beyond] = False
         new = np.flatnonzero(unknown_sC)
         for first in range(0, len(new), EVALUATED):
             at = new[first : first + EVALUATED]
             chosen_n, slot_n = chosen_sC.take(at), slot_sC.take(at)
             found = self._evaluated(start + at // chosen_sC.shape[1], self._places(chosen_n))
-            for kind, values, remembered in zip(found, values_sC, self._values, strict=True):
-                values.put(at, kind)
-                remembered[slot_n] = kind
-            self._known[slot_n] = chosen_n
+            self._slots[slot_n, 0] = chosen_n
+            for kind, each in enumerate(found, 1):
+                values[at, kind] = each
+                self._costs[slot_n, kind] = each
+        values_sC = [values[:, kind].reshape(chosen_sC.shape) for kind in range(1, values.shape[1])]
         found_sC = values_sC[0]
         if total_sC is not None:
             kept_sC = chosen_sC == (1 << self._tokens.top_k) - 1

@@ -2,7 +2,8 @@
 
 Where r experts go, a token chooses the first k of its order that are left, so only its first k + r *places* matter. For one
 token let t be the output before, y the sum of the chosen outputs times their scores and rho the factor that makes scores
-weights: the squared change is |t - rho y|^2 = |t|^2 - 2 rho t.y + rho^2 |y|^2, all from inner products of experts' outputs.
+weights: the squared change is |t - rho y|^2 = |t|^2 - 2 rho t.y + rho^2 |y|^2, all from inner products of experts' outputs,
+which are kept times the scores of both.
 
 Shape letters: S sampled tokens, s some of them (one may come twice), E routed experts, C candidates, P places, N places that are
 looked at, X experts and maybe the target.
@@ -91,29 +92,33 @@ class Preferences:
         self._scores_SP = np.take_along_axis(scores_SE, self.order_SP, axis=1)
         self.mass_matters = router.score == "softmax" and (not router.renormalise or router.eps > 0.0)
         self.scores_SE = scores_SE if self.mass_matters else None
-        self._gram_SPP = self._by_preference(gram_SXX)
+        self._inner_SPP = self._by_preference(gram_SXX)
+        self._own_SP = np.ascontiguousarray(np.diagonal(self._inner_SPP, axis1=1, axis2=2))
         chosen = min(top_k, experts)
         rho_S = self.factor(self._scores_SP[:, :chosen].sum(axis=1), self.total_mass(np.ones(experts, dtype=bool)))
-        self._rho_S, self._before_SK = rho_S, rho_S[:, None] * self._scores_SP[:, :chosen]
+        self._rho_S, self._before = rho_S, chosen
         if target:
             own_S, cross_SE = gram_SXX[:, -1, -1], gram_SXX[:, -1, :-1]
             self._own_S = np.asarray(own_S, dtype=np.float64)
-            self._cross_SP = np.take_along_axis(np.asarray(cross_SE, dtype=np.float64), self.order_SP, axis=1)
+            cross_SP = np.take_along_axis(np.asarray(cross_SE, dtype=np.float64), self.order_SP, axis=1)
+            self._cross_SP = cross_SP * self._scores_SP
         else:
-            self._cross_SP = np.matmul(self._gram_SPP[:, :, :chosen], self._before_SK[:, :, None])[:, :, 0]
-            self._own_S = (self._cross_SP[:, :chosen] * self._before_SK).sum(axis=1)
+            self._cross_SP = self._inner_SPP[:, :, :chosen].sum(axis=2) * rho_S[:, None]
+            self._own_S = self._cross_SP[:, :chosen].sum(axis=1) * rho_S
 
     def _by_preference(self, gram_SXX: Array) -> Array:
-        """Return the Gram matrix of each token in its order of preference, (S, P, P)."""
+        """Return the score-weighted inner products of each token's experts in its order of preference, (S, P, P)."""
         tokens, size = gram_SXX.shape[:2]
-        found = np.empty((tokens, self.places, self.places), dtype=gram_SXX.dtype)
+        found = np.empty((tokens, self.places, self.places))
         step = max(1, GRAM_PIECE // size**2)
         for start in range(0, tokens, step):
             part = slice(start, start + step)
             flat = np.ascontiguousarray(gram_SXX[part]).reshape(-1)
             order_sP = self.order_SP[part]
             base_s = np.arange(len(order_sP))[:, None, None] * size**2
-            np.take(flat, base_s + order_sP[:, :, None] * size + order_sP[:, None, :], out=found[part])
+            scores_sP = self._scores_SP[part]
+            inner_sPP = flat.take(base_s + order_sP[:, :, None] * size + order_sP[:, None, :])
+            np.multiply(inner_sPP, scores_sP[:, :, None] * scores_sP[:, None, :], out=found[part])
         return found
 
     def total_mass(self, alive_E: Booleans) -> Array:
@@ -163,9 +168,9 @@ class Preferences:
         at_sN = np.minimum(places_sN, self.places - 1)
         flat_sN = rows_s[:, None] * self.places + at_sN
         scores_sN = self._scores_SP.ravel()[flat_sN] * there_sN
-        cross_sN = self._cross_SP.ravel()[flat_sN] * scores_sN
-        inner_sNN = self._gram_SPP.reshape(-1)[flat_sN[:, :, None] * self.places + at_sN[:, None, :]]
-        return scores_sN, cross_sN, inner_sNN * scores_sN[:, :, None] * scores_sN[:, None, :]
+        cross_sN = self._cross_SP.ravel()[flat_sN] * there_sN
+        inner_sNN = self._inner_SPP.reshape(-1)[flat_sN[:, :, None] * self.places + at_sN[:, None, :]]
+        return scores_sN, cross_sN, inner_sNN * (there_sN[:, :, None] & there_sN[:, None, :])
 
     def sums(self, rows_s: Indices, places_sN: Indices) -> Sums:
         """Return the sums over all of ``places_sN``, each of shape (s,).
@@ -178,13 +183,17 @@ class Preferences:
         there_Ns = at_Ns < self.places
         at_Ns = np.minimum(at_Ns, self.places - 1)
         flat_Ns = rows_s * self.places + at_Ns
-        scores_Ns = self._scores_SP.ravel().take(flat_Ns) * there_Ns
-        square_s, gram = np.zeros(len(rows_s)), self._gram_SPP.reshape(-1)
-        for nth, score_s in enumerate(scores_Ns):  # one half of each symmetric matrix
-            inner_Ns = gram.take(flat_Ns[nth] * self.places + at_Ns[: nth + 1]) * scores_Ns[: nth + 1]
-            square_s += (2.0 * inner_Ns[:nth].sum(axis=0) + inner_Ns[nth]) * score_s
-        cross_s = (self._cross_SP.ravel().take(flat_Ns) * scores_Ns).sum(axis=0)
-        return Sums(scores_Ns.sum(axis=0), cross_s, square_s)
+        whole, inner = bool(there_Ns[-1].all()), self._inner_SPP.reshape(-1)
+
+        def summed(values_SP: Array) -> Array:
+            taken_Ns = values_SP.ravel().take(flat_Ns)
+            return np.asarray((taken_Ns if whole else taken_Ns * there_Ns).sum(axis=0))
+
+        half_s = np.zeros(len(rows_s))  # one half of each symmetric matrix
+        for nth in range(1, len(at_Ns)):
+            inner_s = inner.take(flat_Ns[nth] * self.places + at_Ns[:nth]).sum(axis=0)
+            half_s += inner_s if whole else inner_s * there_Ns[nth]
+        return Sums(summed(self._scores_SP), summed(self._cross_SP), 2.0 * half_s + summed(self._own_SP))
 
     def squares(self, rows: Indices, kept: Booleans, sums: Sums, total: Array, places: PlacesOf) -> Array:
         """Return the squared change of the output of each token, none negative; all arrays are broadcast against each other.
@@ -214,23 +223,22 @@ class Preferences:
         return found
 
     def _differences(self, rows_s: Indices, places_sN: Indices, rho_s: Array) -> Array:
-        """Return d^T K d, with d the weights before less the weights after: exact where changes cancel.
+        """Return d^T K d, with d the factors before less the factors after, 0 where not chosen: exact where changes cancel.
 
         Args:
             rows_s: tokens.
             places_sN: what each chooses.
             rho_s: factor of their scores.
         """
-        before = self._before_SK.shape[1]
-        there_sN = places_sN < self.places
+        before, there_sN = self._before, places_sN < self.places
         at_sN = np.minimum(places_sN, self.places - 1)
-        weights_sN = self._scores_SP[rows_s[:, None], at_sN] * there_sN * rho_s[:, None]
+        weights_sN = there_sN * rho_s[:, None]
         change = np.zeros((len(rows_s), before + at_sN.shape[1]))
-        change[:, :before] = self._before_SK[rows_s]
+        change[:, :before] = self._rho_S[rows_s, None]
         same_sN = at_sN < before
         change[:, before:] = np.where(same_sN, 0.0, -weights_sN)
         row, nth = np.nonzero(same_sN & there_sN)
         change[row, at_sN[row, nth]] -= weights_sN[row, nth]
         at = np.concatenate([np.broadcast_to(np.arange(before), (len(rows_s), before)), at_sN], axis=1)
-        inner = self._gram_SPP[rows_s[:, None, None], at[:, :, None], at[:, None, :]]
+        inner = self._inner_SPP[rows_s[:, None, None], at[:, :, None], at[:, None, :]]
         return np.asarray((np.matmul(inner, change[:, :, None])[:, :, 0] * change).sum(axis=1))
