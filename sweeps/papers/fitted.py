@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from methods.framework.allocation import removed_count
 from sweeps.papers.paper_file import PaperFile, Word
 
 if TYPE_CHECKING:
@@ -51,5 +52,5 @@ def fitted_words(paper: PaperFile, key: str, shape: Shape) -> dict[str, Word]:
     for label, cut in paper.cuts.items():
         if label in theirs:
             own = getattr(shape, cut.part)
-            found[label] = f"{cut.letter}{round(own * (1 - float(theirs[cut.keep])))}/{own}"
+            found[label] = f"{cut.letter}{removed_count(float(theirs[cut.keep]), own)}/{own}"
     return found
