@@ -16,7 +16,7 @@ from bench.applying.computed_by import computed_by
 from bench.applying.moments import check_presence
 from bench.applying.shards import write_shards
 from bench.applying.written_moments import MomentsDigest, moments_digest
-from bench.calibration.passing import PassingStats
+from bench.calibration.passing_stats import PassingStats
 from bench.cards.model_card import SOURCE_COST, write_card
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.config_file import MODELOPT_FILE

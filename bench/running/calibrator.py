@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bench.calibration.conditions import Effort
-from bench.calibration.passing import PassingStats, calibrate_passing, passing_names
+from bench.calibration.passing import calibrate_passing
+from bench.calibration.passing_stats import PassingStats, passing_names
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.models.device import resolved_device
 from bench.settings.stage_settings import CalibrationConfig

@@ -13,7 +13,7 @@ from bench.applying.apply import apply
 from bench.applying.computed_by import computed_by
 from bench.applying.written_moments import cold_experts, moments_digest
 from bench.calibration.code_digest import TIMING, code_digest
-from bench.calibration.passing import PassingStats
+from bench.calibration.passing_stats import PassingStats
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.content import stated_moments
 from bench.evaluation.chat import Chat

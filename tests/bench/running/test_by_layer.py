@@ -11,7 +11,8 @@ import pytest
 import bench.calibration.streaming
 from bench.calibration.calibrate import calibrate
 from bench.calibration.conditions import Effort
-from bench.calibration.passing import calibrate_passing, passing_names
+from bench.calibration.passing import calibrate_passing
+from bench.calibration.passing_stats import passing_names
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.library.compressing import compress
 from methods.framework.errors import StatsError
