@@ -157,7 +157,8 @@ class Layers:
                 network = experts.read(expert)
                 parts = zip(input_TD[rows].split(self._rows), outputs_NXD[:, expert].split(self._rows), strict=True)
                 for x_ND, out_ND in parts:
-                    out_ND.copy_(gated_mlp(x_ND, network.gate_up_2FD, network.down_DF, self._skeleton.activation))
+                    matrices, biases = (network.gate_up_2FD, network.down_DF), network.biases
+                    out_ND.copy_(gated_mlp(x_ND, *matrices, self._skeleton.activation, None, biases))
             for some in range(0, len(outputs_NXD), _GRAM_TOKENS):
                 exact_NXD = outputs_NXD[some : some + _GRAM_TOKENS].double()
                 gram_TXX[start + some : start + some + len(exact_NXD)] = exact_NXD @ exact_NXD.mT

@@ -128,6 +128,15 @@ def test_noise_error_is_that_of_the_masked_layer_on_standard_normal_inputs(any_c
     assert abs(expected[2] - probe.layer_error(2, HALVES, {})[2]) > 1e-3 * expected[2]
 
 
+def test_inner_products_hold_the_biases_of_experts():
+    checkpoint = Checkpoint.open(tiny_checkpoint("gpt_oss"))
+    assert checkpoint.inventory.layers[1].biased
+    view = ModelProbe(checkpoint, RAGGED, **EXACT).layer_view(1, {})
+    whole = np.sqrt(view.gram_SXX[:, -1, -1].sum())
+    # What all experts make together is the target, so nothing is missing where none is removed.
+    assert gram_error(view, range(checkpoint.inventory.layers[1].experts), checkpoint, 1) < 1e-6 * whole
+
+
 @pytest.mark.parametrize("router", ["slice", "mean", "map"])
 def test_merged_candidates_are_run_as_they_are_written(qwen, tmp_path, router):
     merge = Merge(into=1, members=(1, 3, 6), weights=(0.5, 0.2, 0.3), kernel="aligned")
