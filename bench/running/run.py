@@ -55,7 +55,8 @@ from methods.framework.plan import Plan
 Report = Callable[[Subject, str], None]
 """Called with a subject and the stage that it enters, or its status at the end.
 
-Stages are ``calibrate``, ``plan``, ``apply``, ``recover DONE/STEPS``, ``evaluate TASK`` and ``time``.
+Stages are ``calibrate``, ``plan``, ``apply``, ``recover``, ``evaluate`` and ``time``; while one runs ``calibrate DONE/LAYERS``,
+``apply DONE/LAYERS``, ``recover DONE/STEPS loss LOSS`` and ``evaluate TASK DONE/REQUESTS``.
 """
 
 
@@ -211,7 +212,7 @@ class Run:
             return
         self.report(subject, "calibrate")
         with subject.clock.stage("calibrate"):
-            stats = self.calibrator.stats_for(subject.method)
+            stats = self.calibrator.stats_for(subject.method, self._counted(subject, "calibrate"))
         self.report(subject, "plan")
         with subject.clock.stage("plan"):
             if isinstance(subject.method, Recipe):
@@ -231,13 +232,16 @@ class Run:
         )
         self.report(subject, "apply")
         with subject.clock.stage("apply"):
-            moments = self.calibrator.moments_for(subject.plan, subject.method, stats)
+            moments = self.calibrator.moments_for(subject.plan, subject.method, stats, self._counted(subject, "apply"))
             subject.path = write_checkpoint(
                 self.checkpoint, subject.plan, self.store, provenance, moments, self.calibrator.device
             )
             # Writing it, or finding it again, has just compared its files with this digest.
             subject.content = stated_digest(subject.path) or Checkpoint.open(subject.path).content
         subject.cold = count_cold(subject.plan, self.checkpoint, moments, self.store)
+
+    def _counted(self, subject: Subject, stage: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.report(subject, f"{stage} {done}/{total}")
 
     def _check_target(self, subject: Subject, plan: Plan) -> None:
         """Note what is known about the engine that is to run ``plan``.
