@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def inspect(
     model: Model,
-    revision: str | None = None,
+    revision: Annotated[str | None, typer.Option(help="hub revision")] = None,
     methods: Annotated[bool, typer.Option("--methods", help="also tell what each method would need")] = False,
 ) -> None:
     """Print runs of equal layers, the router and the cost of a checkpoint; config.json alone suffices."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bench.commands.library_log import library_log
-from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, StoreOption, TrustOption
+from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, StoreOption, TrustOption, method_names
 from bench.commands.printing import bar, console, print_cost, print_ending
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.settings.method_settings import parse_method
@@ -19,7 +19,9 @@ from bench.settings.stage_settings import CalibrationConfig
 def plan(
     given: Given,
     model: Model,
-    method: Annotated[str, typer.Argument(help="name of a method; see `moebench methods`")],
+    method: Annotated[
+        str, typer.Argument(help="name of a method; see `moebench methods`", autocompletion=method_names)
+    ],
     out: Annotated[Path, typer.Option(help="file to write the plan to")] = Path("plan.json"),
     knobs: Annotated[list[str], typer.Option("--set", help="knob=value of the method; may be repeated")] = [],  # noqa: B006  # typer reads it
     store: StoreOption = DEFAULT_STORE,
