@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, ROOM_OPTIONS, Model, StoreOption, TrustOption
+from bench.commands.options import (
+    CORPUS_OPTIONS,
+    DEFAULT_STORE,
+    ROOM_OPTIONS,
+    Model,
+    RevisionOption,
+    StoreOption,
+    TrustOption,
+)
 from bench.commands.plan_file import read_plan
 from bench.commands.printing import bar, console
 from bench.commands.setting_options import Given, Part, with_settings
@@ -18,6 +26,7 @@ def apply(
     model: Model,
     plan_file: Path,
     out: Path,
+    revision: RevisionOption = None,
     store: StoreOption = DEFAULT_STORE,
     trust_remote_code: TrustOption = False,
 ) -> None:
@@ -28,7 +37,7 @@ def apply(
     from bench.running.planned import Planned
     from bench.store.store import Store
 
-    checkpoint, decided = open_checkpoint(model, trust_remote_code=trust_remote_code), read_plan(plan_file)
+    checkpoint, decided = open_checkpoint(model, revision, trust_remote_code), read_plan(plan_file)
     settings = validated(dict(given), CalibrationConfig, "options")
     calibrator = Calibrator(checkpoint, settings, Store(store), decided.moments)
     moments = None
