@@ -24,6 +24,7 @@ ContenderName: TypeAlias = Literal[
     "table",
     "table_local",
     "table_model",
+    "shapes_model",
     "table_cmaes",
     "local",
     "tpe",
