@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.records.record import Record, Score
+from bench.records.depth_profile import depth_profile
 from bench.records.usual import default_knobs
 
 if TYPE_CHECKING:
@@ -116,9 +117,9 @@ def stem(identifier: str) -> str:
 
 
 def _short(value: Any) -> str:
-    """Return a knob's value as short as it can be read: .5 for 0.5, .9/.5 for a profile over the depth."""
+    """Return a knob's value as short as it can be read: .5 for 0.5, .9/.5 for a profile over the depth, a long one by its mean."""
     if isinstance(value, (list, tuple)):
-        return "/".join(_short(one) for one in value)
+        return depth_profile(value, _short) or "/".join(_short(one) for one in value)
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return text[1:] if isinstance(value, float) and text.startswith("0.") else text
 
