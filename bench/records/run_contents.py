@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.records.record import Record, Score
 from bench.records.depth_profile import depth_profile
+from bench.records.record import Record, Score
 from bench.records.usual import default_knobs
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def stem(identifier: str) -> str:
 
 
 def _short(value: Any) -> str:
-    """Return a knob's value as short as it can be read: .5 for 0.5, .9/.5 for a profile over the depth, a long one by its mean."""
+    """Return a knob's value as short as it can be read: .5 for 0.5, .9/.5 over the depth, a long list by its mean and range."""
     if isinstance(value, (list, tuple)):
         return depth_profile(value, _short) or "/".join(_short(one) for one in value)
     text = f"{value:g}" if isinstance(value, float) else str(value)

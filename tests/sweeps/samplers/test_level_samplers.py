@@ -184,7 +184,9 @@ def test_ten_shapes_differ() -> None:
     assert len(found) == 10 and len({tuple(levels_A.tolist()) for levels_A in found}) >= 9
     for levels_A in found:
         assert space.fits(levels_A)
-        higher = [levels_A + step_A for step_A in np.eye(6, dtype=np.int64) if (levels_A + step_A <= space.highest).all()]
+        higher = [
+            levels_A + step_A for step_A in np.eye(6, dtype=np.int64) if (levels_A + step_A <= space.highest).all()
+        ]
         assert higher and not any(map(space.fits, higher))
     rising, falling, high, low = (levels_A.astype(int).tolist() for levels_A in found[:4])
     assert rising == sorted(rising) and falling == sorted(falling)[::-1] and rising[0] < rising[-1]
