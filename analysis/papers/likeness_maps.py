@@ -61,7 +61,7 @@ def likeness_maps(models: Mapping[str, Mapping[int, Matrix]], words: str) -> dic
                 axes.set_yticks([0, last] if axes is line[0] else [])
                 dress(axes, title=f"layer {layer}: {fixed(off_diagonal(layers[layer])[1], 2)}")
             dress(line[0], y="\n".join((*name.split(" (", 1), "expert")).replace(")", ""))
-            _means(line[-1], layers)
+            _means(line[-1], layers, words)
         for axes in panels[-1][:_SHOWN]:
             axes.set_xlabel("expert", fontsize=SIZE)
         panels[-1][-1].set_xlabel("decoder layer", fontsize=SIZE)
@@ -76,14 +76,20 @@ def _ends(models: Mapping[str, Mapping[int, Matrix]]) -> tuple[float, float]:
     return math.floor(10 * low) / 10, max(math.ceil(10 * high), math.floor(10 * low) + 1) / 10
 
 
-def _means(axes: Any, layers: Mapping[int, Matrix]) -> None:
-    """Draw the mean over pairs of each layer, and lowest to highest as a band."""
+def _means(axes: Any, layers: Mapping[int, Matrix], words: str) -> None:
+    """Draw the mean over pairs of each layer, and lowest to highest as a band.
+
+    Args:
+        axes: the panel.
+        layers: the matrix of each layer.
+        words: what is compared, in short.
+    """
     places = sorted(layers)
     ends = [off_diagonal(layers[layer]) for layer in places]
     axes.fill_between(places, [low for low, _, _ in ends], [high for _, _, high in ends], color="#bbbbbb", lw=0)
     axes.plot(places, [mean for _, mean, _ in ends], **stroke(0))
     axes.set_ylim(0.0, 1.0)
-    dress(axes, title="mean and range", whole=True)
+    dress(axes, title="mean and range", y=words, whole=True)
 
 
 def across_maps(models: Mapping[str, tuple[Sequence[int], Matrix]], words: str) -> dict[str, bytes]:
