@@ -294,6 +294,8 @@ def _is_timed(filled: Filled, column: Column) -> bool:
 def _ours(row: Row, column: Column) -> str:
     cell = row.cells.get(column.name, Cell())
     text = fixed(cell.ours, _digits(row, column))
+    if column.kind == "perplexity" and cell.error:
+        return f"{text} ± {fixed(Z95 * cell.error, column.digits)}"
     if cell.ends is None:
         return text
     return f"{text} {interval(*cell.ends, digits=column.digits)}{'~' if cell.noise else ''}"

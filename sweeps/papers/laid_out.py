@@ -103,7 +103,10 @@ def _replaced(columns: Sequence[Column], settings: Conditions) -> tuple[Column, 
     called = {column.task: column.title for column in columns} | titles
     scored = [Column(name, called.get(name, name), task=name) for name in choices]
     mean = [Column(MEAN, "mean", "mean", of=tuple(choices))] if len(choices) > 1 else []
-    read = [Column(name, f"{called.get(name, name)}, perplexity of a word", "perplexity", name) for name in text]
+    read = [
+        Column(name, f"{called.get(name, name)}, perplexity of a word ± 1.96 standard errors", "perplexity", name)
+        for name in text
+    ]
     return (*kept, *scored, *mean, *read)
 
 
