@@ -48,7 +48,8 @@ class GridCalibration(Strict):
 class GridConfig(Strict):
     """Every model by every method, share, corpus and seed."""
 
-    models: tuple[str, ...] = Field(min_length=1, description="folders, hub ids or names of pocket models")
+    models: tuple[str, ...] = Field(min_length=1, description="folders, hub ids[@revision] or names of pocket models")
+    revision: str | None = Field(default=None, description="hub branch, tag or commit of every model")
     trust_remote_code: bool = Field(default=False, description=TRUST)
     methods: tuple[Annotated[MethodConfig, BeforeValidator(_method)], ...] = Field(
         default=(), description="name, name:knob=value,..., or name and knobs"
@@ -174,6 +175,7 @@ def jobs(config: GridConfig, store: Path) -> list[Job]:
         "evaluation": evaluation,
         "timing": config.timing,
         "group": config.group,
+        "revision": config.revision,
         "trust_remote_code": config.trust_remote_code,
     }
     found = [Job(RunConfig(model=model, **settings), base=True) for model in config.models]

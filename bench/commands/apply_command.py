@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from bench.commands.library_log import library_log
-from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, ROOM_OPTIONS, Model, StoreOption, TrustOption
+from bench.commands.options import (
+    CORPUS_OPTIONS,
+    DEFAULT_STORE,
+    ROOM_OPTIONS,
+    Model,
+    RevisionOption,
+    StoreOption,
+    TrustOption,
+)
 from bench.commands.plan_file import read_plan
 from bench.commands.printing import bar, console, print_ending
 from bench.commands.setting_options import Given, Part, with_settings
@@ -22,6 +30,7 @@ def apply(
     model: Model,
     plan_file: Annotated[Path, typer.Argument(help="plan, as `moebench plan` or a sweep wrote it")],
     out: Annotated[Path, typer.Argument(help="folder to write the checkpoint to; it must not be there")],
+    revision: RevisionOption = None,
     store: StoreOption = DEFAULT_STORE,
     trust_remote_code: TrustOption = False,
 ) -> None:
@@ -32,7 +41,7 @@ def apply(
     from bench.running.planned import Planned
     from bench.store.store import Store
 
-    checkpoint, decided = open_checkpoint(model, trust_remote_code=trust_remote_code), read_plan(plan_file)
+    checkpoint, decided = open_checkpoint(model, revision, trust_remote_code), read_plan(plan_file)
     settings = validated(dict(given), CalibrationConfig, "options")
     calibrator = Calibrator(checkpoint, settings, Store(store), decided.moments)
     moments = None

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from bench.commands.library_log import library_log
-from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, StoreOption, TrustOption
+from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, RevisionOption, StoreOption, TrustOption
 from bench.commands.printing import bar, console, print_ending
 from bench.commands.setting_options import SEVERAL, Given, Part, listed, with_settings
 from bench.settings.stage_settings import CalibrationConfig
@@ -21,6 +21,7 @@ def calibrate(
     needs: Annotated[
         list[str], typer.Option(help=f"statistics; 'all' for the whole catalogue; {SEVERAL}", show_default="all")
     ] = [],  # noqa: B006  # typer reads it
+    revision: RevisionOption = None,
     store: StoreOption = DEFAULT_STORE,
     trust_remote_code: TrustOption = False,
 ) -> None:
@@ -36,7 +37,7 @@ def calibrate(
         )
     names = None if wanted == ["all"] else wanted
     with library_log(store, console()) as noise, bar("calibrate") as progress:
-        opened = open_checkpoint(model, trust_remote_code=trust_remote_code)
+        opened = open_checkpoint(model, revision, trust_remote_code)
         stats = measuring.calibrate(opened, corpus, names, store=store, progress=progress, **given)
     told = f"{', '.join(sorted(stats.values))}: measured on {stats.tokens:,} tokens of {corpus}"
     console().print(told, soft_wrap=True, highlight=False)

@@ -21,6 +21,7 @@ KEPT = (
 def grid(
     file: Annotated[Path, typer.Argument(help="YAML file of models, methods, shares, corpora and seeds")],
     store: Annotated[Path | None, typer.Option(help="instead of the file's")] = None,
+    revision: Annotated[str | None, typer.Option(help="hub revision of every model, instead of the file's")] = None,
     workers: Annotated[int | None, typer.Option(help="processes, instead of the file's")] = None,
     report: Annotated[Path | None, typer.Option(help="folder to write the study's page and figures to")] = None,
     track: TrackOption = None,
@@ -30,7 +31,7 @@ def grid(
     from sweeps.grid_config import GridConfig, load_grid
     from sweeps.grid_terminal import show_grid
 
-    given = {"store": store, "workers": workers}
+    given = {"store": store, "revision": revision, "workers": workers}
     document = load_grid(file).model_dump() | {name: value for name, value in given.items() if value is not None}
     config = validated(document, GridConfig, str(file))
     with library_log(config.store, console()) as noise:

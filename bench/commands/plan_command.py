@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from bench.commands.library_log import library_log
-from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, StoreOption, TrustOption, method_names
+from bench.commands.options import (
+    CORPUS_OPTIONS,
+    DEFAULT_STORE,
+    Model,
+    RevisionOption,
+    StoreOption,
+    TrustOption,
+    method_names,
+)
 from bench.commands.printing import bar, console, print_cost, print_ending
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.settings.method_settings import parse_method
@@ -24,6 +32,7 @@ def plan(
     ],
     out: Annotated[Path, typer.Option(help="file to write the plan to")] = Path("plan.json"),
     knobs: Annotated[list[str], typer.Option("--set", help="knob=value of the method; may be repeated")] = [],  # noqa: B006  # typer reads it
+    revision: RevisionOption = None,
     store: StoreOption = DEFAULT_STORE,
     trust_remote_code: TrustOption = False,
 ) -> None:
@@ -34,7 +43,7 @@ def plan(
 
     configured = parse_method(f"{method}:{','.join(knobs)}").configured()
     with library_log(store, console()), bar("calibrate") as progress:
-        opened = open_checkpoint(model, trust_remote_code=trust_remote_code)
+        opened = open_checkpoint(model, revision, trust_remote_code)
         decision = decide(opened, configured, calibration=given, store=store, progress=progress)
     made = decision.plan
     write_json(out, {**made.document(), "provenance": {**decision.provenance, "model": decision.checkpoint.name}})

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bench.checkpoint.source import at_revision
 from bench.commands.library_log import library_log
-from bench.commands.options import DEFAULT_STORE, Model, StoreOption, TrustOption
+from bench.commands.options import DEFAULT_STORE, Model, RevisionOption, StoreOption, TrustOption
 from bench.commands.printing import console, print_ending
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.settings.recovery import RecoverySettings
@@ -32,6 +33,7 @@ _OFFERED = ("kind", "corpus", "sequences", "length", "epochs", "steps", "batch",
 def recover(
     given: Given,
     model: Model,
+    revision: RevisionOption = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; options given here win")] = None,
     teacher: Annotated[str | None, typer.Option(help="the uncompressed model, for the two distillations")] = None,
     store: StoreOption = DEFAULT_STORE,
@@ -40,7 +42,13 @@ def recover(
 ) -> None:
     """Read the settings, and train."""
     recover_from_command_line(
-        model, given, config=config, teacher=teacher, store=store, trust_remote_code=trust_remote_code, track=track
+        at_revision(model, revision),
+        given,
+        config=config,
+        teacher=teacher,
+        store=store,
+        trust_remote_code=trust_remote_code,
+        track=track,
     )
 
 

@@ -17,6 +17,7 @@ KEPT = "finished trials are kept in the study; the same command goes on with the
 
 def sweep(
     file: Annotated[Path, typer.Argument(help="YAML file of the study")],
+    revision: Annotated[str | None, typer.Option(help="hub revision of the model, instead of the file's")] = None,
     store: StoreOption = DEFAULT_STORE,
     track: TrackOption = None,
 ) -> None:
@@ -27,6 +28,8 @@ def sweep(
     from sweeps.sweep_config import load_sweep
 
     config, tracker = load_sweep(file), tracker_of(track, store)
+    if revision is not None:
+        config = config.model_copy(update={"revision": revision})
     with library_log(store, console()) as noise:
         result = run_from_command_line(config, store, tracker)
     if result.front and config.promote is not None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.checkpoint.source import local_folder
+from bench.checkpoint.source import at_revision, local_folder
 from bench.commands.options import Model
 from bench.commands.printing import console, print_ending
 from bench.commands.setting_options import Given, Part, with_settings
@@ -29,6 +29,7 @@ def time(
     given: Given,
     base: Model,
     compressed: Annotated[list[str], typer.Argument(help="likewise; each is timed in alternation with the base")],
+    revision: Annotated[str | None, typer.Option(help="branch, tag or commit of the base on the hub")] = None,
     batch: Annotated[list[int], typer.Option(help="sequences at once; may be repeated")] = [],  # noqa: B006  # typer reads it
     online: Annotated[bool, typer.Option("--online", help="time servers under load by `vllm bench serve`")] = False,
     rate: Annotated[list[float], typer.Option(help="online: requests per second, or inf; may be repeated")] = [],  # noqa: B006  # as above
@@ -40,7 +41,7 @@ def time(
     from bench.timing.table import memory_table, offline_table, online_table, write_timings
 
     rows = time_models(
-        base,
+        at_revision(base, revision),
         compressed,
         given,
         batches=batch,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.records.depth_profile import depth_profile
 from bench.records.record import ModelInfo, Record, Score
 from bench.records.usual import default_knobs
 
@@ -146,9 +147,9 @@ def stem(identifier: str) -> str:
 
 
 def _short(value: Any) -> str:
-    """Return a knob's value as short as it can be read: .5 for 0.5, .9/.5 for a profile over the depth."""
+    """Return a knob's value as short as it can be read: .5 for 0.5, .9/.5 over the depth, a long list by its mean and range."""
     if isinstance(value, (list, tuple)):
-        return "/".join(_short(one) for one in value)
+        return depth_profile(value, _short) or "/".join(_short(one) for one in value)
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return text[1:] if isinstance(value, float) and text.startswith("0.") else text
 
