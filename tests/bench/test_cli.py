@@ -69,7 +69,7 @@ def test_every_verb_has_its_file_and_its_help(verb: object, capsys: pytest.Captu
 
 def parameters(command: Any) -> Iterator[tuple[str, Any]]:
     """Yield every argument and option of a command and of those below it, with the name of its command."""
-    whole = command._command() if isinstance(command, Verb) else command
+    whole = command.command() if isinstance(command, Verb) else command
     yield from ((str(command.name), parameter) for parameter in whole.params)
     for below in getattr(whole, "commands", {}).values():
         yield from parameters(below)
