@@ -108,7 +108,7 @@ def matches(line: Line, record: Record) -> bool:
 
 
 def _is_of(model: str, name: str) -> bool:
-    return name in (model, model.rsplit("/", 1)[-1]) or name.rsplit("/", 1)[-1] == model
+    return name in (model, model.rsplit("/", 1)[-1], model.partition("@")[0]) or name.rsplit("/", 1)[-1] == model
 
 
 def _json(value: Mapping[str, Any]) -> dict[str, Any]:
