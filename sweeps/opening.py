@@ -74,7 +74,7 @@ def open_resident(config: SweepConfig, store: Path, judge: Windows | None = None
         return ModelProbe(checkpoint, corpus, tokens=settings.sampled_tokens, device=device, cache=folder / "probe")
 
     with _no_bars():
-        model = load_model(checkpoint.path, getattr(torch, config.dtype)).to(device)
+        model = load_model(checkpoint.complete(), getattr(torch, config.dtype)).to(device)
     tensors = {asked: _tensor(corpus, label) for label, (asked, corpus) in held_out.items()}
     return Resident(
         inventory=checkpoint.inventory,

@@ -82,16 +82,13 @@ class Beginning:
     @property
     def name(self) -> str:
         """The setting in one line: model, method with the knobs that are not as they come, seed."""
-        usual = default_knobs(self.method)
-        own = {
-            name: value
-            for name, value in self.knobs.items()
-            if value is not None
-            and (name.endswith("keep") or (value != usual.get(name, ...) and self.method != "recipe"))
-        }
-        told = " ".join([self.title, *(f"{name}={_short(value)}" for name, value in own.items())])
         seed = [] if self.method is None else [f"seed {self.seeds.get('calibration', 0)}"]
-        return " · ".join([self.model, told, *seed])
+        return " · ".join([self.model, self.setting, *seed])
+
+    @property
+    def setting(self) -> str:
+        """The method with its share, and with the knobs that are not as they come."""
+        return setting(self.method, self.title, self.knobs)
 
     def arguments(self, group: str | None) -> dict[str, Any]:
         """Return what begins a run of W&B, in ``group`` where one is given, else in the row's own."""
@@ -109,6 +106,23 @@ class Beginning:
                 "seeds": dict(self.seeds),
             },
         }
+
+
+def setting(method: str | None, title: str, knobs: Mapping[str, Any]) -> str:
+    """Return a method in words: its title, its share, and the knobs that are not as they come.
+
+    Args:
+        method: registry name, recipe or plan; None for the base.
+        title: name for tables.
+        knobs: all of its settings.
+    """
+    usual = default_knobs(method)
+    own = {
+        name: value
+        for name, value in knobs.items()
+        if value is not None and (name.endswith("keep") or (value != usual.get(name, ...) and method != "recipe"))
+    }
+    return " ".join([title, *(f"{name}={_short(value)}" for name, value in own.items())])
 
 
 def stem(identifier: str) -> str:
