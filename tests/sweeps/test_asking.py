@@ -122,9 +122,9 @@ def test_of_a_long_study_tpe_is_shown_the_best_and_the_last(
 class WatchingTpe(TPESampler):
     """Remembers how many trials it was shown."""
 
-    def sample_independent(self, study: Any, *rest: Any) -> Any:
+    def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> Any:
         self.shown = len(study.get_trials(deepcopy=False))
-        return super().sample_independent(study, *rest)
+        return super().infer_relative_search_space(study, trial)
 
 
 def test_other_samplers_see_the_whole_study(study: optuna.Study, monkeypatch: pytest.MonkeyPatch) -> None:

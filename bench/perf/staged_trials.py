@@ -1,6 +1,6 @@
 """What measuring trials in stages saves, and what it costs: windows and CPU seconds against the best plan that is found.
 
-    python -m bench.perf.stages [--trials 60] [--seeds 3] [--sampler local] [--out results.json]
+    python -m bench.perf.staged_trials [--trials 60] [--seeds 3] [--sampler local] [--out results.json]
 
 The same search runs without stages and with each pruner, for the same number of trials, on pocket-mixtral. There is no bar.
 """
