@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
+from bench.records.run_contents import setting
 from bench.settings.method_settings import MethodConfig, RecipeConfig, expand, parse_method
 from bench.settings.mixture import CorpusLine
 from bench.settings.named_values import NamedValues
@@ -17,6 +18,7 @@ from bench.settings.run_settings import RunConfig
 from bench.settings.stage_settings import ARGUMENTS, POCKET, THINKS, TRUST, Bos, CalibrationConfig, EvaluationConfig
 from bench.settings.strict import Strict, load_settings, read_settings
 from bench.settings.timing_settings import TimingConfig
+from bench.store.store import digest_of
 from methods.framework.method import Method, Share
 from methods.framework.stats import CATALOGUE
 from sweeps.executor import Executor, parse_executor
@@ -131,6 +133,26 @@ class Job:
         """Model, corpus and seed in words."""
         calibration = self.config.calibration
         return self.config.model if self.base else f"{self.config.model}, {calibration.corpus}, seed {calibration.seed}"
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """What names each of its runs, however jobs are cut; in the order of a run's rows."""
+        shared = self.config.model_dump(mode="json", include={"model", "calibration", "recovery"})
+        own: list[MethodConfig | RecipeConfig | None] = [*self.config.methods, *self.config.recipes]
+        return tuple(digest_of([shared, self.base, one and one.model_dump(mode="json")]) for one in own or [None])
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Method and settings of each of its runs, in words."""
+        if self.base:
+            return ("base",)
+        told = []
+        for method in self.config.methods:
+            made = method.configured()
+            told.append(setting(method.name, made.title, made.knobs))
+        told += [recipe.title for recipe in self.config.recipes]
+        after = f" + {self.config.recovery.kind}" if self.config.recovery else ""
+        return tuple(one + after for one in told)
 
     def document(self) -> dict[str, Any]:
         """Return the job as JSON values, for ``of``."""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bench.commands.library_log import library_log
 from bench.commands.options import (
     CORPUS_OPTIONS,
     DEFAULT_STORE,
@@ -16,7 +17,7 @@ from bench.commands.options import (
     StoreOption,
     TrustOption,
 )
-from bench.commands.printing import bar, console, print_cost
+from bench.commands.printing import bar, console, print_cost, print_ending
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.settings.method_settings import parse_method
 from bench.settings.stage_settings import CalibrationConfig
@@ -39,10 +40,18 @@ def plan(
     from bench.store.store import write_json
 
     configured = parse_method(f"{method}:{','.join(knobs)}").configured()
-    with bar("calibrate") as progress:
+    with library_log(store, console()), bar("calibrate") as progress:
         opened = open_checkpoint(model, revision, trust_remote_code)
         decision = decide(opened, configured, calibration=given, store=store, progress=progress)
     made = decision.plan
     write_json(out, {**made.document(), "provenance": {**decision.provenance, "model": decision.checkpoint.name}})
     console().print(f"{out}: plan {made.digest[:12]}, stages {', '.join(sorted(made.stages)) or 'none'}")
     print_cost(decision.checkpoint.inventory, made)
+    print_ending(
+        console(),
+        {"plan": out},
+        [
+            (f"moebench apply {model} {out} FOLDER", "writes its checkpoint; give the same corpus options"),
+            (f"moebench run --model {model} --plan {out}", "writes, scores, times and records it"),
+        ],
+    )

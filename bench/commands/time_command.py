@@ -10,7 +10,7 @@ import typer
 
 from bench.checkpoint.source import at_revision, local_folder
 from bench.commands.options import Model
-from bench.commands.printing import console
+from bench.commands.printing import console, print_ending
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.records.record import Timing
 from bench.settings.strict import validated
@@ -53,6 +53,12 @@ def time(
         write_timings(rows, out)
     console().print((online_table if online else offline_table)(rows))
     console().print(memory_table(rows))
+    again = [] if out else [("moebench time ... --out FILE", "keeps all numbers")]
+    print_ending(
+        console(),
+        {**({"numbers": out} if out else {}), "logs": LOGS},
+        [*again, (f"moebench serve {compressed[0]}", "serves it")],
+    )
 
 
 def time_models(

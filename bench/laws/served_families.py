@@ -133,7 +133,7 @@ def write_table(out: Path, runner: Engine, path: Path = TABLE) -> None:
     name, version = installed_engine(runner) or ("vLLM", "")
     stored: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     own = {"engine": name, "version": version, "target": runner.name}
-    cells = next((one["cells"] for one in stored if own.items() <= one.items()), {})
+    cells: dict[str, dict[str, str]] = next((one["cells"] for one in stored if own.items() <= one.items()), {})
     text = out.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)

@@ -139,10 +139,11 @@ class _Handler(BaseHTTPRequestHandler):
         limit = self.hub.cut.pop(file.name, None)
         if limit is not None:
             data, self.close_connection = data[:limit], True
+        self.hub.sent[file.name] += len(data)  # before they go: who has them all may look at once
         try:
             self.wfile.write(data)
-            self.hub.sent[file.name] += len(data)
         except ConnectionError:  # a reader that has what it wants leaves the rest
+            self.hub.sent[file.name] -= len(data)
             self.close_connection = True
 
     def _json(self, value: Any) -> None:
