@@ -8,14 +8,22 @@ from typing import Annotated
 import typer
 
 from bench.commands.library_log import library_log
-from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, RevisionOption, StoreOption, TrustOption
+from bench.commands.options import (
+    CORPUS_OPTIONS,
+    DEFAULT_STORE,
+    TALK_OPTIONS,
+    Model,
+    RevisionOption,
+    StoreOption,
+    TrustOption,
+)
 from bench.commands.printing import bar, console, print_cost, print_ending
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.settings.method_settings import parse_method
 from bench.settings.stage_settings import CalibrationConfig
 
 
-@with_settings(Part(CalibrationConfig, (*CORPUS_OPTIONS, "propagation"), panel="Calibration"))
+@with_settings(Part(CalibrationConfig, (*CORPUS_OPTIONS, *TALK_OPTIONS, "propagation"), panel="Calibration"))
 def plan(
     given: Given,
     model: Model,
