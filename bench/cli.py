@@ -8,6 +8,7 @@ import sys
 from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
+from typer.main import get_install_completion_arguments
 
 from bench.commands.guard import check_packages
 from bench.commands.verb import Verb
@@ -51,6 +52,7 @@ VERBS = (
 app = TyperGroup(
     name="moebench",
     commands=VERBS,
+    params=list(get_install_completion_arguments()),
     no_args_is_help=True,
     help="Benchmark compression methods for Mixture-of-Experts language models, from checkpoint to leaderboard.",
 )

@@ -16,6 +16,7 @@ from bench.commands.options import (
     RevisionOption,
     StoreOption,
     TrustOption,
+    method_names,
 )
 from bench.commands.printing import bar, console, print_cost, print_ending
 from bench.commands.setting_options import Given, Part, with_settings
@@ -27,7 +28,9 @@ from bench.settings.stage_settings import CalibrationConfig
 def plan(
     given: Given,
     model: Model,
-    method: Annotated[str, typer.Argument(help="name of a method; see `moebench methods`")],
+    method: Annotated[
+        str, typer.Argument(help="name of a method; see `moebench methods`", autocompletion=method_names)
+    ],
     out: Annotated[Path, typer.Option(help="file to write the plan to")] = Path("plan.json"),
     knobs: Annotated[list[str], typer.Option("--set", help="knob=value of the method; may be repeated")] = [],  # noqa: B006  # typer reads it
     revision: RevisionOption = None,

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from bench.families.expression import parse
 from methods.framework.errors import ConfigError
+from methods.framework.wording import wording
 
 
 def _expression(text: str) -> str:
@@ -352,13 +353,12 @@ def read_family_file(path: Traversable) -> FamilyFile:
         ConfigError: not TOML, an unknown key, or a value that is not allowed; the message names the place.
     """
     try:
-        family = FamilyFile.model_validate(_document(path))
+        document = _document(path)
+        family = FamilyFile.model_validate(document)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"family file {path.name} is not TOML: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"family file {path.name}: {where}: {first['msg']}") from None
+        raise ConfigError(f"family file {path.name}: {wording(error, document)}") from None
     if family.dense == bool(family.tensors.moe) or family.dense == bool(family.tensors.fused):
         raise ConfigError(
             f"family file {path.name}: a family states tensors.moe and tensors.fused, one with dense = true neither"

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bench.store.atomic import OTHER_STORE, atomic_file, explained
 from methods.framework.errors import RecordError
 from methods.framework.outside import an_object, read_json
+from methods.framework.wording import wording
 
 SCHEMA = 1
 Status = Literal["complete", "refused", "failed", "cancelled"]
@@ -376,9 +377,7 @@ def read_record(path: Path) -> Record:
     try:
         return Record.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RecordError(f"{path} is not a record of schema {SCHEMA}: {where}: {first['msg']}") from error
+        raise RecordError(f"{path} is not a record of schema {SCHEMA}: {wording(error, document)}") from error
 
 
 def read_records(folder: Path) -> Iterator[Record]:
