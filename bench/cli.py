@@ -62,7 +62,7 @@ def main() -> None:
     """Run the command line; an error of the user's making is one message without a traceback."""
     try:
         check_packages()
-        app()
+        app(prog_name="moebench")  # also under `python -m`, whose own name would switch completion off
     except MoebenchError as error:
         Console(stderr=True).print("[bold red]error[/]:", escape(str(error)), soft_wrap=True, highlight=False)
         sys.exit(1)

@@ -25,6 +25,8 @@ TrackOption = Annotated[str | None, typer.Option(help="W&B: offline, online or d
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)]
 DEFAULT_STORE = Path("runs")
 CORPUS_OPTIONS = ("corpus", "sequences", "length", "seed", "bos", "answers_only", "device")
+TALK_OPTIONS = ("system_instruction", "enable_thinking", "template_arguments")
+"""Those that say what conversations get beside their turns, where no evaluation has options of these names."""
 """Fields of ``CalibrationConfig`` that every verb offers which measures statistics."""
 ROOM_OPTIONS = ("moments", "states", "hidden_mib")
 """Those that say how much room a measurement takes."""

@@ -11,6 +11,7 @@ from bench.commands.library_log import library_log
 from bench.commands.options import (
     CORPUS_OPTIONS,
     DEFAULT_STORE,
+    TALK_OPTIONS,
     Model,
     RevisionOption,
     StoreOption,
@@ -23,7 +24,7 @@ from bench.settings.method_settings import parse_method
 from bench.settings.stage_settings import CalibrationConfig
 
 
-@with_settings(Part(CalibrationConfig, (*CORPUS_OPTIONS, "propagation"), panel="Calibration"))
+@with_settings(Part(CalibrationConfig, (*CORPUS_OPTIONS, *TALK_OPTIONS, "propagation"), panel="Calibration"))
 def plan(
     given: Given,
     model: Model,

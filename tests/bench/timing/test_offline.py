@@ -262,7 +262,7 @@ def test_failing_base_leaves_no_number(pair: tuple[Path, Path], tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "config", [{"per_layer_config": {"0": {"num_local_experts": 3}}}, {"architectures": ["MoebenchPhimoeForCausalLM"]}]
+    "config", [{"per_layer_config": {"0": {"num_local_experts": 3}}}, {"architectures": ["MoebenchNobodysForCausalLM"]}]
 )
 def test_what_nothing_can_serve_is_refused_without_a_process(tmp_path: Path, config: dict[str, Any]) -> None:
     base, small = _checkpoint(tmp_path / "base"), _checkpoint(tmp_path / "small", **config)
