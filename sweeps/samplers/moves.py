@@ -26,6 +26,25 @@ def drawn(space: LevelSpace, rng: np.random.Generator) -> Levels:
     return space.projected(rng.random(len(space.axes)) * space.highest)
 
 
+def shapes(space: LevelSpace) -> list[Levels]:
+    """Return ten ways in which levels may be spread over the axes, each on the budget.
+
+    Rising, falling, high or low in the middle, falling or rising steeply, the first or last quarter high, every other one high,
+    flat with low ends.
+
+    *Source*: arXiv 2603.06003 (EvoESAP), the start patterns of its first population.
+    """
+    count = len(space.axes)
+    depth_A = np.linspace(0.0, 1.0, count) if count > 1 else np.zeros(1)
+    middle_A = 1.0 - np.abs(2.0 * depth_A - 1.0)
+    first_A, last_A = (depth_A < 0.25) * 0.5 + 0.5, (depth_A > 0.75) * 0.5 + 0.5
+    every_A = np.where(np.arange(count) % 2 == 0, 1.0, 0.5)
+    steep_A = np.exp(-3.0 * depth_A)
+    flat_A = np.minimum(1.0, 0.5 + middle_A)
+    found = [depth_A, 1 - depth_A, middle_A, 1 - middle_A, steep_A, steep_A[::-1], first_A, last_A, every_A, flat_A]
+    return [space.projected(share_A * space.highest) for share_A in found]
+
+
 class Load:
     """An assignment and what it weighs; a change of one axis costs one look at its unit.
 

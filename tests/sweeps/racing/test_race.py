@@ -20,6 +20,7 @@ from sweeps.racing.standings import grouped, standings
 from sweeps.racing.track import Spent, Track
 from sweeps.resident import Resident
 from sweeps.trials import planner_for
+from tests.support.tiny import tiny_tokens
 
 EVALUATIONS = 16
 
@@ -32,6 +33,7 @@ def race(home: Path, **changes: Any) -> Race:
         "budget": {"of": "experts", "keep": 0.5},
         "calibration": {"corpus": str(home / "calibration.json"), "sequences": 4, "length": 16},
         "corpus": str(home / "held_out.json"),
+        "judge": str(home / "judge.json"),
         "length": 16,
         "windows": 8,
         "held_out": 8,
@@ -45,8 +47,9 @@ def race(home: Path, **changes: Any) -> Race:
 
 @pytest.fixture(scope="module")
 def opened(home: Path) -> tuple[LayerPlanner, Resident]:
+    (home / "judge.json").write_text(json.dumps(tiny_tokens(8, 16, seed=2).tolist()))
     config = race(home).sweep(str(home / "model"))
-    resident = open_resident(config, home / "race")
+    resident = open_resident(config, home / "race", race(home).held_out_windows)
     planner = planner_for(config, resident)
     assert isinstance(planner, LayerPlanner)
     return planner, resident
