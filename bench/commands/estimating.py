@@ -47,8 +47,8 @@ def print_estimate(config: RunConfig, store: Path, on: str) -> None:
     )
     assumed = (
         f"assumed: {UTILISATION:.0%} of {device.flops / 1e12:.0f} TFLOP/s for passes, {FACTORISING:.0%} of "
-        f"{device.flops_float32 / 1e12:.0f} for factorisations, {DISK / 1e9:.0f} GB/s of disk; checkpoints are at most as large as "
-        "the model; evaluation and timing are not counted"
+        f"{device.flops_float32 / 1e12:.0f} for factorisations, {DISK / 1e9:.0f} GB/s of disk; checkpoints are at most as large "
+        "as the model; evaluation and timing are not counted"
     )
     out = console()
     out.print(assumed, soft_wrap=True, highlight=False, markup=False)

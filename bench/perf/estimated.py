@@ -1,7 +1,7 @@
-"""Estimates beside measured runs: ``python -m bench.perf.estimated [--methods reap,gptq,whitened_svd] [--depth 6] [--json FILE]``.
+"""Estimates beside measured runs: ``python -m bench.perf.estimated [--methods reap,gptq] [--depth 6] [--json FILE]``.
 
-m64 is compressed as in ``bench.perf.layers``; predicted are the scratch disk, and the memory above that of a process that has compressed
-a small model before.
+m64 is compressed as in ``bench.perf.layers``; predicted are the scratch disk, and the memory above that of a process that has
+compressed a small model before.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bench.settings.stage_settings import CalibrationConfig
 from methods.framework.cost import cost_of
 from methods.registry import method
 
-METHODS = ("reap", "gptq", "whitened_svd")
+METHODS = ("reap", "gptq")
 
 
 def compared(folder: Path, cache: Path, name: str, depth: int) -> dict[str, Any]:
@@ -49,7 +49,9 @@ def compared(folder: Path, cache: Path, name: str, depth: int) -> dict[str, Any]
 def main() -> None:
     """Compress, and print what was predicted and what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "moebench-perf", help="where m64 is")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(tempfile.gettempdir()) / "moebench-perf", help="where m64 is"
+    )
     parser.add_argument("--methods", default=",".join(METHODS), help="names, separated by commas")
     parser.add_argument("--depth", type=int, default=6, help="decoder layers")
     parser.add_argument("--json", type=Path, help="write the results here")
@@ -61,8 +63,8 @@ def main() -> None:
     size = cost_of(Checkpoint.open(folder).inventory)
     what = (
         f"A random Qwen3-MoE of {asked.depth} layers with 64 experts ({size.parameters / 1e6:.0f} million parameters, "
-        f"{size.bytes / 1e9:.2f} GB), {SEQUENCES} windows of {LENGTH} tokens, one thread of a processor: `python -m bench.perf.estimated`. "
-        "Memory is what comes on top of a process that has compressed a small model before."
+        f"{size.bytes / 1e9:.2f} GB), {SEQUENCES} windows of {LENGTH} tokens, one thread of a processor: "
+        "`python -m bench.perf.estimated`. Memory is what comes on top of a process that has compressed a small model before."
     )
     print(json.dumps({"what": what, "rows": rows}, indent=1))
     if asked.json:

@@ -2,8 +2,8 @@
 
     python -m bench.perf.scale [--page docs/scale.md] [--measured measured.json] [--planning planning.json ...]
 
-The page says what was measured and what was not. ``bench.perf.estimated`` makes the measured run, ``bench.perf.planning`` the times
-of planning.
+The page says what was measured and what was not. ``bench.perf.estimated`` makes the measured run, ``bench.perf.planning`` the
+times of planning.
 """
 
 from __future__ import annotations
@@ -129,28 +129,30 @@ def page(measured: dict[str, Any] | None, planning: Sequence[dict[str, Any]]) ->
     device, settings = device_named("h100"), CalibrationConfig()
     parts = [
         "# Scale",
-        "What large models need, before a run begins: `moebench run --estimate` tells it for one run, this page for every method with "
-        "its own settings. `python -m bench.perf.scale` writes the page from the shapes in three configs. **Nothing of it was run on "
-        f"an {device.name}.**",
+        "What large models need, before a run begins: `moebench run --estimate` tells it for one run, this page for every "
+        "method with its own settings. `python -m bench.perf.scale` writes the page from the shapes in three configs. "
+        f"**Nothing of it was run on an {device.name}.**",
         f"Assumed: {settings.sequences} windows of {settings.length} tokens, {settings.sampled_tokens} sampled; "
         f"{UTILISATION:.0%} of {device.flops / 1e12:.0f} TFLOP/s (bfloat16) for passes over the model, {FACTORISING:.0%} of "
-        f"{device.flops_float32 / 1e12:.0f} TFLOP/s (float32) for factorisations; weights are read twice and written once at "
-        f"{DISK / 1e9:.0f} GB/s. Memory is what measuring and writing hold at once, so evaluation, which loads the model, needs more. "
-        "Scratch disk is gone when the checkpoint is written. +: the method also runs the model on candidates, which is not counted.",
+        f"{device.flops_float32 / 1e12:.0f} TFLOP/s (float32) for factorisations; weights are read twice and written once "
+        f"at {DISK / 1e9:.0f} GB/s. Memory is what measuring and writing hold at once; evaluation, which loads the model, "
+        "needs more. Scratch disk is gone when the checkpoint is written. +: the method also runs the model on candidates, "
+        "which is not counted.",
     ]
     for name in MODELS:
         inventory = model_named(name)
         size = cost_of(inventory)
-        told = f"{size.parameters / 1e9:.1f} billion parameters, {size.active_parameters / 1e9:.1f} active, {size.bytes / 1e9:.0f} GB."
+        billions = [f"{number / 1e9:.1f}" for number in (size.parameters, size.active_parameters)]
+        told = f"{billions[0]} billion parameters, {billions[1]} of them active, {size.bytes / 1e9:.0f} GB."
         parts += [f"## {name}", told, "\n".join(needs_table(inventory, device))]
     if measured is not None:
         parts += ["## Predicted and measured", measured["what"], "\n".join(measured_table(measured["rows"]))]
     if planning:
         told = (
-            "CPU seconds of one thread that planning takes once the statistics are there, and the size of the plan's file, at the shapes "
-            "of Qwen3-30B-A3B (48x128) and Kimi-K2 (61x384), 4,096 sampled tokens, on statistics that are drawn: "
-            "`python -m bench.perf.planning --size SIZE --json FILE`. The processor was shared with other work, which makes CPU "
-            "seconds longer. Channels are a bit each at most, and 61 x 384 x 2,048 of them have that many."
+            "CPU seconds of one thread that planning takes once the statistics are there, and the size of the plan's file, at "
+            "the shapes of Qwen3-30B-A3B (48x128) and Kimi-K2 (61x384), 4,096 sampled tokens, on statistics that are drawn: "
+            "`python -m bench.perf.planning --size SIZE --json FILE`. The processor was shared with other work, which makes "
+            "CPU seconds longer. Which channels stay takes a bit each."
         )
         parts += ["## Planning", told, "\n".join(planning_table(planning))]
     return "\n\n".join(parts) + "\n"

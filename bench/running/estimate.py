@@ -1,6 +1,7 @@
-"""What a run will take before it begins: tokens, FLOPs, memory, scratch disk and hours of a device, from shapes and settings alone.
+"""What a run will take, before it begins: tokens, FLOPs, memory, scratch disk and hours of a device, from shapes and settings.
 
-FLOPs are counted as ``methods.framework.cost`` counts them; factorisations while weights are written, which run in float32, apart.
+FLOPs are counted as ``methods.framework.cost`` counts them; factorisations while weights are written, which run in float32,
+apart.
 What depends on values is not known yet: how often a method that probes runs the model, and how long evaluation and timing take.
 
 Letters: T tokens, S sampled tokens, E routed experts, K top-k, D hidden size, F expert width, X inputs of a matrix.
@@ -117,14 +118,14 @@ def estimate(method: Measured, inventory: Inventory, config: CalibrationConfig, 
     costs = {CATALOGUE[name].cost for name in names}
     tokens = 0 if costs <= {"weights"} and not method.probing else config.sequences * config.length
     sampled, source = min(config.sampled_tokens, tokens), cost_of(inventory, config.length)
-    flops = 0.0
+    streamed, flops = bool(costs - {"weights", "gradient"}) or method.probing, 0.0
     if tokens:
         head = 2 * inventory.vocab * inventory.hidden * config.length
-        streamed = config.sequences * (source.flops - head) if costs - {"weights", "gradient"} or method.probing else 0
+        forward = config.sequences * (source.flops - head) if streamed else 0
         backward = 3 * config.sequences * source.flops if "gradient" in costs else 0
-        flops = float(streamed + backward + _sums(names, inventory, tokens, sampled))
-    whole = source.bytes if "gradient" in costs else 0
-    scratch, hidden = _scratch(names, inventory, config, tokens, sampled)
+        flops = float(forward + backward + _sums(names, inventory, tokens, sampled))
+    whole = source.bytes if "gradient" in costs else 0  # the model is resident
+    scratch, hidden = _scratch(names, inventory, config, tokens if streamed else 0, sampled)
     return Estimate(
         tokens=tokens,
         flops=flops,
@@ -194,7 +195,7 @@ def _scratch(
         names: statistics.
         inventory: the model.
         config: bounds.
-        tokens: T.
+        tokens: T whose hidden states are kept.
         sampled: S.
     """
     each = layer_bytes(inventory, names, sampled)
@@ -216,9 +217,7 @@ def _resident(layer: LayerInventory) -> int:
     return 4 * (beside + sum(map(math.prod, shapes)) + sum(inputs**2 for inputs in {shape[1] for shape in shapes}))
 
 
-def _factorised(
-    written: Collection[str], names: Collection[str], stages: Collection[str], inventory: Inventory
-) -> int:
+def _factorised(written: Collection[str], names: Collection[str], stages: Collection[str], inventory: Inventory) -> int:
     """Return the FLOPs of spectra that are measured and of factorisations while weights are written.
 
     Args:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from typer.testing import CliRunner
 
 from bench.cli import app
 from bench.running.estimate import DEVICES, DISK, FACTORISING, UTILISATION, Estimate, estimate, refuse_small_disk
 from bench.settings.stage_settings import CalibrationConfig
 from methods.framework.cost import cost_of
-from methods.framework.errors import RefusedError
+from methods.framework.errors import RefusedError, UnknownNameError
 from methods.framework.inventory import Inventory
 from methods.registry import method
 from tests.support.inventories import toy_inventory
@@ -72,6 +71,16 @@ def test_every_expert_runs_on_sampled_tokens() -> None:
     assert not one.probes and told("moe_i2", inventory).probes
 
 
+def test_gradients_take_the_model_and_no_states_on_disk() -> None:
+    inventory = toy_inventory()
+    long = SETTINGS.model_copy(update={"sequences": 1 << 15, "hidden_mib": 1})
+    one = told("heapr", inventory, long)
+    assert one.flops == 3 * (1 << 15) * cost_of(inventory, 16).flops
+    assert one.scratch == 0
+    assert told("reap", inventory, long).scratch == (1 << 15) * 16 * inventory.hidden * 4
+    assert one.memory - cost_of(inventory).bytes < told("reap", inventory, long).memory
+
+
 def test_hours_are_computing_and_the_disk() -> None:
     device = DEVICES["h100"]
     one = Estimate(1, 3.6e15, 3.6e13, 0, 0, 10**9, False)
@@ -88,12 +97,15 @@ def test_a_disk_that_is_too_small_is_refused(tmp_path: Path, monkeypatch: pytest
     refuse_small_disk(found, tmp_path)
 
 
-def test_the_command_tells_each_method_and_runs_nothing(tmp_path: Path) -> None:
+def test_the_command_tells_each_method_and_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = tmp_path / "store"
-    words = "run --model pocket-mixtral --method reap --method gptq:group=32 --method moe_i2 --estimate --on h200".split()
-    result = CliRunner().invoke(app, [*words, "--store", str(store)])
-    assert result.exit_code == 0, result.output
-    lines = {line.split()[0]: line for line in result.output.splitlines() if line.strip()}
+    methods = [word for name in ("reap", "gptq:group=32", "moe_i2") for word in ("--method", name)]
+    words = ["run", "--model", "pocket-mixtral", *methods, "--estimate", "--on", "h200", "--store", str(store)]
+    app(words, standalone_mode=False)
+    output = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in output.splitlines() if line.strip()}
     assert {"reap", "gptq", "moe_i2"} <= lines.keys()
     assert lines["moe_i2"].rstrip().endswith("+")
-    assert "H200" in result.output and not store.exists()
+    assert "H200" in output and not store.exists()
+    with pytest.raises(UnknownNameError, match="h100"):
+        app(["run", "--model", "pocket-mixtral", *methods, "--estimate", "--on", "abacus"], standalone_mode=False)
