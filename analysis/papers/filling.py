@@ -165,7 +165,9 @@ def _nearness(line: Line, record: Record) -> int:
 
 
 def _tasks(block: Block, record: Record) -> int:
-    return sum(_score(record, column, block.metrics) is not None for column in block.columns if column.kind == "task")
+    metrics = {"task": block.metrics, "perplexity": _PERPLEXITY}
+    scored = [column for column in block.columns if column.kind in metrics]
+    return sum(_score(record, column, metrics[column.kind]) is not None for column in scored)
 
 
 def _notes(line: Line, one: Comparison) -> Iterable[str]:

@@ -211,6 +211,15 @@ def test_a_speed_has_its_interval_and_says_when_it_is_noise() -> None:
     )
 
 
+def test_a_run_that_read_the_text_goes_before_a_later_one_that_did_not() -> None:
+    text = Column("text", "Text", "perplexity", "zoo_text")
+    early = record(
+        None, "hub/zoo-7b", scores=(score("zoo_text", 9.0, metric="word_perplexity"),), created="2020-01-01T00:00:00Z"
+    )
+    row = filled(BASE, records=[early, *runs()], columns=(text,)).rows[0]
+    assert row.cells["text"].ours == pytest.approx(9.0)
+
+
 def test_the_order_by_perplexity_has_the_smaller_first() -> None:
     worse = replace(HALF, label="worse", method="beta", knobs={}, stated=frozenset(), published={"avg": 60.0})
     beta = record("beta", "hub/zoo-7b", knobs={}, scores=scored(0.8, 0.6, -0.1))
