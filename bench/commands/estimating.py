@@ -41,7 +41,7 @@ def print_estimate(config: RunConfig, store: Path, on: str) -> None:
         found.append(told)
         cells = (f"{told.memory / 1e9:.1f}", f"{told.scratch / 1e9:.1f}", f"{told.result / 1e9:.1f}")
         flops = f"{told.flops + told.factorised:.2g}"
-        rows.append((one.name, f"{told.tokens:,}", flops, *cells, f"{told.hours(device):.2g}{'+' * told.probes}"))
+        rows.append((one.name, f"{told.tokens:,}", flops, *cells, f"{told.hours(device):.2g}{'+' * told.uncounted}"))
     print_rows(
         ("method", "tokens", "FLOPs", "memory, GB", "scratch, GB", "checkpoint, GB", f"hours, {device.name}"), rows
     )
@@ -52,8 +52,10 @@ def print_estimate(config: RunConfig, store: Path, on: str) -> None:
     )
     out = console()
     out.print(assumed, soft_wrap=True, highlight=False, markup=False)
-    if any(one.probes for one in found):
-        out.print("+: the method also runs the model on candidates, which is not counted", highlight=False)
+    if any(one.uncounted for one in found):
+        out.print(
+            "+: the method also runs the model on candidates or fits in steps, which is not counted", highlight=False
+        )
     refuse_small_disk(found, Store(store).cache)
 
 

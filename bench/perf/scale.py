@@ -73,7 +73,7 @@ def needs_table(inventory: Inventory, device: Device) -> list[str]:
             continue
         one = estimate(chosen, inventory, settings, chosen.stages)
         sizes = f"{one.memory / 1e9:.1f} | {one.scratch / 1e9:.1f}"
-        flops, hours = f"{one.flops + one.factorised:.1e}", f"{one.hours(device):.2f}{' +' * one.probes}"
+        flops, hours = f"{one.flops + one.factorised:.1e}", f"{one.hours(device):.2f}{' +' * one.uncounted}"
         lines.append(f"| {name} | {one.tokens:,} | {flops} | {sizes} | {hours} |")
     return lines
 
@@ -136,8 +136,8 @@ def page(measured: dict[str, Any] | None, planning: Sequence[dict[str, Any]]) ->
         f"{UTILISATION:.0%} of {device.flops / 1e12:.0f} TFLOP/s (bfloat16) for passes over the model, {FACTORISING:.0%} of "
         f"{device.flops_float32 / 1e12:.0f} TFLOP/s (float32) for factorisations; weights are read twice and written once "
         f"at {DISK / 1e9:.0f} GB/s. Memory is what measuring and writing hold at once; evaluation, which loads the model, "
-        "needs more. Scratch disk is gone when the checkpoint is written. +: the method also runs the model on candidates, "
-        "which is not counted.",
+        "needs more. Scratch disk is gone when the checkpoint is written. +: the method also runs the model on candidates or "
+        "fits in steps, which is not counted.",
     ]
     for name in MODELS:
         inventory = model_named(name)

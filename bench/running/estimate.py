@@ -2,7 +2,7 @@
 
 FLOPs are counted as ``methods.framework.cost`` counts them; factorisations while weights are written, which run in float32,
 apart.
-What depends on values is not known yet: how often a method that probes runs the model, and how long evaluation and timing take.
+Not counted are the runs of a method that probes, fits in steps, evaluation and timing.
 
 Letters: T tokens, S sampled tokens, E routed experts, K top-k, D hidden size, F expert width, X inputs of a matrix.
 """
@@ -77,7 +77,7 @@ class Estimate:
         memory: most bytes that are held while statistics are measured and weights written.
         scratch: bytes on disk that are gone when the checkpoint is written.
         result: bytes of the checkpoint, at most.
-        probes: whether the method also runs the model on candidates, which is not counted.
+        uncounted: whether the method also runs the model on candidates or fits in steps, which is not counted.
     """
 
     tokens: int
@@ -86,7 +86,7 @@ class Estimate:
     memory: int
     scratch: int
     result: int
-    probes: bool
+    uncounted: bool
 
     def hours(self, device: Device) -> float:
         """Return the hours on a device: computing, reading the weights twice and writing them once."""
@@ -133,8 +133,14 @@ def estimate(method: Measured, inventory: Inventory, config: CalibrationConfig, 
         memory=PROCESS + whole + hidden + max(map(_resident, inventory.layers)),
         scratch=scratch,
         result=source.bytes,
-        probes=method.probing,
+        uncounted=method.probing or _fits(method),
     )
+
+
+def _fits(method: Measured) -> bool:
+    """Return whether a method, or one of the methods of a recipe, fits something in steps."""
+    steps = getattr(method, "steps", ())
+    return isinstance(steps, int) or any(_fits(step.method) for step in steps)
 
 
 def refuse_small_disk(estimates: Iterable[Estimate], folder: Path) -> None:

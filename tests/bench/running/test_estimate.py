@@ -68,7 +68,8 @@ def test_every_expert_runs_on_sampled_tokens() -> None:
     assert one.flops - told("reap", inventory).flops == layers * 2 * 8 * (
         3 * experts * hidden * width + experts**2 * hidden
     )
-    assert not one.probes and told("moe_i2", inventory).probes
+    assert not one.uncounted
+    assert told("moe_i2", inventory).uncounted and told("mobe", inventory).uncounted
 
 
 def test_gradients_take_the_model_and_no_states_on_disk() -> None:
