@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.cli import VERBS
+from bench.cli import VERBS, app
 from bench.settings.method_settings import parse_method
 from methods.framework.errors import MoebenchError
 from tests.support.places import ROOT
@@ -104,7 +104,7 @@ def faults(shown: Shown, whole: bool = True) -> list[str]:
 
 def _of_verb(words: Sequence[str], whole: bool) -> list[str]:
     verbs = {str(verb.name): verb for verb in VERBS}
-    if not words or words[0] in ("--help", "VERB"):
+    if not words or words[0] in {"--help", "VERB", *(name for one in app.params for name in one.opts)}:
         return []
     if words[0] not in verbs:
         return [f"moebench {words[0]}: no such verb"]
