@@ -102,6 +102,8 @@ class Board:
         self._lanes[lane] = key
         found = _COUNTED.fullmatch(told)
         stage, _, rest = told.partition(" ")
+        if stage == WAITING and row.ended:
+            return  # what was lost around it is no matter to a row that has its record
         row.average = row.average if average is None else average
         if stage != row.stage or (row.since is None and stage not in ENDED):
             self._stop(row)

@@ -87,6 +87,24 @@ def test_who_works_on_another_row_has_left_the_one_before() -> None:
     assert (second.stage, second.seconds) == ("plan", 10.0)
 
 
+def test_work_that_is_lost_waits_again_and_what_ended_stays() -> None:
+    made, clock, _ = board()
+    made.note(1, "calibrate")
+    clock.now += 5
+    made.note(1, "complete")
+    made.note(2, "calibrate")
+    clock.now += 5
+    for row in (1, 2):
+        made.note(row, "waiting")
+    clock.now += 100
+    first, second = made.rows()[1:]
+    assert (first.stage, first.seconds) == ("complete", 5.0)
+    assert (second.stage, second.left) == ("waiting", None)
+    made.note(2, "calibrate")
+    clock.now += 1
+    assert made.left(2) is None, "of the stages that it passes again, two were never passed"
+
+
 def test_without_a_terminal_each_stage_is_one_line() -> None:
     made, clock, console = board(terminal=False)
     for told in ("evaluate", "evaluate a 1/10", "evaluate a 2/10", "complete"):
