@@ -226,7 +226,7 @@ def _drop_blocks(family: FamilyFile, written: dict[str, Any], survivors: list[in
         if not evaluate(requirement.test, known):
             raise PlanError(f"decoder layers of this model cannot be dropped: {requirement.reason}")
     for key, meant in family.keys.derived_lists.items():
-        if written.get(key) is None:
+        if written.get(key) in (None, []):
             written[key] = [
                 evaluate(meant, names(known, {"layer": index})) for index in range(written[family.keys.layers])
             ]
@@ -248,6 +248,8 @@ def _drop_blocks(family: FamilyFile, written: dict[str, Any], survivors: list[in
     if family.layers.dense_list is not None:
         written[family.layers.dense_list] = dense
         written.update(family.layers.neutral)
+    if family.layers.moe_list is not None:
+        written[family.layers.moe_list] = [index for index in range(len(survivors)) if index not in dense]
     if family.layers.span is not None:
         sparse = [index for index in range(len(survivors)) if index not in dense]
         if sparse != list(range(sparse[0], sparse[0] + len(sparse)) if sparse else []):

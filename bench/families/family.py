@@ -148,6 +148,10 @@ class Family(Layout):
         """Return the factor on the embeddings of tokens."""
         return float(evaluate(self.file.embedding_scale, self._names(self.language_config(config))))
 
+    def block_outputs(self, mlp: str) -> int:
+        """Return how many values a feed-forward block of transformers returns; ``mlp`` is the kind of the source's."""
+        return 1 if mlp == "dense" and not self.file.dense else self.file.block_outputs
+
     def sublayer_scale(self, config: Mapping[str, Any]) -> float:
         """Return the factor on the output of feed-forward sub-layers."""
         return float(evaluate(self.file.sublayer.scale, self._names(self.language_config(config))))
@@ -217,6 +221,7 @@ class Family(Layout):
                 eps=router.eps,
                 floor=float(evaluate(router.floor, known)),
                 jitter=float(evaluate(router.jitter, known)),
+                weighs_inputs=router.weighs_inputs,
             ),
             layers=tuple(layers),
             outer=tuple(_entries(self.file.tensors.outer, known, dtype)),

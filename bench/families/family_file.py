@@ -96,7 +96,10 @@ class RouterRule(_Part):
     """Router semantics (``methods.framework.inventory.Router``); text fields other than literals and names are expressions.
 
     ``module`` is the transformers name of the module that chooses, where the router's weight is no parameter of its own, and
-    ``returns`` the order of what that gives back. ``in_block`` says that the router gives logits alone and the MoE block chooses.
+    ``returns`` the order of what that gives back; ``scores`` has a column for each expert, 0 where that is not chosen.
+    ``in_block`` says that the router gives logits alone and the MoE block chooses.
+    ``weighs_inputs`` says that scores multiply what experts take in: the module of the experts gets it for all tokens and each
+    expert, one expert behind the other.
     """
 
     score: Literal["softmax", "sigmoid", "sparsemixer"]
@@ -111,8 +114,9 @@ class RouterRule(_Part):
     floor: Expression = "0.0"
     jitter: Expression = "0.0"
     module: str | None = None
-    returns: tuple[Literal["logits", "weights", "experts"], ...] = ("logits", "weights", "experts")
+    returns: tuple[Literal["logits", "weights", "experts", "scores"], ...] = ("logits", "weights", "experts")
     in_block: bool = False
+    weighs_inputs: bool = False
 
 
 class GatingRule(_Part):
@@ -185,6 +189,7 @@ class LayersRule(_Part):
         moe: expression in ``layer``.
         dense_prefix: key that counts the dense layers at the start.
         dense_list: key that lists dense layers by index.
+        moe_list: key that lists the MoE layers by index; it is stated where decoder layers have gone.
         span: keys that hold the first and the last MoE layer.
         kinds: list that names the kind of each layer.
         neutral: keys set when ``dense_list`` or ``span`` states everything.
@@ -193,6 +198,7 @@ class LayersRule(_Part):
     moe: Expression = "True"
     dense_prefix: str | None = None
     dense_list: str | None = None
+    moe_list: str | None = None
     span: tuple[str, str] | None = None
     kinds: KindsRule | None = None
     neutral: dict[str, int] = Field(default_factory=dict)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from bench.families.family import family_named
 from bench.laws.check import check
+from bench.laws.decisions import tried
 from bench.models.tiny import FAMILIES, RUNNABLE
 from methods.framework.inventory import EXPERT_BIAS_ROLES
 from methods.framework.layer_plan import INSIDE
@@ -51,11 +52,13 @@ def pairs(families: Sequence[str] = COVERED, each: int = 1) -> list[tuple[str, s
 
 
 def _refuses(family: str, kind: str) -> bool:
-    """Return whether a kind of method does not apply to a family, whose experts have biases."""
-    biased = family in RUNNABLE and any(
-        rule.role in EXPERT_BIAS_ROLES for rule in family_named(family).file.tensors.moe
-    )
-    return biased and not method_class(kind).stages.isdisjoint(INSIDE)
+    """Return whether a kind of method does not apply to a family: for biases of its experts, or what its router multiplies."""
+    if family not in RUNNABLE:
+        return False
+    file, method = family_named(family).file, method_class(kind)
+    biased = any(rule.role in EXPERT_BIAS_ROLES for rule in file.tensors.moe)
+    maps = file.router.weighs_inputs and tried(method).maps
+    return maps or (biased and not method.stages.isdisjoint(INSIDE))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from bench.families.family import Family, family_named
 from bench.families.known_families import read_families
@@ -60,7 +60,7 @@ def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """Return a random float32 model whose experts have outputs of clearly different scale, so that ranks are separated."""
     torch.manual_seed(seed)
     config = tiny_config(family, **overrides)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model: PreTrainedModel = _class_of(family)._from_config(config, dtype=torch.float32).eval()
     roles = _roles(family, config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -74,6 +74,11 @@ def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
             if roles.get(name) == "router.correction":
                 buffer.copy_(torch.randn_like(buffer) * 0.05)
     return model
+
+
+def _class_of(family: str) -> Any:
+    """Return the class of the language model; transformers' automatic choice does not know all that are parts of others."""
+    return getattr(transformers, family_named(family).file.architecture or "")
 
 
 def _roles(family: str, config: PreTrainedConfig) -> dict[str, str]:

@@ -154,6 +154,7 @@ class Router:
         gated_shared: whether the shared experts' output is multiplied by ``sigmoid(w_s . x)``.
         eps: added to the sum before renormalising.
         floor: least value that the sum counts as.
+        weighs_inputs: whether the score of the one chosen expert multiplies what that takes in; what it gives then counts once.
         jitter: half of the relative distance from the best within which a logit counts as close, of ``sparsemixer``.
     """
 
@@ -168,6 +169,7 @@ class Router:
     eps: float = 0.0
     floor: float = 0.0
     jitter: float = 0.0
+    weighs_inputs: bool = False
 
     def fewest_experts(self, top_k: int) -> int:
         """Return the fewest experts among which this router can choose ``top_k`` for one token.

@@ -124,6 +124,12 @@ def _normalise(plan: LayerPlan, layer: LayerInventory) -> LayerPlan:
     return normal.model_copy(update={"top_k": None if plan.top_k == min(layer.top_k, rows) else plan.top_k})
 
 
+NO_MAP = (
+    "the router's score multiplies what an expert takes in, so neither can several router rows lead to one expert nor can a "
+    "constant stand for one; select experts, or merge them with router rows that go"
+)
+
+
 def _without_idle_members(merge: Merge) -> Merge | None:
     """Return ``merge`` without members of weight 0 (``into`` excepted), or None where ``into`` alone remains as it is."""
     kept = [(m, w) for m, w in zip(merge.members, merge.weights, strict=True) if w != 0.0 or m == merge.into]
@@ -160,6 +166,8 @@ def _misfit(plan: LayerPlan, layer: LayerInventory, inventory: Inventory) -> str
         return (
             "its experts have biases, and nothing that loads experts in another form knows these; select or merge them"
         )
+    if inventory.router.weighs_inputs and plan.expert_map is not None:
+        return NO_MAP
     return inside_misfit(plan, layer) or _routing_misfit(plan, layer, inventory)
 
 

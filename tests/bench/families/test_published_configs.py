@@ -39,6 +39,8 @@ KNOWN = {
     "deepseek-ai__DeepSeek-V3.2": ("deepseek_v32", 671.88, 38.40),
     "deepseek-ai__deepseek-moe-16b-base": ("deepseek_moe", 16.38, 2.83),
     "ibm-granite__granite-3.1-1b-a400m-instruct": ("granitemoe", 1.33, 0.43),
+    "meta-llama__Llama-4-Scout-17B-16E-Instruct": ("llama4", 107.77, 17.17),
+    "meta-llama__Llama-4-Scout-17B-16E-Instruct__ome-copy": ("llama4", 107.77, 17.17),
     "microsoft__Phi-3.5-MoE-instruct": ("phimoe", 41.87, 6.64),
     "mistralai__Mixtral-8x7B-v0.1": ("mixtral", 46.70, 12.88),
     "moonshotai__Kimi-K2-Instruct": ("kimi_k2", 1026.41, 32.86),
