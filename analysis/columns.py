@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from analysis.comparison import Comparison
+from analysis.knobs import TRAINING, compact, knobs_text, shown_knobs
 from analysis.protocol import PUBLISHED_AVERAGES
 from bench.records.earlier import stages_of
 from bench.records.record import CostInfo, Interval, Record, Timing
@@ -30,31 +30,6 @@ class Column:
     doc: str
     get: Callable[[Comparison], Any] | None = None
     in_tables: bool = True
-
-
-TRAINING = "recovery."
-"""How the names of knobs of a training after compression begin."""
-
-
-def knobs_text(record: Record) -> str:
-    """Return the knobs as ``name=value``, by name, those of a training last; those without a value are left out."""
-    items = [(name, value) for name, value in record.knobs.items() if value is not None]
-    items.sort(key=lambda item: (item[0].startswith(TRAINING), item[0]))
-    return ", ".join(f"{name}={_compact(value)}" for name, value in items)
-
-
-def split_training(knobs: str | None) -> tuple[str, str]:
-    """Return the two parts of ``knobs_text``: the method's own knobs, and those of the training after it."""
-    own, comma, training = (", " + (knobs or "")).partition(f", {TRAINING}")
-    return own.removeprefix(", "), TRAINING + training if comma else ""
-
-
-def _compact(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list) and all(isinstance(item, float) for item in value):
-        return f"[{', '.join(f'{item:g}' for item in value)}]"
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def _cost(name: str) -> Callable[[Comparison], Any]:
@@ -336,14 +311,6 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
-def shown_knobs(method: str | None, knobs: str) -> str:
-    """Return those of ``knobs_text`` that tables show: the method's own, but of the dozens of a recipe what its steps keep."""
-    own = split_training(knobs)[0]
-    if method != "recipe":
-        return own
-    return ", ".join(one.partition(".")[2] for one in own.split(", ") if one.partition("=")[0].endswith(".keep"))
-
-
 def variants(rows: Sequence[Comparison]) -> list[str | None]:
     """Return for each row what its title and shown knobs leave open: knobs of a recipe or training, and the calibration text.
 
@@ -370,7 +337,7 @@ def _other_knobs(rows: Sequence[Comparison]) -> list[str | None]:
 def _hidden(record: Record) -> dict[str, str]:
     """Return the knobs that ``shown_knobs`` leaves out; a method that is no recipe hides those of its training alone."""
     knobs = sorted((name, value) for name, value in record.knobs.items() if value is not None)
-    return {name: _compact(value) for name, value in knobs if record.method == "recipe" or name.startswith(TRAINING)}
+    return {name: compact(value) for name, value in knobs if record.method == "recipe" or name.startswith(TRAINING)}
 
 
 def _corpora(rows: Sequence[Comparison]) -> list[str | None]:

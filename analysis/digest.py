@@ -8,11 +8,12 @@ import pandas as pd
 
 from analysis import speed, training
 from analysis.multiplicity import gains_by_chance, tasks_by_chance
+from analysis.plain_rows import rows_of
 from analysis.protocol import ACCURACIES
 from analysis.provenance import Block, provenance
 from analysis.similarity import NOTE, Likeness, similarity_block
 from analysis.summary import failures, lead, messages, notes
-from analysis.table import board_names, boards, markdown, markdown_cell, rows_of, run_name, task_error, task_text
+from analysis.table import Row, board_names, boards, markdown, markdown_cell, run_name, task_error, task_text
 from bench.records.record import Record
 
 
@@ -87,12 +88,18 @@ def table(block: Block) -> str:
     return "\n".join("| " + " | ".join(map(markdown_cell, line)) + " |" for line in lines)
 
 
+_READ = ("id", "task", "metric", "headline", "value", "stderr", "seeds", "seed_half", "p")
+
+
 def _tasks(frame: pd.DataFrame, scores: pd.DataFrame) -> list[str]:
-    speaking = scores[scores["headline"].astype(bool)].astype(object)
-    found = {(row["id"], row["task"]): row for row in speaking.to_dict("records")}
+    every: dict[str, list[Row]] = {}
+    for row in rows_of(scores[[*_READ]]):
+        every.setdefault(row["id"], []).append(row)
+    found = {(run, one["task"]): one for run, own in every.items() for one in own if one["headline"]}
     parts = []
     for heading, rows in boards(frame):
-        tasks = sorted({task for run, task in found if any(row["id"] == run for row in rows)})
+        own = [one for row in rows for one in every.get(row["id"], [])]
+        tasks = sorted({one["task"] for one in own if one["headline"]})
         lines = []
         for row in rows:
             line = [run_name(row)]
@@ -103,7 +110,6 @@ def _tasks(frame: pd.DataFrame, scores: pd.DataFrame) -> list[str]:
             lines.append(tuple(line))
         if tasks:
             parts += [f"### {markdown_cell(heading)}", table(Block("", ("method", *tasks), tuple(lines)))]
-            ids = {row["id"] for row in rows}
-            told = tasks_by_chance([score for score in rows_of(scores) if score["id"] in ids])
+            told = tasks_by_chance(own)
             parts += [markdown_cell(told)] if told else []
     return parts

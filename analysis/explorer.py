@@ -6,13 +6,14 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.columns import shown_knobs
 from analysis.formatting import NONE, count, fixed, known, percent, size
 from analysis.inference import Z95
+from analysis.knobs import shown_knobs
 from analysis.palette import DARK, LIGHT, SYMBOLS, places
 from analysis.pareto import pareto
+from analysis.plain_rows import rows_of
 from analysis.protocol import ACCURACIES
-from analysis.table import average_text, board_names, is_dense, rows_of, settings_text, task_error, task_text
+from analysis.table import average_text, board_names, is_dense, settings_text, task_error, task_text
 
 SIZES = {
     "bytes": "Tensor bytes on disk",
@@ -21,6 +22,7 @@ SIZES = {
     "active_parameters": "Active parameters per token",
     "flops": "FLOPs of a 2048-token forward",
 }
+_READ = ("id", "task", "metric", "value", "stderr", "seeds", "seed_half")
 Measure = tuple[float, float | None]
 
 
@@ -33,7 +35,7 @@ def explorer(frame: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
     complete = [row for row in rows_of(frame) if row["status"] == "complete" and known(row["bytes"])]
     tasks = scores[scores["headline"].astype(bool)]
     by_run: dict[str, list[dict[str, Any]]] = {}
-    for row in rows_of(tasks):
+    for row in rows_of(tasks[[*_READ]]):
         by_run.setdefault(row["id"], []).append(row)
     measures = [_measures(row, by_run.get(row["id"], [])) for row in complete]
     qualities = _qualities(tasks, {name for measure in measures for name in measure})
@@ -52,18 +54,24 @@ def explorer(frame: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
         "sizes": [_axis(name, label, complete) for name, label in SIZES.items()],
         "points": [
             {
+                "id": row["id"],
                 "board": row["board"],
                 "title": row["title"],
                 "series": series(row),
                 "base": bool(row["is_base"]),
                 "size": {name: row[name] for name in SIZES},
-                "quality": {name: list(value) for name, value in measure.items()},
+                "quality": {name: [_short(one) for one in value] for name, value in measure.items()},
                 "text": _hover(row, by_run.get(row["id"], [])),
             }
             for row, measure in zip(complete, measures, strict=True)
         ],
         "fronts": _fronts(complete, measures, shown, {quality["key"]: quality["up"] for quality in qualities}),
     }
+
+
+def _short(value: float | None) -> float | None:
+    """Return six digits of a value: finer than a plot shows."""
+    return None if value is None else float(f"{value:.6g}")
 
 
 def series(row: dict[str, Any]) -> str:

@@ -10,14 +10,16 @@ import pandas as pd
 
 from analysis.drawing import apart, canvas, label_ends, render, short, style
 from analysis.explorer import series
+from analysis.figure_limits import shown_boards, shown_runs
 from analysis.formatting import known, slug
 from analysis.frontier import frontier
 from analysis.inference import Z95
 from analysis.palette import LIGHT, NEUTRAL, marker, places
+from analysis.plain_rows import rows_of
 from analysis.ranking import FLOOR
 from analysis.similarity import Likeness
 from analysis.similarity_figures import similarity_figures
-from analysis.table import board_names, is_dense, rows_of, run_name
+from analysis.table import board_names, is_dense, run_name
 
 Rows = list[dict[str, Any]]
 LINES = 24
@@ -37,22 +39,26 @@ def draw(
 
     ``quality_vs_size`` has a panel for each model, ``frontier_<model>`` a marker for each run, ``damage_<model>`` a cell
     for each run and task, ``speed_vs_flops`` a point for each timed run, ``similarity_<model>`` a panel for each layer. What
-    has no data is not drawn, nor a panel of more than ``LINES`` lines of a model that has a frontier.
+    has no data is not drawn, nor a panel of more than ``LINES`` lines of a model that has a frontier, nor what
+    ``analysis.figure_limits`` leaves out.
     """
     if not len(frame):
         return {}
     names = board_names(frame)
     complete = [row for row in rows_of(frame) if row["status"] == "complete"]
     boards = {board: [row for row in complete if row["board"] == board] for board in names}
-    compared = {board: rows for board, rows in boards.items() if any(not row["is_base"] for row in rows)}
+    compared = shown_boards({b: rows for b, rows in boards.items() if any(not row["is_base"] for row in rows)})
     drawn: dict[str, bytes] = {}
     with style():
-        frontiers = {board: frontier(rows, names[board]) for board, rows in compared.items()}
+        frontiers = {board: frontier(shown_runs(rows), names[board]) for board, rows in compared.items()}
         legible = {b: rows for b, rows in compared.items() if frontiers[b] is None or _lines(rows) <= LINES}
         figures = {
             "quality_vs_size": quality_vs_size(legible, names, floor),
             **{f"frontier_{slug(names[board])}": figure for board, figure in frontiers.items()},
-            **{f"damage_{slug(names[board])}": damage(rows, scores, names[board]) for board, rows in compared.items()},
+            **{
+                f"damage_{slug(names[board])}": damage(shown_runs(rows), scores, names[board])
+                for board, rows in compared.items()
+            },
             "speed_vs_flops": speed_vs_flops(compared, names),
             **similarity_figures(alike),
         }
@@ -206,9 +212,12 @@ def _worse(score: dict[str, Any]) -> bool:
 
 
 def speed_vs_flops(boards: dict[str, Rows], names: dict[str, str]) -> Any:
-    """Draw measured speed over the base's against the speed-up that FLOPs predict; on the dotted line they agree."""
+    """Draw measured speed over the base's against what is predicted; on the dotted line they agree.
+
+    Prompts are predicted by FLOPs, decoding by active parameters (docs/serving.md).
+    """
     timed = {
-        board: [row for row in rows if not row["is_base"] and row["flops_share"] and _has_speed(row)]
+        board: shown_runs([_predicted(row, rows) for row in rows if not row["is_base"] and _has_speed(row)])
         for board, rows in boards.items()
     }
     timed = {board: rows for board, rows in timed.items() if rows}
@@ -219,7 +228,8 @@ def speed_vs_flops(boards: dict[str, Rows], names: dict[str, str]) -> Any:
     axes = figure.subplots(len(timed), 2, squeeze=False)
     for (board, rows), panels in zip(timed.items(), axes, strict=True):
         for panel, phase in zip(panels, ("prefill", "decode"), strict=True):
-            _speed_panel(panel, [row for row in rows if known(row[f"{phase}_ratio"])], phase, methods)
+            wanted = (f"{phase}_ratio", f"{phase}_predicted")
+            _speed_panel(panel, [row for row in rows if all(known(row[name]) for name in wanted)], phase, methods)
             panel.set_title(f"{short(names[board])}: {phase}")
     found = [panel.get_legend_handles_labels() for panel in axes.flat]
     handles = {label: handle for some, labels in found for handle, label in zip(some, labels, strict=True)}
@@ -228,12 +238,20 @@ def speed_vs_flops(boards: dict[str, Rows], names: dict[str, str]) -> Any:
     return figure
 
 
+def _predicted(row: dict[str, Any], rows: Rows) -> dict[str, Any]:
+    """Return a row with the speed-ups that its counts and those of its base predict."""
+    base = next((one for one in rows if one["is_base"] and known(one["active_parameters"])), None)
+    active = base["active_parameters"] / row["active_parameters"] if base and row["active_parameters"] else None
+    prefill = 1 / row["flops_share"] if row["flops_share"] else None
+    return row | {"prefill_predicted": prefill, "decode_predicted": active}
+
+
 def _has_speed(row: dict[str, Any]) -> bool:
     return not is_dense(row) and (known(row["prefill_ratio"]) or known(row["decode_ratio"]))
 
 
 def _speed_panel(panel: Any, rows: Rows, phase: str, methods: dict[str, int]) -> None:
-    predicted = [1 / row["flops_share"] for row in rows]
+    predicted = [row[f"{phase}_predicted"] for row in rows]
     span = max([*predicted, 1.1]) - 1.0
     for row, x in zip(rows, predicted, strict=True):
         place = methods[row["title"]]
@@ -251,7 +269,8 @@ def _speed_panel(panel: Any, rows: Rows, phase: str, methods: dict[str, int]) ->
             label=row["title"],
         )
     panel.set_xlim(1.0 - 0.12 * span, 1.0 + 1.12 * span)
-    panel.set_xlabel("base FLOPs over FLOPs (predicted speed-up)")
+    counted = {"prefill": "FLOPs", "decode": "active parameters"}[phase]
+    panel.set_xlabel(f"{counted}, base over run (predicted speed-up)")
     panel.set_ylabel("speed over the base's")
     panel.axhline(1.0, color=NEUTRAL, lw=0.8)
     panel.axline((1.0, 1.0), slope=1.0, color=NEUTRAL, lw=0.9, ls=(0, (1, 1.5)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -10,28 +10,38 @@ from analysis.averaging import average_seeds
 from analysis.columns import COLUMNS, variants
 from analysis.comparison import Comparison, compare
 from analysis.multiplicity import corrected
+from analysis.plain_rows import rows_of
 from analysis.protocol import error_of, key
 from analysis.ranking import FLOOR, rank
 from analysis.typed import WHO, typed
 from bench.records.record import Record, Score
 
 
-def frame(records: Iterable[Record], floor: float = FLOOR) -> pd.DataFrame:
+def frame(
+    records: Iterable[Record], floor: float = FLOOR, *, compared: Sequence[Comparison] | None = None
+) -> pd.DataFrame:
     """Return one row for each run, with the columns of ``analysis.columns.COLUMNS``, ranked.
 
     Runs that differ only in their seeds form one row (see ``analysis.averaging``).
 
     Args:
+        records: in any order, which changes nothing.
         floor: retention below which a row is marked, 0 to 1.
+        compared: the records beside their bases where that is known (``compared_by_id``).
 
-    The result does not depend on the order of ``records``. Shares and scores are fractions of 1, sizes are bytes.
+    Shares and scores are fractions of 1, sizes are bytes.
     """
-    rows = average_seeds(compare(sorted(records, key=lambda record: record.id)))
+    rows = average_seeds(compared_by_id(records) if compared is None else compared)
     data = [
         {column.name: column.get(row) if column.get else None for column in COLUMNS} | {"variant": variant}
         for row, variant in zip(rows, variants(rows), strict=True)
     ]
     return corrected(rank(typed(data, {column.name: column.kind for column in COLUMNS}), floor))
+
+
+def compared_by_id(records: Iterable[Record]) -> list[Comparison]:
+    """Return one comparison for each record, sorted by id."""
+    return compare(sorted(records, key=lambda record: record.id))
 
 
 SCORE_COLUMNS: dict[str, str] = {
@@ -65,16 +75,24 @@ better, base measured in the same protocol; ``p_holm``: corrected over the headl
 how p and the interval of the difference were made."""
 
 
-def scores_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """Return one row for each run, task, metric and filter, in the order of ``frame`` and then by task."""
-    given = sorted(records, key=lambda record: record.id)
-    rows = {row.record.id: row for row in average_seeds(compare(given))}
-    order = frame(given)
+def scores_frame(
+    records: Iterable[Record],
+    *,
+    compared: Sequence[Comparison] | None = None,
+    order: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Return one row for each run, task, metric and filter, in the order of ``frame`` and then by task.
+
+    Args:
+        records: in any order.
+        compared: the records beside their bases where that is known (``compared_by_id``).
+        order: their frame where it is known.
+    """
+    known = compared_by_id(records) if compared is None else compared
+    rows = {row.record.id: row for row in average_seeds(known)}
+    runs = (frame((), compared=known) if order is None else order)[["status", *WHO]]
     data = [
-        values
-        for run in order.to_dict("records")
-        if run["status"] == "complete"
-        for values in _score_rows(rows[run["id"]], run)
+        values for run in rows_of(runs) if run["status"] == "complete" for values in _score_rows(rows[run["id"]], run)
     ]
     return typed(data, SCORE_COLUMNS)
 

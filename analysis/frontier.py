@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from analysis.columns import split_training
 from analysis.drawing import canvas, short
 from analysis.formatting import known
 from analysis.inference import Z95
+from analysis.knobs import split_training
 from analysis.labels import label_points
 from analysis.lanes import Point, side_by_side
 from analysis.method_families import FAMILIES, Look, family_of

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import pandas as pd
 
 from analysis.formatting import NONE, count, fixed, interval, known, p_value, percent, significant, size
 from analysis.protocol import ACCURACIES, PUBLISHED_AVERAGES
@@ -18,7 +16,6 @@ from analysis.table import (
     found_text,
     is_dense,
     rank_text,
-    rows_of,
     settings_text,
     task_error,
     task_text,
@@ -174,20 +171,20 @@ CORE: tuple[Head, ...] = (
 )
 
 
-def heads(rows: list[dict[str, Any]], scores: pd.DataFrame) -> list[Head]:
+def heads(rows: Sequence[Row], scores: Sequence[Row]) -> list[Head]:
     """Return the columns that hold something in at least one of ``rows``, with one for each task of ``scores``."""
     return [head for head in (*CORE, *_task_heads(scores)) if any(head.value(row) not in (None, "") for row in rows)]
 
 
-def _task_heads(scores: pd.DataFrame) -> list[Head]:
-    speaking = rows_of(scores[scores["headline"].astype(bool)])
-    return [
-        _task_head(task, {row["id"]: row for row in speaking if row["task"] == task})
-        for task in sorted({row["task"] for row in speaking})
-    ]
+def _task_heads(scores: Sequence[Row]) -> list[Head]:
+    by_task: dict[str, dict[str, Row]] = {}
+    for row in scores:
+        if row["headline"]:
+            by_task.setdefault(row["task"], {})[row["id"]] = row
+    return [_task_head(task, found) for task, found in sorted(by_task.items())]
 
 
-def _task_head(task: str, found: dict[str, dict[str, Any]]) -> Head:
+def _task_head(task: str, found: Mapping[str, Row]) -> Head:
     def text(row: Row) -> str:
         score = found.get(row["id"])
         return task_text(score["value"], task_error(score), score["metric"] in ACCURACIES) if score else NONE

@@ -19,24 +19,24 @@ def corrected(frame: pd.DataFrame) -> pd.DataFrame:
     A family is all complete runs of one model at one share, whatever they were scored on; the share is the setting ``keep`` that
     was asked for, or else the effective one, in whole percent.
     """
-    found = frame.copy()
-    share = found["keep_asked"].fillna(found["keep"])
-    tested = found.index[(found["status"] == "complete") & ~found["is_base"] & found["difference_p"].notna()]
-    families: dict[tuple[str, float], list[Any]] = {}
-    for index in tested:
-        kept = share[index]
-        families.setdefault((str(found.loc[index, "content"]), -1.0 if pd.isna(kept) else round(kept, 2)), []).append(
-            index
-        )
-    values = {"difference_p_holm": "Float64", "difference_family": "Int64", "survives_holm": "boolean"}
-    for name, kind in values.items():
-        found[name] = pd.array([pd.NA] * len(found), dtype=kind)
+    share = frame["keep_asked"].fillna(frame["keep"]).tolist()
+    contents, values = frame["content"].tolist(), frame["difference_p"].tolist()
+    tested = (frame["status"] == "complete") & ~frame["is_base"] & frame["difference_p"].notna()
+    families: dict[tuple[str, float], list[int]] = {}
+    for place in tested.to_numpy(dtype=bool).nonzero()[0].tolist():
+        kept = share[place]
+        families.setdefault((str(contents[place]), -1.0 if pd.isna(kept) else round(kept, 2)), []).append(place)
+    corrected_p: list[float | None] = [None] * len(frame)
+    sizes: list[int | None] = [None] * len(frame)
     for members in families.values():
-        adjusted = holm([float(found.loc[index, "difference_p"]) for index in members])
-        for index, p in zip(members, adjusted, strict=True):
-            found.loc[index, ["difference_p_holm", "difference_family"]] = [p, len(members)]
-            found.loc[index, "survives_holm"] = p < LEVEL
-    return found.astype({"difference_p_holm": "float64"})
+        for place, p in zip(members, holm([values[place] for place in members]), strict=True):
+            corrected_p[place], sizes[place] = p, len(members)
+    survives = [None if p is None else p < LEVEL for p in corrected_p]
+    return frame.assign(
+        difference_p_holm=pd.array(corrected_p, dtype="float64"),
+        difference_family=pd.array(sizes, dtype="Int64"),
+        survives_holm=pd.array(survives, dtype="boolean"),
+    )
 
 
 def runs_by_chance(rows: Sequence[Row]) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from analysis.inference import proportion_error
 from bench.records.record import Score
@@ -58,13 +60,32 @@ def without_groups(scores: Sequence[Score]) -> list[Score]:
     An aggregate is known by its digest, which is made of its name and of the digests of its tasks; these stand next to
     each other in a record, and have as many items together as the aggregate.
     """
-    columns: dict[tuple[str, str], list[Score]] = {}
+    told = tuple(_Told(score.task, score.metric, score.filter, score.n, score.digest) for score in scores)
+    return [scores[place] for place in _single(told)]
+
+
+class _Told(NamedTuple):
+    """What of a score tells whether it is an aggregate; runs of one protocol agree in it."""
+
+    task: str
+    metric: str
+    filter: str
+    n: int
+    digest: str
+
+
+@functools.lru_cache(maxsize=1024)
+def _single(scores: tuple[_Told, ...]) -> tuple[int, ...]:
+    """Return the places of the scores that are no aggregates of others."""
+    columns: dict[tuple[str, str], list[_Told]] = {}
     for score in scores:
         columns.setdefault((score.metric, score.filter), []).append(score)
-    return [score for score in scores if not _is_group(score, columns[score.metric, score.filter])]
+    return tuple(
+        place for place, score in enumerate(scores) if not _is_group(score, columns[score.metric, score.filter])
+    )
 
 
-def _is_group(score: Score, column: Sequence[Score]) -> bool:
+def _is_group(score: _Told, column: Sequence[_Told]) -> bool:
     start, items = 0, 0
     for end, part in enumerate(column):
         items += part.n
@@ -77,7 +98,7 @@ def _is_group(score: Score, column: Sequence[Score]) -> bool:
     return False
 
 
-def _group_digest(group: Score, parts: Sequence[Score]) -> str:
+def _group_digest(group: _Told, parts: Sequence[_Told]) -> str:
     """Return the digest that evaluation gives to the aggregate of ``parts``."""
     content = [group.task, group.metric, group.filter, sorted(part.digest for part in parts)]
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()

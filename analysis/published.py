@@ -8,6 +8,7 @@ Metrics, shots and harness differ between sources, so tables of different source
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pandas as pd
@@ -31,6 +32,11 @@ def published(name: str) -> pd.DataFrame:
     """
     if name not in names():
         raise UnknownNameError("published table", name, names())
+    return _table(name).copy()
+
+
+@functools.cache
+def _table(name: str) -> pd.DataFrame:
     return pd.read_csv(_FOLDER / f"{name}.csv")
 
 
@@ -42,7 +48,7 @@ def beside(model: str) -> dict[str, pd.DataFrame]:
     ours = _bare(model.rsplit("/", 1)[-1])
     found = {}
     for name in names():
-        table = published(name)
+        table = _table(name)
         rows = table[[bool(theirs) and theirs in ours for theirs in map(_bare, table["model"])]]
         if len(rows):
             found[name] = rows.dropna(axis="columns", how="all").reset_index(drop=True)

@@ -11,9 +11,10 @@ import pandas as pd
 
 from analysis.inference import Z95
 from analysis.pareto import pareto
+from analysis.plain_rows import rows_of
 
 FLOOR = 0.9
-Row: TypeAlias = "Mapping[str, Any] | pd.Series[Any]"
+Row: TypeAlias = Mapping[str, Any]
 
 
 def rank(frame: pd.DataFrame, floor: float = FLOOR) -> pd.DataFrame:
@@ -41,25 +42,31 @@ def rank(frame: pd.DataFrame, floor: float = FLOOR) -> pd.DataFrame:
     ).reset_index(drop=True)
     recovered = ranked["retention"].where(ranked["average"].notna(), ranked["perplexity_retention"])
     ranked["below_floor"] = (recovered < floor).astype("boolean").mask(recovered.isna() | ranked["is_base"])
-    ranked["rank"] = pd.array([pd.NA] * len(ranked), dtype="Int64")
-    ranked["tie_next"] = pd.array([pd.NA] * len(ranked), dtype="boolean")
-    ranked["next_other_seeds"] = pd.array([pd.NA] * len(ranked), dtype="boolean")
-    ranked["pareto"] = pd.array([pd.NA] * len(ranked), dtype="boolean")
-    for _, board in ranked.groupby("board", sort=False):
-        placed = board.index[~board["is_base"] & board["quality"].notna()]
-        for place, index in enumerate(placed):
-            ranked.loc[index, "rank"] = place + 1
+    rows = rows_of(ranked[[*_READ]])
+    found: list[dict[str, Any]] = [dict.fromkeys(_PLACED) for _ in rows]
+    boards: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        boards.setdefault(row["board"], []).append(place)
+    for members in boards.values():
+        measured = [place for place in members if rows[place]["quality"] is not None]
+        placed = [place for place in measured if not rows[place]["is_base"]]
+        for number, place in enumerate(placed, start=1):
+            found[place]["rank"] = number
         for first, second in pairwise(placed):
-            other = other_seeds(ranked.loc[first, "seed_set"], ranked.loc[second, "seed_set"])
-            ranked.loc[first, "next_other_seeds"] = other
-            tie = within_noise(ranked.loc[first], ranked.loc[second])
-            if tie is not None and not other:
-                ranked.loc[first, "tie_next"] = tie
-        known = board.index[board["quality"].notna() & board["bytes"].notna()]
-        front = pareto([float(v) for v in board.loc[known, "bytes"]], [float(v) for v in board.loc[known, "quality"]])
-        for index, on in zip(known, front, strict=True):
-            ranked.loc[index, "pareto"] = on
-    return ranked
+            other = other_seeds(rows[first]["seed_set"] or "", rows[second]["seed_set"] or "")
+            found[first]["next_other_seeds"] = other
+            found[first]["tie_next"] = None if other else within_noise(rows[first], rows[second])
+        sized = [place for place in measured if rows[place]["bytes"] is not None]
+        front = pareto([float(rows[p]["bytes"]) for p in sized], [float(rows[p]["quality"]) for p in sized])
+        for place, on in zip(sized, front, strict=True):
+            found[place]["pareto"] = on
+    return ranked.assign(**{name: pd.array([one[name] for one in found], dtype=kind) for name, kind in _PLACED.items()})
+
+
+_PLACED = {"rank": "Int64", "tie_next": "boolean", "next_other_seeds": "boolean", "pareto": "boolean"}
+"""What is found by looking at the other rows of a board, with its types."""
+
+_READ = ("board", "is_base", "quality", "quality_error", "difference_low", "difference_high", "seed_set", "bytes")
 
 
 def within_noise(first: Row, second: Row) -> bool | None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.averaging import average_seeds
 from analysis.digest import digest
-from analysis.frame import frame, scores_frame
+from analysis.figure_limits import too_many
+from analysis.frame import compared_by_id, frame, scores_frame
 from analysis.load import load
 from analysis.page import page
 from analysis.ranking import FLOOR
@@ -73,14 +75,27 @@ def report(
             f"floor is a retention between 0 and 1, found {floor:g}; 0.9 asks for 90 % of the base's score"
         )
     loaded = load(folders)
-    runs = frame(loaded.records, floor)
-    scores = scores_frame(loaded.records)
-    trained, timed = training_frame(loaded.records), speed_frame(loaded.records)
+    compared = compared_by_id(loaded.records)
+    runs = frame(loaded.records, floor, compared=compared)
+    scores = scores_frame(loaded.records, compared=compared, order=runs)
+    trained = training_frame(loaded.records, compared=compared)
+    timed = speed_frame(loaded.records, compared=compared)
     alike = likenesses(loaded.records)
-    told = {"title": title, "floor": floor, "problems": loaded.problems}
+    told = [*messages(runs, loaded.problems), *too_many(runs)]
+    rows = average_seeds(compared)
     texts = {
-        "leaderboard.html": page(loaded.records, runs, scores, **told),  # type: ignore[arg-type]  # one dict for two calls
-        "leaderboard.md": digest(loaded.records, runs, scores, trained=trained, timed=timed, alike=alike, **told),  # type: ignore[arg-type]  # as above
+        "leaderboard.html": page(loaded, runs, scores, runs=rows, title=title, floor=floor, messages=told),
+        "leaderboard.md": digest(
+            loaded.records,
+            runs,
+            scores,
+            trained=trained,
+            timed=timed,
+            alike=alike,
+            title=title,
+            floor=floor,
+            problems=loaded.problems,
+        ),
         "leaderboard.csv": csv(runs),
         "scores.csv": csv(scores),
         "leaderboard.tex": latex(runs),
@@ -100,7 +115,7 @@ def report(
         latex=paths["leaderboard.tex"],
         figures=tuple(write_derived(out / "figures" / name, content) for name, content in drawn.items()),
         tables=tuple(write_derived(out / name, csv(rows).encode("utf-8")) for name, rows in more.items() if len(rows)),
-        messages=tuple(messages(runs, loaded.problems)),
+        messages=tuple(told),
         frame=runs,
         records=tuple(loaded.records),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -37,11 +37,16 @@ PREDICTIONS = (("prefill", "flops_ratio", "FLOPs"), ("decode", "active_ratio", "
 """Phase, column of its prediction, and what that is made from."""
 
 
-def speed_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """Return one row for each compressed run and batch size that was timed, or that has a reason why it was not."""
+def speed_frame(records: Iterable[Record], *, compared: Sequence[Comparison] | None = None) -> pd.DataFrame:
+    """Return one row for each compressed run and batch size that was timed, or that has a reason why it was not.
+
+    Args:
+        records: in any order.
+        compared: the records beside their bases, by id, where that is known.
+    """
     given = sorted(records, key=lambda one: one.id)
     costs = {one.model.content: one.cost for one in given if one.method is None and one.cost is not None}
-    rows = average_seeds(compare(given))
+    rows = average_seeds(compare(given) if compared is None else compared)
     data = []
     for row, variant in zip(rows, variants(rows), strict=True):
         record, timing = row.record, row.record.timing

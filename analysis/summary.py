@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 
 from analysis.formatting import fixed, interval, known, percent, size
+from analysis.plain_rows import rows_of
 from analysis.provenance import Block
 from analysis.separation import best_quality, fastest, ranked_by, separated
-from analysis.table import board_names, boards, is_dense, rows_of, run_name, text_of
+from analysis.table import board_names, boards, is_dense, run_name, text_of
 
 
 @dataclass(frozen=True)

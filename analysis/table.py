@@ -9,9 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.columns import COLUMNS, shown_knobs
+from analysis.columns import COLUMNS
 from analysis.formatting import NONE, fixed, interval, known, p_value, percent, significant, size
+from analysis.knobs import shown_knobs
 from analysis.multiplicity import runs_by_chance
+from analysis.plain_rows import rows_of
 from analysis.separation import best
 from bench.records.derived import csv_cell
 
@@ -120,25 +122,21 @@ FIELDS: tuple[Field, ...] = (
 )
 
 
-def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return rows as plain dictionaries: None for what is missing, Python's own numbers."""
-    return [
-        {name: None if value is pd.NA or value != value else value for name, value in row.items()}
-        for row in frame.astype(object).to_dict("records")
-    ]
-
-
 def boards(frame: pd.DataFrame) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Yield a heading and the complete runs of each board, in the order of ``frame``."""
     complete = frame[(frame["status"] == "complete").astype(bool)]
     headings = board_names(frame)
-    for board, rows in complete.groupby("board", sort=False):
-        yield headings[str(board)], rows_of(rows)
+    by_board: dict[str, list[dict[str, Any]]] = {}
+    for row in rows_of(complete):
+        by_board.setdefault(row["board"], []).append(row)
+    for board, rows in by_board.items():
+        yield headings[board], rows
 
 
 def board_names(frame: pd.DataFrame) -> dict[str, str]:
     """Return a heading for each board of complete runs: the model's name, with what tells it from its namesakes."""
-    complete = frame[(frame["status"] == "complete").astype(bool)].drop_duplicates("board")
+    complete = frame[(frame["status"] == "complete").astype(bool)][["board", "model", "content"]]
+    complete = complete.drop_duplicates("board")
     headings = {}
     for row in complete.to_dict("records"):
         same = complete[complete["model"] == row["model"]]

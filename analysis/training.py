@@ -10,10 +10,11 @@ from typing import Any
 import pandas as pd
 
 from analysis.averaging import average_seeds
-from analysis.columns import TRAINING, variants
+from analysis.columns import variants
 from analysis.comparison import Comparison, compare, seeds_of
 from analysis.formatting import interval, percent, significant
 from analysis.inference import Difference, average_difference, difference, difference_over_seeds
+from analysis.knobs import TRAINING
 from analysis.protocol import error_of, key
 from analysis.table import Row, run_name
 from analysis.typed import WHO, Line, lines_by_board, typed, who
@@ -53,13 +54,18 @@ NOTE = (
 """How the interval of a gain is made."""
 
 
-def training_frame(records: Iterable[Record]) -> pd.DataFrame:
+def training_frame(records: Iterable[Record], *, compared: Sequence[Comparison] | None = None) -> pd.DataFrame:
     """Return one row for each trained run whose compressed model was scored before training too; seeds are averaged.
 
     Two runs are a pair if they agree in model, method, knobs, plan, calibration tokens, seeds and scored items. Of several
     untrained ones, that of the same group is taken, else the latest.
+
+    Args:
+        records: in any order.
+        compared: the records beside their bases, by id, where that is known.
     """
-    rows = [row for row in compare(sorted(records, key=lambda one: one.id)) if row.record.status == "complete"]
+    known = compare(sorted(records, key=lambda one: one.id)) if compared is None else compared
+    rows = [row for row in known if row.record.status == "complete"]
     untrained: dict[Hashable, list[Comparison]] = defaultdict(list)
     for row in rows:
         if row.record.recovery is None and not row.is_base:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.columns import knobs_text
 from analysis.comparison import Comparison
-from analysis.table import Row, rows_of
+from analysis.knobs import knobs_text
+from analysis.plain_rows import rows_of
+from analysis.table import Row
 
 Line = tuple[str, ...]
 WHO: Mapping[str, str] = dict.fromkeys(("id", "board", "model", "method", "title", "knobs"), "string")

@@ -27,6 +27,11 @@ VERBS = (
     Verb("solve", "Solve a sweep's table: the best plans within any budget, and the frontier."),
     Verb("promote", "Run the front of a sweep: write, evaluate, time, record and track its plans."),
     Verb("grid", "Run every model by every method, share, corpus and seed; goes on where it stopped."),
+    Verb("track", "Mirror the records of a store to W&B, as far as that was not done."),
+    Verb("push", "Send a written checkpoint to the hub, private unless told otherwise."),
+    Verb("status", "List the records of a store, and why some failed."),
+    Verb("show", "Show one record in full: scores, speed, plan, and the command that makes it again."),
+    Verb("compare", "Compare two records, item by item."),
     Verb("report", "Write leaderboard, tables and figures from records."),
     Verb("papers", "List the papers whose tables and figures can be made, and what each costs."),
     Verb(

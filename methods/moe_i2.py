@@ -170,7 +170,7 @@ class MoEI2(ProbingMethod):
             return best_subsets(loss.losses, experts, removed, groups, self.candidates)
         settings = Breeding(self.population, self.iterations, self.elite, self.mutation)
         order = by_importance(self.expert_importance(stats, layer), groups)
-        seeds = [eliminate(loss.losses, experts, removed, groups)] if self.seeded else []
+        seeds = [eliminate(loss.neighbours(), removed, groups)] if self.seeded else []
         rng = np.random.default_rng([self.seed, layer])
         return breed(loss.losses, order, removed, groups, settings, rng, self.candidates, seeds).best
 

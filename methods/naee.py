@@ -204,5 +204,6 @@ class NAEEGreedy(LayerwiseMethod):
             return LayerPlan()
         groups = inventory.router.groups
         loss = sampled_loss(inventory, stats, layer, self.batches, experts - count)
-        found = eliminate(loss.losses, experts, experts - count, groups)
-        return kept(experts, exchange(loss.losses, experts, found, self.sweeps, groups).removed)
+        near = loss.neighbours()
+        found = eliminate(near, experts - count, groups)
+        return kept(experts, exchange(near, found, self.sweeps, groups).removed)

@@ -29,6 +29,7 @@ BUILT_IN: Mapping[str, str] = {
     "naee_progressive": "methods.naee:NAEEProgressive",
     "naee_greedy": "methods.naee:NAEEGreedy",
     "moe_i2": "methods.moe_i2:MoEI2",
+    "lexi": "methods.lexi:LExI",
     "cka_merge": "methods.diversify:CkaMerge",
     "cka_prune": "methods.diversify:CkaPrune",
     "hc_smoe": "methods.hc_smoe:HCSMoE",

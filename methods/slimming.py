@@ -29,6 +29,7 @@ class Slimming(LayerwiseMethod):
     """
 
     stages: ClassVar[frozenset[str]] = frozenset({"sparsity"})
+    stores_less: ClassVar[bool] = False
     unsearched: ClassVar[frozenset[str]] = frozenset({"pattern", "scope"})
     kernel: ClassVar[Literal["magnitude", "wanda", "moe_pruner", "sparsegpt"]]
 

@@ -12,6 +12,7 @@ from bench.settings.strict import Strict
 from methods.framework.cost import cost
 from methods.framework.errors import RefusedError
 from methods.framework.inventory import Inventory
+from methods.framework.method import Method
 from methods.framework.plan import Plan
 from sweeps.latency import MICROSECONDS, Timed
 from sweeps.space.levels import Levels, LevelSpace
@@ -21,6 +22,10 @@ Quantity: TypeAlias = Literal[
     "experts", "channels", "routed_parameters", "parameters", "active_parameters", "bytes", "flops"
 ]
 """A size of ``methods.framework.cost.Cost``."""
+
+
+WORK = frozenset({"active_parameters", "flops"})
+"""Sizes that fall where a token is routed to fewer experts, though all are stored."""
 
 
 class Times(Protocol):
@@ -50,6 +55,24 @@ class Budget(Strict):
     def quantity(self) -> str:
         """The name under which sizes and tables count it."""
         return MICROSECONDS.get(self.of, self.of)
+
+
+def budget_misfit(budgets: Sequence[Budget], kinds: Sequence[type[Method]]) -> str | None:
+    """Return why no trial of these steps could meet a limit, or None.
+
+    Args:
+        budgets: the limits.
+        kinds: classes of the steps.
+    """
+    if any(kind.stores_less for kind in kinds):
+        return None
+    if budgets and all(kind.stages == {"sparsity"} for kind in kinds):
+        return "zeros are stored like other weights, so no size falls with them; leave the budget out"
+    for budget in budgets:
+        if budget.of not in WORK and budget.of not in MICROSECONDS:
+            names = " + ".join(kind.name for kind in kinds)
+            return f"{names} stores what the source stores, so {budget.of} does not fall; limit {' or '.join(sorted(WORK))}"
+    return None
 
 
 class Limits:

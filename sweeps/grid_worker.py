@@ -38,6 +38,7 @@ def run_jobs(line: Line, store: Path, track: Any, threads: int) -> None:
     import torch
     import transformers
 
+    from analysis.mean import average
     from bench.records.mirror import Tracker
 
     torch.set_num_threads(threads)
@@ -47,7 +48,7 @@ def run_jobs(line: Line, store: Path, track: Any, threads: int) -> None:
         line.tell(kind="begun", title=title, count=count)
 
     # OSError: the grid is gone, and nobody waits for what is under way.
-    with Tracker(track, folder=store) as tracker, suppress(KeyboardInterrupt, OSError):
+    with Tracker(track, folder=store, average=average) as tracker, suppress(KeyboardInterrupt, OSError):
         while (document := line.job()) is not None:
             line.tell(**_answer(Job.of(document), store, tracker, begun))
 

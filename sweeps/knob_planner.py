@@ -149,16 +149,9 @@ class KnobPlanner(Planner):
         """Return the methods with the searched shares shifted."""
         moved = list(methods)
         for number in self._shifted:
-            keep, floor = methods[number].keep, self._floor(methods[number])
+            keep, floor = methods[number].keep, methods[number].least_keep(self.inventory)
             shares = (keep,) if isinstance(keep, (int, float)) else keep
             new = tuple(min(1.0, max(floor, share + shift)) for share in shares)
             update = {"keep": new[0] if isinstance(keep, (int, float)) else new}
             moved[number] = methods[number].model_copy(update=update)
         return tuple(moved)
-
-    def _floor(self, method: Method) -> float:
-        """Return the smallest share of a layer: the experts that its router needs; or one layer, where layers are dropped."""
-        if "experts" not in method.stages:
-            return 1.0 / len(self.inventory.layers)
-        layers = [self.inventory.layers[index] for index in self.inventory.moe_layers]
-        return max(self.inventory.router.fewest_experts(layer.top_k) / layer.experts for layer in layers)

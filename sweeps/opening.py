@@ -18,7 +18,8 @@ from bench.models.load import load_model, load_tokenizer
 from bench.probing.model_probe import ModelProbe
 from bench.settings.stage_settings import Bos, CalibrationConfig
 from bench.store.store import Store
-from bench.text.corpus import Corpus, parse
+from bench.text.apart import Apart
+from bench.text.corpus import Corpus, parse, replayed
 from methods.framework.errors import ConfigError, MoebenchError
 from methods.framework.stats import CATALOGUE
 from sweeps.resident import Resident, Windows
@@ -120,31 +121,51 @@ def _held_out(
     """Return by label what objectives read, once it is known to share no window with ``calibration``."""
     asked = {label: objective.held_out for label, objective in config.labelled.items()}
     asked |= {"final.choose": config.final.choose, "final.report": config.final.report}
-    texts = {
-        label: (windows, _read(windows, checkpoint, config.calibration.bos))
-        for label, windows in asked.items()
-        if windows
-    }
-    seen = {"calibration": set() if calibration is None else set(calibration.windows)}
-    for label, (_, text) in texts.items():
-        final = label.startswith("final.")
-        for other, windows in seen.items():
-            if (other == "calibration" or final) and (shared := sum(window in windows for window in text.windows)):
+    texts: dict[str, tuple[Windows, Corpus]] = {}
+    seen = {} if calibration is None else {"calibration": calibration}
+    for label, windows in asked.items():
+        if windows is None:
+            continue
+        final, apart = label.startswith("final."), Apart()
+        others = {other: read for other, read in seen.items() if other == "calibration" or final}
+        for read in others.values():
+            apart.add(read.windows, read.documents)
+        text = _read(windows, checkpoint, config.calibration.bos, apart=apart)
+        _check_draw(label, windows, text, texts)
+        for other, read in others.items():
+            before = set(read.windows)
+            if shared := len([window for window in text.windows if window in before]):
                 kind = "calibration windows" if other == "calibration" else f"windows of {other}"
                 name = label if final else f"objective {label}"
                 raise ConfigError(
                     f"{name}: {shared} of {len(text.windows)} held-out windows are also {kind}; give it another seed or corpus"
                 )
-        seen[label] = set(text.windows)
+        seen[label], texts[label] = text, (windows, text)
     return texts
+
+
+def _check_draw(label: str, asked: Windows, text: Corpus, others: Mapping[str, tuple[Windows, Corpus]]) -> None:
+    """Refuse a text that is that of another seed again; files of token ids are replayed whatever the seed."""
+    for other, (before, drawn) in others.items():
+        if before.seed != asked.seed and drawn.digest == text.digest and not replayed(asked.corpus):
+            raise ConfigError(
+                f"{label} and {other} ask for seeds {asked.seed} and {before.seed}, and {asked.corpus!r} holds no more "
+                "than these windows, so both read the same; name a longer text, or the same seed"
+            )
 
 
 def _calibration(asked: CalibrationConfig, checkpoint: Checkpoint) -> Corpus:
     return _read(asked, checkpoint, asked.bos, asked.answers_only)
 
 
-def _read(asked: CalibrationConfig | Windows, checkpoint: Checkpoint, bos: Bos, answers_only: bool = False) -> Corpus:
-    return parse(asked.corpus, checkpoint, asked.sequences, asked.length, asked.seed, bos, answers_only)
+def _read(
+    asked: CalibrationConfig | Windows,
+    checkpoint: Checkpoint,
+    bos: Bos,
+    answers_only: bool = False,
+    apart: Apart | None = None,
+) -> Corpus:
+    return parse(asked.corpus, checkpoint, asked.sequences, asked.length, asked.seed, bos, answers_only, apart)
 
 
 def _tensor(text: Corpus, label: str) -> Tensor:

@@ -24,7 +24,7 @@ from bench.settings.stage_settings import TRUST, CalibrationConfig
 from bench.settings.strict import Extended
 from methods.framework.errors import ConfigError
 from methods.framework.outside import parse_json, read_text
-from sweeps.budget import Budget
+from sweeps.budget import Budget, budget_misfit
 from sweeps.executor import Executor, parse_executor
 from sweeps.executors.local import Local
 from sweeps.final_settings import Final
@@ -154,10 +154,8 @@ class SweepConfig(Extended):
         if self.method is not None:
             check_knobs(step_class(self.method), self.fixed, self.space)
         steps = self.steps
-        if self.budget and all(step.kind.stages == {"sparsity"} for step in steps):
-            raise ValueError(
-                "budget: zeros are stored like other weights, so no size falls with them; leave the budget out"
-            )
+        if reason := budget_misfit(self.budget, [step.kind for step in steps]):
+            raise ValueError(f"budget: {reason}")
         if not any(step.space for step in steps):
             raise ValueError("space is empty, so there is nothing to search")
         if self.final.choose is not None:

@@ -49,7 +49,7 @@ def track_study(config: SweepConfig, result: SweepResult, store: Path, tracker: 
     begun = {
         "group": config.name,
         "id": identifier,
-        "name": f"sweep {config.name}",
+        "name": f"{Path(config.model).name} · sweep {config.name} · seed {config.sampler.seed}",
         "job_type": "sweep",
         "tags": [config.proposer.name, *config.labels],
         "config": configured(config),
@@ -59,9 +59,8 @@ def track_study(config: SweepConfig, result: SweepResult, store: Path, tracker: 
         _fill(wandb, run, config, result, open_study(config, config.folder(store)))
 
     folder = tracker.mirror(f"study {config.name}", f"{identifier}-{state}", begun, fill)
-    for earlier in tracker.runs.glob(f"offline-run-*-{identifier}") if folder is not None else ():
-        if earlier != folder and not any(earlier.glob("*.synced")):
-            shutil.rmtree(earlier)
+    if folder is not None:
+        tracker.remove_earlier(identifier, folder)
     return folder
 
 

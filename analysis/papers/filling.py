@@ -16,6 +16,7 @@ from bench.records.record import Record, Score
 
 _LOCAL = "_local"
 """Ending of the same task with local data."""
+_PERPLEXITY = ("word_perplexity",)
 _NO = object()
 
 
@@ -166,6 +167,9 @@ def _ours(column: Column, block: Block, one: Comparison) -> Cell:
         return Cell(record.cost.flops / 1e12 if record.cost else None)
     if column.kind == "speedup":
         return Cell(_speed(record))
+    if column.kind == "perplexity":
+        score = _score(record, column, _PERPLEXITY)
+        return Cell() if score is None else Cell(score.value, error_of(score))
     names = column.of or (column.name,)
     parts = [part for part in block.columns if part.name in names and part.kind == "task"]
     scores = [score for part in parts if (score := _score(record, part, block.metrics)) is not None]

@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis.formatting import fixed
 from analysis.papers.sheet import Sheet
-from analysis.papers.tables import SMALL, heading
+from analysis.papers.tables import BESIDE, opening
 from analysis.table import markdown_cell
 from bench.records.derived import csv_cell
 
@@ -23,15 +23,15 @@ def plot_section(sheet: Sheet, caption: Sequence[str], missing: Sequence[str], p
         missing: one sentence for each thing that is not there.
         picture: address of the figure; None where there is none.
     """
-    parts = [f"## {heading(sheet)}", f"{sheet.title}, after {sheet.source}."]
-    if sheet.small:
-        parts.append(SMALL)
+    parts = opening(sheet, f"{sheet.title}, after {sheet.source}.")
     if picture is not None:
-        parts += [f"![{sheet.title}]({picture})", " ".join(caption)]
+        values = picture.rsplit(".", 1)[0] + ".csv"
+        told = f"All values: [{values.removeprefix(BESIDE)}]({values})."
+        parts += [f"![{sheet.title}]({picture})", " ".join([*caption, told])]
     for words, sentences in (
-        ("Lost", sheet.lost),
-        ("How this differs from the paper", sheet.departs),
-        ("Left open by the paper", sheet.untold),
+        ("Lost", () if sheet.beside else sheet.lost),
+        ("How this differs from the paper", [text for text in sheet.departs if text not in sheet.said]),
+        ("Left open by the paper", () if sheet.beside else sheet.untold),
         ("Not here", missing),
     ):
         if listed := [f"- {markdown_cell(text)}" for text in dict.fromkeys(sentences)]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["task", "mean", "speedup", "tflops", "gib"]
+Kind = Literal["task", "perplexity", "mean", "speedup", "tflops", "gib"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Column:
     Args:
         name: also of the published file's column.
         title: its head.
-        task: lm-eval task of a task's column.
+        task: lm-eval task of a task's column, or of one with the perplexity of a word.
         of: names of the columns that a mean is formed of.
         digits: decimals that the paper prints.
     """
@@ -108,6 +108,8 @@ class Sheet:
         untold: settings that the paper leaves open, in sentences.
         small: whether small models of another language stand for the paper's.
         said: sentences that stand elsewhere on the page, and are not repeated.
+        beside: the model that was measured, where the same table of other models stands above; then no more is told than
+            what that one gave.
     """
 
     name: str
@@ -119,3 +121,4 @@ class Sheet:
     untold: tuple[str, ...] = ()
     small: bool = False
     said: frozenset[str] = frozenset()
+    beside: str = ""

@@ -35,12 +35,23 @@ def markdown(sheet: Sheet, blocks: Sequence[Filled]) -> str:
         sheet: what the table is.
         blocks: its models, filled.
     """
-    parts = [f"## {heading(sheet)}", f"{sheet.title}. Source of the printed numbers: {sheet.source}."]
-    if sheet.small and SMALL not in sheet.said:
-        parts.append(SMALL)
+    parts = opening(sheet, f"{sheet.title}. Source of the printed numbers: {sheet.source}.") if not sheet.beside else []
     for filled in blocks:
-        parts += _block(filled)
+        parts += _block(filled, printed=not sheet.beside)
     return "\n\n".join([*parts, *_notes(sheet, blocks)]) + "\n"
+
+
+def opening(sheet: Sheet, words: str) -> list[str]:
+    """Return the paragraphs before a table or figure: its heading, and what it is.
+
+    Args:
+        sheet: what it is.
+        words: a sentence that says so.
+    """
+    if sheet.beside:
+        return [f"### Measured on {markdown_cell(sheet.beside)}"]
+    small = [SMALL] if sheet.small and SMALL not in sheet.said else []
+    return [f"## {heading(sheet)}", words, *small]
 
 
 def common(small: bool, departs: Sequence[str], untold: Sequence[str]) -> list[str]:
@@ -66,12 +77,12 @@ def _list(texts: Iterable[str]) -> str:
 def _notes(sheet: Sheet, blocks: Sequence[Filled]) -> list[str]:
     """Return what is lost, what differs from the paper, what it leaves open, and what is missing here."""
     parts = []
-    if sheet.lost:
+    if sheet.lost and not sheet.beside:
         parts.append("Lost:\n\n" + _list(sheet.lost))
     notes = dict.fromkeys((*sheet.departs, *(note for filled in blocks for row in filled.rows for note in row.notes)))
     if own := [markdown_cell(note) for note in notes if note not in sheet.said]:
         parts.append("How this differs from the paper:\n\n" + _list(own))
-    if untold := [text for text in sheet.untold if text not in sheet.said]:
+    if untold := [text for text in sheet.untold if text not in sheet.said and not sheet.beside]:
         parts.append("Left open by the paper:\n\n" + _list(untold))
     if missing := dict.fromkeys(text for filled in blocks for text in filled.missing):
         parts.append("Not here:\n\n" + _list(map(markdown_cell, missing)))
@@ -87,9 +98,7 @@ def figure_text(sheet: Sheet, blocks: Sequence[Filled], picture: str | None, cap
         picture: address of the figure, beside which lie its values; None where there is none.
         captions: what else the caption says, without the full stop.
     """
-    parts = [f"## {heading(sheet)}", f"{sheet.title}, after {sheet.source}."]
-    if sheet.small and SMALL not in sheet.said:
-        parts.append(SMALL)
+    parts = opening(sheet, f"{sheet.title}, after {sheet.source}.")
     if picture is not None:
         parts.append(f"![{sheet.title}]({picture})")
         values = picture.rsplit(".", 1)[0] + ".csv"
@@ -116,10 +125,11 @@ def latex(sheet: Sheet, blocks: Sequence[Filled]) -> str:
             parts.append(("measured minus printed", block.columns, _between))
         for caption, columns, text in parts:
             heads, rows = _cells(filled, columns, text)
+            across = len(heads) - 1
             lines += [
                 "\\begin{table}",
                 f"\\caption{{{latex_cell(f'{heading(sheet)}: {sheet.title}. {caption}.')}}}",
-                f"\\begin{{tabular}}{{l{'r' * len(columns)}}}",
+                f"\\begin{{tabular}}{{l{'r' * across}}}",
                 "\\toprule",
                 " & ".join(map(latex_cell, heads)) + " \\\\",
                 "\\midrule",
@@ -184,7 +194,7 @@ def about(filled: Filled) -> str:
     return f"{items} items of {each}; seeds of the calibration: {seeds}" if high else "nothing scored"
 
 
-def _block(filled: Filled) -> list[str]:
+def _block(filled: Filled, printed: bool) -> list[str]:
     block = filled.block
     parts = []
     if block.model and any(row.record is not None for row in filled.rows):
@@ -192,7 +202,7 @@ def _block(filled: Filled) -> list[str]:
         parts.append(_grid(*_cells(filled, block.columns, _ours)))
     else:
         parts.append(f"### {block.title}")
-    if any(row.line.published for row in filled.rows):
+    if printed and any(row.line.published for row in filled.rows):
         parts.append(f"Printed, {block.title}:\n\n" + _grid(*_cells(filled, block.paper_columns, _printed)))
         signs = {row.line.mark for row in filled.rows if row.line.published} & {"quoted", "derived"}
         told = {"quoted": "° quoted by another paper", "derived": "‡ derived by arithmetic"}
@@ -247,6 +257,8 @@ def _order(filled: Filled, ours: Column, theirs: Column) -> str:
 
 
 def _cells(filled: Filled, columns: Sequence[Column], text: Callable[[Row, Column], str]) -> tuple[list[str], Lines]:
+    if text is _ours:
+        columns = [column for column in columns if column.kind != "speedup" or _is_timed(filled, column)]
     heads = ["", *(column.title for column in columns)]
     rows = [
         [
@@ -256,6 +268,10 @@ def _cells(filled: Filled, columns: Sequence[Column], text: Callable[[Row, Colum
         for row in filled.rows
     ]
     return heads, rows
+
+
+def _is_timed(filled: Filled, column: Column) -> bool:
+    return any(row.cells.get(column.name, Cell()).ours is not None for row in filled.rows)
 
 
 def _ours(row: Row, column: Column) -> str:

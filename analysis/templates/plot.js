@@ -1,6 +1,7 @@
 "use strict";
 (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
+  let data = null;
+  const [MOST, PANELS] = [1500, 9];
   const place = document.getElementById("plot");
   const choose = (name) => document.getElementById(`p-${name}`);
   const escape = (text) => text.replace(/[&<>]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
@@ -9,10 +10,21 @@
     return [`<b>${first}</b>`, ...rest].join("<br>");
   };
 
+  // Of more points than a plot can be read with, those of the best quality are drawn.
+  const chosen = (board, quality) => {
+    const points = data.points.filter((point) =>
+      point.board === board.key && quality.key in point.quality && (moebench.shown === null || moebench.shown.has(point.id)));
+    const room = Math.floor(MOST / boardsShown);
+    if (points.length <= room) return points;
+    left += points.length - room;
+    const worth = (point) => (point.base ? Infinity : (quality.up ? 1 : -1) * point.quality[quality.key][0]);
+    return [...points].sort((a, b) => worth(b) - worth(a)).slice(0, room);
+  };
+  let [left, boardsShown] = [0, 1];
+
   const traces = (board, axis, size, quality, theme, seen) => {
     const ink = theme === "dark" ? "#e6ebf1" : "#16202c";
-    const known = (point) => point.board === board.key && quality.key in point.quality;
-    const points = data.points.filter(known);
+    const points = chosen(board, quality);
     const x = (point) => point.size[size.key] / size.divisor;
     const sizes = points.map(x);
     const span = Math.max(Math.max(...sizes) - Math.min(...sizes), 0.02 * Math.max(...sizes));
@@ -46,7 +58,8 @@
       marker: { color: ink, size: 13, symbol: `${board.symbol}-open`, line: { width: 2 } }, error_y: error(base, ink),
     }));
     if (base.length) seen.add("\u0000base");
-    const front = (data.fronts[board.key]?.[quality.key]?.[size.key] ?? []).map((index) => data.points[index]);
+    const front = (data.fronts[board.key]?.[quality.key]?.[size.key] ?? []).map((index) => data.points[index])
+      .filter((point) => moebench.shown === null || moebench.shown.has(point.id));
     found.push({
       ...shared, x: front.map(x), y: front.map(y), mode: "lines", name: "Pareto front", legendgroup: "\u0000front",
       showlegend: front.length > 1 && !seen.has("\u0000front"), hoverinfo: "skip", hovertemplate: null,
@@ -62,7 +75,10 @@
     const size = data.sizes.find((one) => one.key === choose("size").value);
     const quality = data.qualities.find((one) => one.key === choose("quality").value);
     const wanted = choose("board").value;
-    const boards = data.boards.filter((one) => wanted === "" || one.key === wanted);
+    const there = new Set(data.points.filter((one) => moebench.shown === null || moebench.shown.has(one.id)).map((one) => one.board));
+    const every = data.boards.filter((one) => (wanted === "" || one.key === wanted) && there.has(one.key));
+    const boards = every.slice(0, PANELS);
+    [left, boardsShown] = [0, Math.max(1, boards.length)];
     const width = place.clientWidth;
     const narrow = width < 640;
     const across = narrow ? 1 : Math.min(boards.length, 3);
@@ -94,13 +110,18 @@
       return traces(board, axis, size, quality, theme, seen);
     });
     layout.margin.b = 62 + 22 * Math.ceil(seen.size / Math.max(1, Math.floor(width / 150)));
-    Plotly.react(place, all, layout, { responsive: true, displaylogo: false, displayModeBar: narrow ? false : "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
+    Plotly.react(place, all, layout, { responsive: true, displaylogo: false, displayModeBar: narrow ? false : "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], showSendToCloud: false });
+    document.getElementById("p-note").textContent = [
+      every.length > boards.length && `${boards.length} of ${every.length} models are drawn: choose one, or filter.`,
+      left > 0 && `${left} points of lower quality are not drawn: filter to see them.`,
+    ].filter(Boolean).join(" ");
   };
-  ["board", "quality", "size"].forEach((name) => choose(name).addEventListener("input", render));
-  document.addEventListener("themechange", render);
+  ["board", "quality", "size"].forEach((name) => choose(name).addEventListener("input", () => data && render()));
+  document.addEventListener("themechange", () => data && render());
+  document.addEventListener("rowschange", () => data && render());
   let before = place.clientWidth;
   addEventListener("resize", () => {
-    if (Math.abs(place.clientWidth - before) > 40) { before = place.clientWidth; render(); }
+    if (data && Math.abs(place.clientWidth - before) > 40) { before = place.clientWidth; render(); }
   });
-  render();
+  moebench.unpack("data").then((found) => { data = found; render(); place.dataset.ready = "yes"; });
 })();

@@ -8,16 +8,21 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bench.applying.computed_by import computed_by
-from bench.applying.moments import moments_digest
+from bench.applying.moments import check_presence
 from bench.applying.shards import write_shards
+from bench.applying.written_moments import MomentsDigest, moments_digest
+from bench.calibration.passing_stats import PassingStats
+from bench.cards.model_card import SOURCE_COST, write_card
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.config_file import MODELOPT_FILE
 from bench.checkpoint.content import PLAN_FILE, plan_document
 from bench.store.staging import staged_folder
+from methods.framework.cost import cost_of
 from methods.framework.errors import CheckpointError, PlanError
 from methods.framework.inventory import Inventory
 from methods.framework.plan import Plan
@@ -58,7 +63,8 @@ def apply(
         provenance: added to ``plan.json`` beside the source's name, revision and content.
         progress: told the bytes done and to do.
         shard_bytes: files are split so that none holds more tensor bytes, unless one tensor alone does.
-        moments: statistics of the source named in ``plan.moments``; needed for constants and for sparsity by inputs.
+        moments: statistics of the source named in ``plan.moments``; needed for constants and for sparsity by inputs. Those of
+            a pass are measured while the tensors are written, layer by layer.
         device: torch device on which experts are computed; sums in another order may round differently there.
         measured: ``moments_digest`` of all this, where the caller knows it already.
 
@@ -72,9 +78,9 @@ def apply(
     expected = result(plan, inventory)
     config = checkpoint.family.config_for(checkpoint.config, plan, expected)
     origin = {"name": checkpoint.name, "revision": checkpoint.revision, "content": checkpoint.content}
-    measured = measured or moments_digest(plan, inventory, moments)
+    digest = _digest_of(plan, inventory, moments, measured)
     maker = computed_by(plan, device)
-    if _is_done(out, plan, origin, measured, maker):
+    if _occupied(out) and _is_done(out, plan, origin, digest(), maker):
         return out
     if checkpoint.left_out:
         _LOG.warning(
@@ -91,19 +97,48 @@ def apply(
             write_shards(checkpoint, list(transfers(plan, inventory)), folder, shard_bytes, progress, moments, device)
             copy_small_files(checkpoint.path, folder, anew=("config.json", MODELOPT_FILE, PLAN_FILE))
             _write_json(folder / "config.json", config)
-            _write_json(folder / PLAN_FILE, _plan_document(checkpoint, plan, origin, measured, maker, provenance))
+            _write_json(folder / PLAN_FILE, _plan_document(checkpoint, plan, origin, digest(), maker, provenance))
             seal(folder, expected)
+            write_card(folder)
     except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and _is_done(out, plan, origin, measured, maker):
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and _is_done(out, plan, origin, digest(), maker):
             return out  # another process finished the same work first
         raise CheckpointError(_why(error, out, needed)) from error
     return out
 
 
+def _digest_of(plan: Plan, inventory: Inventory, moments: Stats | None, known: str | None) -> Callable[[], str | None]:
+    """Return what tells ``moments_digest``; of a pass once all of its layers were measured.
+
+    Args:
+        plan: what is made of the source.
+        inventory: the source.
+        moments: statistics of the source.
+        known: the digest, where the caller knows it already.
+    """
+    if known is not None or not plan.moments or not isinstance(moments, PassingStats):
+        found = known or moments_digest(plan, inventory, moments)
+        return lambda: found
+    check_presence(plan.moments, moments)
+    digest = MomentsDigest(plan, inventory)
+    moments.layers.watch(lambda index: digest.add(index, moments))
+
+    def finished() -> str:
+        moments.layers.finish()
+        return digest.hexdigest()
+
+    return finished
+
+
+def _occupied(out: Path) -> bool:
+    """Return whether something stands at ``out``; an empty folder does not count."""
+    return out.exists() and not (out.is_dir() and not any(out.iterdir()))
+
+
 def _is_done(
     out: Path, plan: Plan, origin: Mapping[str, Any], measured: str | None, maker: Mapping[str, Any] | None
 ) -> bool:
-    """Return whether ``out`` already holds this very result; an absent or empty folder does not.
+    """Return whether ``out`` already holds this very result.
 
     Args:
         out: folder.
@@ -115,7 +150,7 @@ def _is_done(
     Raises:
         CheckpointError: it holds something else.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not _occupied(out):
         return False
     try:
         document = plan_document(out) or {}
@@ -156,7 +191,8 @@ def _plan_document(
         provenance: added to it.
     """
     document: dict[str, Any] = json.loads(plan.dumps())
-    history: dict[str, Any] = {**(provenance or {}), "source": dict(origin)}
+    sizes = asdict(cost_of(checkpoint.inventory))
+    history: dict[str, Any] = {**(provenance or {}), "source": dict(origin), SOURCE_COST: sizes}
     for own in ("moments", "computed_by"):
         history.pop(own, None)
     if maker is not None:

@@ -16,10 +16,11 @@ from bench.applying.computed import scaled
 from bench.applying.layer_maker import LayerMaker, Read
 from bench.applying.linear_maker import LinearMaker
 from bench.applying.made_experts import MadeExperts
-from bench.applying.moments import check_moments, constants
+from bench.applying.moments import constants
 from bench.applying.resident_biases import overwrite_biases
 from bench.applying.resident_layer import ResidentLayer, nothing
 from bench.applying.sliced_router import let_choose
+from bench.applying.written_moments import check_moments
 from bench.checkpoint.tensor_files import TORCH_DTYPES
 from bench.experts.lazy import lazily
 from bench.experts.mapped import SKIPS, ExpertMap

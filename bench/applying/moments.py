@@ -5,8 +5,8 @@ Letters: C constants, E routed experts, D hidden size, F expert width, X inputs 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import mmap
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +16,8 @@ from torch import Tensor
 from methods.framework import linears
 from methods.framework.errors import StatsError
 from methods.framework.inside import ENTRY_FISHER
-from methods.framework.inside_fit import stays
 from methods.framework.inventory import EXPERT_ROLES, Inventory
 from methods.framework.layer_plan import LayerPlan
-from methods.framework.plan import Plan
 from methods.framework.stats import CATALOGUE, Array, Stats
 from methods.kernels.merging import ExpertMatrices
 from methods.kernels.sparsity import InputMoments
@@ -46,9 +44,9 @@ def constants(moments: Stats | None, inventory: Inventory, layer: int, experts: 
     Raises:
         StatsError: the statistics are missing, of another model, or not finite.
     """
-    means_ED = _statistic(moments, inventory, CONSTANT_STATISTIC, layer)
+    means_ED = statistic_of(moments, inventory, CONSTANT_STATISTIC, layer)
     values_CD = means_ED[list(experts)]
-    _check_finite(values_CD, CONSTANT_STATISTIC, layer)
+    check_finite(values_CD, CONSTANT_STATISTIC, layer)
     return values_CD
 
 
@@ -93,13 +91,13 @@ def expert_moments(
     """
     tokens: list[float] | None = None
     if TOKENS in names:
-        counts_E = _statistic(moments, inventory, TOKENS, layer)
+        counts_E = statistic_of(moments, inventory, TOKENS, layer)
         tokens = [float(counts_E[member]) for member in members]
     found: dict[str, Tensor] = {}
     for name in sorted(set(names) - {TOKENS, ENTRY_FISHER}):
         if CATALOGUE[name].dims[0] != "E":
             continue  # of the whole layer
-        values = _statistic(moments, inventory, name, layer)
+        values = statistic_of(moments, inventory, name, layer)
         channels = CATALOGUE[name].dims[-1] == "F"
         found[name] = torch.from_numpy(_member_mean(values, name, layer, members, orders if channels else {}, tokens))
     sides: dict[bool, InputMoments] = {}
@@ -123,8 +121,8 @@ def layer_moment(moments: Stats | None, inventory: Inventory, name: str, layer: 
     Raises:
         StatsError: as ``constants``.
     """
-    values = _statistic(moments, inventory, name, layer)
-    _check_finite(values, name, layer)
+    values = statistic_of(moments, inventory, name, layer)
+    check_finite(values, name, layer)
     return torch.from_numpy(np.array(values, dtype=np.float64))
 
 
@@ -141,8 +139,10 @@ def linear_moment(moments: Stats | None, inventory: Inventory, name: str, layer:
     Raises:
         StatsError: as ``constants``.
     """
-    values = np.array(_statistic(moments, inventory, name, layer)[where])
-    _check_finite(values, name, layer)
+    whole = statistic_of(moments, inventory, name, layer)
+    values = np.array(whole[where])
+    unmapped(whole)
+    check_finite(values, name, layer)
     return torch.from_numpy(values)
 
 
@@ -159,8 +159,10 @@ def gram(moments: Stats | None, inventory: Inventory, name: str, layer: int, exp
     Raises:
         StatsError: as ``constants``.
     """
-    values = np.array(_statistic(moments, inventory, name, layer)[expert])
-    _check_finite(values, name, layer)
+    whole = statistic_of(moments, inventory, name, layer)
+    values = np.array(whole[expert])
+    unmapped(whole)
+    check_finite(values, name, layer)
     return torch.from_numpy(values)
 
 
@@ -181,16 +183,17 @@ def entry_fisher(
     Raises:
         StatsError: as ``constants``.
     """
-    values = _statistic(moments, inventory, ENTRY_FISHER, layer)
+    values = statistic_of(moments, inventory, ENTRY_FISHER, layer)
     first_FMD = values[members[0]]
-    _check_finite(first_FMD, ENTRY_FISHER, layer)
+    check_finite(first_FMD, ENTRY_FISHER, layer)
     total_FMD = np.array(first_FMD, dtype=np.float64)
     for member in members[1:]:
         own_FMD = values[member]
-        _check_finite(own_FMD, ENTRY_FISHER, layer)
+        check_finite(own_FMD, ENTRY_FISHER, layer)
         if np.array_equal(own_FMD, first_FMD):
             continue  # measured on the average itself
         total_FMD += own_FMD[orders[member].cpu().numpy()] if member in orders else own_FMD
+    unmapped(values)
     gate_FD, up_FD, down_FD = torch.from_numpy(total_FMD).unbind(1)
     return ExpertMatrices(gate_FD, up_FD, down_FD.T)
 
@@ -206,14 +209,16 @@ def _member_mean(
     """Return the mean of the rows of ``members``, weighted by ``tokens`` (None: alike); one row more is in memory."""
     weights = [1.0] * len(members) if tokens is None or not sum(tokens) else list(tokens)
     first = np.array(values[members[0]])
-    _check_finite(first, name, layer)
+    unmapped(values)
+    check_finite(first, name, layer)
     if len(members) == 1:
         return first
     share = sum(weights)
     total = first * (weights[0] / share)
     for member, weight in zip(members[1:], weights[1:], strict=True):
         row = np.array(values[member])
-        _check_finite(row, name, layer)
+        unmapped(values)
+        check_finite(row, name, layer)
         # Equal rows were measured on the average itself, whose channels are in order.
         if member in orders and not np.array_equal(row, first):
             order = orders[member].cpu().numpy()
@@ -222,102 +227,11 @@ def _member_mean(
     return total.astype(first.dtype)
 
 
-def cold_experts(plan: Plan, inventory: Inventory, moments: Stats | None) -> int:
-    """Return how many experts that stay saw no token, though ``plan`` makes them from moments of their inputs.
-
-    They are made from their weights alone. The moments of an expert without tokens are all zero.
-
-    Args:
-        plan: what becomes of each layer.
-        inventory: the source, in whose coordinates the plan is stated.
-        moments: measured statistics; None is allowed where the plan needs no moments of experts.
-
-    Raises:
-        StatsError: as ``constants``.
-    """
-    count = 0
-    for index, layer in enumerate(plan.layers):
-        names = [name for name in _of_layer(layer, inventory, index) if CATALOGUE[name].dims[0] == "E"]
-        if not names:
-            continue
-        name = names[0]
-        if TOKENS in names:
-            name = TOKENS
-        values = _statistic(moments, inventory, name, index)
-        merged = {merge.into: merge.members for merge in layer.merges}
-        for expert in stays(layer, inventory.layers[index]):
-            count += not any(np.any(values[member]) for member in merged.get(expert, (expert,)))
-    return count
-
-
-def check_moments(plan: Plan, inventory: Inventory, moments: Stats | None) -> None:
-    """Check that the statistics named in ``plan.moments`` are at hand, fit the model, and are finite where that is quick.
-
-    Args:
-        plan: states the statistics that its values depend on.
-        inventory: the source, in whose coordinates the plan is stated.
-        moments: measured statistics; None is allowed where the plan needs none.
-
-    Raises:
-        StatsError: as ``constants``. Of values that lie in files only the shape is looked at here.
-    """
-    _check_presence(plan.moments, moments)
-    for _ in _pieces(plan, inventory, moments, big=False):
-        pass
-
-
-def moments_digest(plan: Plan, inventory: Inventory, moments: Stats | None) -> str | None:
-    """Return the SHA-256 of the measured values that ``plan`` writes into its checkpoint; None where it writes none.
-
-    Values of experts that the plan does not use are left out; of those that lie in files one is in memory at a time.
-
-    Args:
-        plan: in the coordinates of ``inventory``.
-        inventory: the source.
-        moments: statistics of the source.
-
-    Raises:
-        StatsError: as ``constants``.
-    """
-    if not plan.moments:
-        return None
-    _check_presence(plan.moments, moments)
-    digest = hashlib.sha256()
-    for label, values in _pieces(plan, inventory, moments, big=True):
-        digest.update(label.encode())
-        digest.update(values)
-    return digest.hexdigest()
-
-
-def _pieces(plan: Plan, inventory: Inventory, moments: Stats | None, big: bool) -> Iterator[tuple[str, memoryview]]:
-    """Yield a label and the bytes of all values that ``plan`` uses, checked, with or without those that lie in files."""
-    for index, layer in enumerate(plan.layers):
-        if layer.constants:
-            values_CD = constants(moments, inventory, index, layer.constants)
-            yield f"{index} {layer.constants} {values_CD.shape}", _bytes(values_CD, "<f8")
-        if layer.bits is not None and layer.bits.scope == "all" and layer.bits.kernel == "awq":
-            assert moments is not None  # their presence was checked
-            yield f"{index} tokens {moments.tokens}", memoryview(b"")
-        for name in _of_layer(layer, inventory, index):
-            values = _statistic(moments, inventory, name, index)
-            is_big = CATALOGUE[name].on_disk
-            if CATALOGUE[name].dims[0] != "E":
-                if big or not is_big:
-                    _check_finite(values, name, index)
-                    yield f"{index} {name} {values.shape}", _bytes(values, "<f4" if is_big else "<f8")
-                continue
-            for expert in used_experts(layer, inventory.layers[index].experts):
-                if is_big and not big:
-                    continue
-                _check_finite(values[expert], name, index)
-                label = f"{index} {name} {expert} {values.shape[1:]}"
-                yield label, _bytes(values[expert], "<f4" if is_big else "<f8")
-
-
-def _of_layer(plan: LayerPlan, inventory: Inventory, index: int) -> list[str]:
-    """Return the statistics whose values go into a layer, as far as they are defined there, without those of constants."""
-    layer = inventory.layers[index]
-    return sorted(n for n in plan.moments - {CONSTANT_STATISTIC} if CATALOGUE[n].defined_in(layer))
+def unmapped(values: Array) -> None:
+    """Let go of the pages of a memory map that were read: they count as memory of the process for as long as it is there."""
+    file = getattr(values, "_mmap", None)
+    if file is not None:
+        file.madvise(mmap.MADV_DONTNEED)
 
 
 def used_experts(plan: LayerPlan, experts: int) -> list[int]:
@@ -327,11 +241,7 @@ def used_experts(plan: LayerPlan, experts: int) -> list[int]:
     return sorted({*kept, *(scaling or ()), *(member for merge in plan.merges for member in merge.members)})
 
 
-def _bytes(values: Array, dtype: str) -> memoryview:
-    return np.ascontiguousarray(values, dtype=dtype).view(np.uint8).data
-
-
-def _check_presence(names: Collection[str], moments: Stats | None) -> None:
+def check_presence(names: Collection[str], moments: Stats | None) -> None:
     """Raise StatsError that names every statistic that is missing."""
     missing = sorted(names if moments is None else set(names) - set(moments.values))
     if missing:
@@ -342,9 +252,19 @@ def _check_presence(names: Collection[str], moments: Stats | None) -> None:
         )
 
 
-def _statistic(moments: Stats | None, inventory: Inventory, name: str, layer: int) -> Array:
-    """Return a statistic of one layer, of the right shape."""
-    _check_presence([name], moments)
+def statistic_of(moments: Stats | None, inventory: Inventory, name: str, layer: int) -> Array:
+    """Return a statistic of one layer, of the right shape.
+
+    Args:
+        moments: measured statistics; None is refused like those that lack this one.
+        inventory: the model that they must be of.
+        name: of the statistic in the catalogue.
+        layer: index of a decoder layer.
+
+    Raises:
+        StatsError: it is missing, or of another model.
+    """
+    check_presence([name], moments)
     assert moments is not None
     values = moments.layer(name, layer)
     here = inventory.layers[layer]
@@ -361,7 +281,14 @@ def _statistic(moments: Stats | None, inventory: Inventory, name: str, layer: in
     return values
 
 
-def _check_finite(values: Array, name: str, layer: int) -> None:
+def check_finite(values: Array, name: str, layer: int) -> None:
+    """Raise StatsError where a value is not finite.
+
+    Args:
+        values: to look at.
+        name: of the statistic that they are of.
+        layer: its decoder layer.
+    """
     if not np.isfinite(values).all():
         raise StatsError(f"{name!r} of layer {layer} holds values that are not finite; {_remedy([name])}")
 

@@ -99,7 +99,7 @@ class _Part:
 
         conditions, effort = self.conditions, self.conditions.effort
         settings = settings_of(checkpoint, self.corpus, self.decide, conditions.device, conditions.dtype)
-        settings["boundary_tokens"] = effort.boundary_tokens
+        settings |= effort.stated
         sampling = sampling_of(self.needs, self.corpus, conditions.sampled_tokens, effort.cka_tokens)
         store = None
         if cache is not None:

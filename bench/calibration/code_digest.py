@@ -35,6 +35,8 @@ TRAINING = (*APPLYING, "bench.text", "bench.models", "bench.recovery")
 """Rooms that decide what a training makes of a checkpoint."""
 TIMING = ("bench.serving", "bench.timing")
 """Rooms that decide how a model is served, and how it is timed."""
+SHOWING = ("bench.cards",)
+"""Rooms that only tell what was done; whoever calls them, no value depends on them."""
 _DATA = ("*.toml", "*.json")
 _REGISTRY = "methods.registry"
 """Imports methods by names that stand in strings, so whatever imports it depends on all of them."""
@@ -94,7 +96,7 @@ def _digest(starts: Iterable[str], root: Path, data: Iterable[Path] = (), packag
     found: dict[str, Path] = {}
     while todo:
         name = todo.pop()
-        if name in found or name.split(".")[0] not in tops:
+        if name in found or name.split(".")[0] not in tops or _shows(name):
             continue
         path = _file_of(name, root)
         if path is None:
@@ -107,6 +109,10 @@ def _digest(starts: Iterable[str], root: Path, data: Iterable[Path] = (), packag
             todo += _modules_of("methods", root)
     files = {**found, **{str(path.relative_to(root)): path for path in data}}
     return digest_of({name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()})
+
+
+def _shows(name: str) -> bool:
+    return any(name == room or name.startswith(f"{room}.") for room in SHOWING)
 
 
 def _modules_of(room: str, root: Path) -> list[str]:

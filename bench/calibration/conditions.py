@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Effort:
-    """Bounds on work and memory; but for ``boundary_tokens`` and ``cka_tokens``, they change values by rounding alone.
+    """Bounds on work and memory; but for the numbers of tokens and ``rounded_states`` they change values by rounding alone.
 
     Args:
         hidden_bytes: bound on the hidden states in memory; above it they lie in a file under ``scratch``.
@@ -19,6 +20,7 @@ class Effort:
         output_bytes: bound on outputs of several experts that are held for the same tokens; where those of a block take
             more, experts are read once for each part.
         scratch: folder for temporary files; None takes the system's.
+        rounded_states: whether hidden states are kept in bfloat16 between two layers.
     """
 
     hidden_bytes: int = 2**30
@@ -28,6 +30,13 @@ class Effort:
     expert_rows: int = 2048
     output_bytes: int = 128 << 20
     scratch: Path | None = None
+    rounded_states: bool = False
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """What of it can change the values of any statistic, as JSON values."""
+        rounded = {"states": "bfloat16"} if self.rounded_states else {}
+        return {"boundary_tokens": self.boundary_tokens, **rounded}
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ Shape letters: T tokens of a block, D hidden size, E routed experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,6 +39,20 @@ Values = dict[str, tuple[Array | None, ...]]
 
 Observe = Callable[[int, Tensor], None]
 """Called with (boundary, states) of each block in order of tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Became:
+    """What a layer has become for those after it.
+
+    Args:
+        plan: what becomes of it.
+        means_ED: mean outputs of its experts, for a plan with constants.
+    """
+
+    plan: LayerPlan
+    means_ED: Array | None = None
+
 
 _STREAMS = 5
 """Copies of a block's hidden states that are alive at once: layer input, residual, norm's output, MoE output, one more."""
@@ -77,7 +92,8 @@ class StreamedPass:
         hidden, depth = self._inventory.hidden, len(self._inventory.layers)
         rows = effort.hidden_bytes // (_STREAMS * hidden * self._dtype.itemsize)
         self._blocks = blocks([len(window) for window in self._windows], rows, effort.batch_tokens)
-        self._states = HiddenStates(self._blocks, hidden, self._device, self._dtype, effort.scratch)
+        kept = torch.bfloat16 if effort.rounded_states else self._dtype
+        self._states = HiddenStates(self._blocks, hidden, self._device, self._dtype, effort.scratch, kept)
         samples = Samples.of(corpus.counted, conditions.sampled_tokens, effort.cka_tokens, effort.boundary_tokens)
         arrays = arrays or DiskArrays(effort.scratch, named=False)
         self._place = ModelPlace(hidden, depth, self._device, effort.scratch, samples, arrays)
@@ -92,7 +108,6 @@ class StreamedPass:
             self._inventory.router, self._weights, self._skeleton.activation, effort.expert_rows, effort.output_bytes
         )
 
-    @torch.inference_mode()
     def run(
         self, decide: Decide | None = None, progress: Progress | None = None, observe: Observe | None = None
     ) -> Values:
@@ -108,26 +123,66 @@ class StreamedPass:
         values: dict[str, list[Array | None]] = {
             name: [None] * place.depth for name in self._needs if CATALOGUE[name].scope != "model"
         }
+        tokens = 0
+
+        def rule(index: int) -> Became:
+            assert decide is not None
+            measured_so_far = {name: tuple(column) for name, column in values.items()}
+            plan = decide(index, Stats({**measured_so_far, **self._known}, tokens))
+            means = values.get("routed_output_mean") or self._known.get("routed_output_mean")
+            return Became(plan, means[index] if means else None)
+
+        decided = self._inventory.moe_layers if decide is not None else ()
+        for index, counted, found in self.layers(decided, rule, progress, observe):
+            tokens = counted  # which the rule sees
+            for name, value in found.items():
+                values[name][index] = value
+        result: Values = {name: tuple(column) for name, column in values.items()}
+        return result | self.of_model()
+
+    @torch.inference_mode()
+    def layers(
+        self,
+        changed: Collection[int] = (),
+        became: Callable[[int], Became] | None = None,
+        progress: Progress | None = None,
+        observe: Observe | None = None,
+    ) -> Iterator[tuple[int, int, dict[str, Array]]]:
+        """Measure one decoder layer after the other; what is yielded of one needs nothing of those after it.
+
+        Args:
+            changed: layers that the next one sees as they are compressed.
+            became: says what such a layer has become; asked when the layer after it is.
+            progress: called after each decoder layer.
+            observe: sees the states at every boundary, for tests.
+
+        Yields:
+            Index of the layer, tokens that counted, and its statistics.
+        """
         self._embed(observe)
         for index, layer in enumerate(self._inventory.layers):
             attention = self._skeleton.load(index, layer, self._weights)
-            sums = LayerSums(self._needs, OneLayer.of(place, index, layer), self._counted)
-            rule = decide if layer.mlp == "moe" else None
+            sums = LayerSums(self._needs, OneLayer.of(self._place, index, layer), self._counted)
             for block in self._blocks:
-                outcome_TD = self._step(block, attention, layer, sums, None, in_place=rule is None)
-                if rule is None:
+                outcome_TD = self._step(
+                    block, attention, self._feed_forward, layer, sums, in_place=index not in changed
+                )
+                if index not in changed:
                     self._keep(index + 1, block, outcome_TD, observe)
-            for name, value in sums.finished(LayerExperts(self._weights, layer, LayerPlan())).items():
-                values[name][index] = value
-            if rule is not None:
-                measured_so_far = {name: tuple(column) for name, column in values.items()}
-                so_far = Stats({**measured_so_far, **self._known}, sums.tokens)
-                means = so_far.values.get("routed_output_mean")
-                plan = rule(index, so_far)
-                self._compress(index, layer, attention, plan, means[index] if means else None, observe)
+            found = sums.finished(LayerExperts(self._weights, layer, LayerPlan()))
+            tokens = sums.tokens
+            del sums  # and the Gram matrix in it
+            yield index, tokens, found
+            del found  # whoever took it says how long it stays
+            if index in changed:
+                assert became is not None
+                self._compress(index, layer, attention, became(index), observe)
             if progress is not None:
-                progress(index + 1, place.depth)
-        result: Values = {name: tuple(column) for name, column in values.items()}
+                progress(index + 1, self._place.depth)
+
+    def of_model(self) -> Values:
+        """Return what is measured once for the whole model, after the last layer."""
+        result: Values = {}
         for one in self._of_model:
             result |= {name: (value,) for name, value in one.finished().items()}
         return result
@@ -154,9 +209,10 @@ class StreamedPass:
         self,
         block: Block,
         attention: Attention,
+        feed_forward: FeedForward,
         layer: LayerInventory,
-        sums: LayerSums | None,
-        plan: LayerPlan | None,
+        sums: LayerSums | None = None,
+        plan: LayerPlan | None = None,
         means_ED: Array | None = None,
         *,
         in_place: bool,
@@ -173,7 +229,7 @@ class StreamedPass:
             return residual_TD
         if sums is not None:
             sums.entered(residual_TD)
-        output_TD = attention.added(self._feed_forward(layer, mlp_input_TD, sums, plan, means_ED))
+        output_TD = attention.added(feed_forward(layer, mlp_input_TD, sums, plan, means_ED))
         if sums is not None:
             sums.sublayer(residual_TD, mlp_input_TD, output_TD)
         residual_TD += output_TD
@@ -183,20 +239,17 @@ class StreamedPass:
         return residual_TD
 
     def _compress(
-        self,
-        index: int,
-        layer: LayerInventory,
-        attention: Attention,
-        plan: LayerPlan,
-        means_ED: Array | None,
-        observe: Observe | None,
+        self, index: int, layer: LayerInventory, attention: Attention, became: Became, observe: Observe | None
     ) -> None:
-        """Run the layer once more as ``plan`` leaves it, to make the next layer's input."""
+        """Run the layer once more as it has become, to make the next layer's input."""
+        plan, feed_forward = became.plan, self._feed_forward
         for block in self._blocks:
             if plan.drop == "block":
                 outcome_TD = self._states.load(block)
             else:
-                outcome_TD = self._step(block, attention, layer, None, plan, means_ED, in_place=True)
+                outcome_TD = self._step(
+                    block, attention, feed_forward, layer, None, plan, became.means_ED, in_place=True
+                )
             self._keep(index + 1, block, outcome_TD, observe)
 
 

@@ -52,8 +52,21 @@ def stated_digest(folder: Path) -> str | None:
     Raises:
         CheckpointError: ``plan.json`` is damaged.
     """
+    return _stated(folder, "written")
+
+
+def stated_moments(folder: Path) -> str | None:
+    """Return the digest of the statistics that ``folder`` was made of, as its ``plan.json`` states it; None where of none.
+
+    Raises:
+        CheckpointError: ``plan.json`` is damaged.
+    """
+    return _stated(folder, "moments")
+
+
+def _stated(folder: Path, name: str) -> str | None:
     provenance = (plan_document(folder) or {}).get("provenance")
-    stated = provenance.get("written") if isinstance(provenance, dict) else None
+    stated = provenance.get(name) if isinstance(provenance, dict) else None
     return stated if isinstance(stated, str) else None
 
 

@@ -19,9 +19,12 @@ PATTERNS = (
     "vocab.txt",
     "*.jinja",
     "*.py",
-    "LICENSE*",
+    "LICEN[CS]E*",
+    "NOTICE*",
+    "USE_POLICY*",
+    "README.md",
 )
-"""Files fetched from the hub; weights in other formats, or twice, are left there."""
+"""Files fetched from the hub; weights in other formats, or twice, are left there. The card tells the licence."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, StoreOption, TrustOption
+from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, ROOM_OPTIONS, Model, StoreOption, TrustOption
 from bench.commands.plan_file import read_plan
 from bench.commands.printing import bar, console
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.settings.stage_settings import CalibrationConfig
+from bench.settings.strict import validated
 
 
-@with_settings(Part(CalibrationConfig, CORPUS_OPTIONS, panel="Calibration"))
+@with_settings(Part(CalibrationConfig, (*CORPUS_OPTIONS, *ROOM_OPTIONS), panel="Calibration"))
 def apply(
     given: Given,
     model: Model,
@@ -22,16 +23,19 @@ def apply(
 ) -> None:
     """Write a checkpoint; what its values depend on is measured first."""
     from bench.applying.apply import apply as write
-    from bench.library.measuring import calibrate
     from bench.library.opening import open_checkpoint
-    from bench.models.device import resolved_device
+    from bench.running.calibrator import Calibrator
+    from bench.running.planned import Planned
+    from bench.store.store import Store
 
     checkpoint, decided = open_checkpoint(model, trust_remote_code=trust_remote_code), read_plan(plan_file)
-    device = resolved_device(given.get("device", CalibrationConfig().device))
+    settings = validated(dict(given), CalibrationConfig, "options")
+    calibrator = Calibrator(checkpoint, settings, Store(store), decided.moments)
     moments = None
     if decided.moments:
+        planned = Planned(str(plan_file), decided)
         with bar("calibrate") as progress:
-            moments = calibrate(checkpoint, needs=decided.moments, store=store, progress=progress, **given)
+            moments = calibrator.moments_for(decided, planned, calibrator.stats_for(planned, progress))
     with bar("apply") as progress:
-        path = write(checkpoint, decided, out, progress=progress, moments=moments, device=device)
+        path = write(checkpoint, decided, out, progress=progress, moments=moments, device=calibrator.device)
     console().print(f"wrote {path}")

@@ -8,15 +8,18 @@ import typer
 
 from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, StoreOption, TrustOption
 from bench.commands.printing import bar, console
-from bench.commands.setting_options import Given, Part, with_settings
+from bench.commands.setting_options import SEVERAL, Given, Part, listed, with_settings
 from bench.settings.stage_settings import CalibrationConfig
+from methods.framework.errors import ConfigError
 
 
 @with_settings(Part(CalibrationConfig, CORPUS_OPTIONS, panel="Calibration"))
 def calibrate(
     given: Given,
     model: Model,
-    needs: Annotated[str, typer.Option(help="statistics, separated by commas; 'all' for the whole catalogue")] = "all",
+    needs: Annotated[
+        list[str], typer.Option(help=f"statistics; 'all' for the whole catalogue; {SEVERAL}", show_default="all")
+    ] = [],  # noqa: B006  # typer reads it
     store: StoreOption = DEFAULT_STORE,
     trust_remote_code: TrustOption = False,
 ) -> None:
@@ -25,7 +28,12 @@ def calibrate(
     from bench.library.opening import open_checkpoint
 
     corpus = given.pop("corpus", CalibrationConfig().corpus)
-    names = None if needs == "all" else needs.split(",")
+    wanted = listed(needs) or ["all"]
+    if len(wanted) > 1 and "all" in wanted:
+        raise ConfigError(
+            f"--needs {','.join(wanted)}: all is the whole catalogue; name it alone, or statistics without it"
+        )
+    names = None if wanted == ["all"] else wanted
     with bar("calibrate") as progress:
         opened = open_checkpoint(model, trust_remote_code=trust_remote_code)
         stats = measuring.calibrate(opened, corpus, names, store=store, progress=progress, **given)

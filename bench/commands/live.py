@@ -45,6 +45,7 @@ def run_with_table(
     from analysis.console import print_leaderboard
     from analysis.frame import frame
     from bench.commands.outcome import end_with_outcome
+    from bench.records.overview_run import track_overview
     from bench.records.record import read_records
     from bench.running.run import Run
 
@@ -62,6 +63,7 @@ def run_with_table(
             run = Run(scored, where, tracker, board.report)
             board.add(run.checkpoint.name, run.subjects)
             records += run.execute()
+        track_overview(records, tracker)
     wanted = {record.id for record in records}
     print_leaderboard(frame([record for record in read_records(where.records) if record.id in wanted]), console)
     if then is not None:
@@ -82,8 +84,10 @@ def tracker_of(track: str | None, store: Path) -> Tracker:
     """
     if track is not None and track not in MODES:
         raise UnknownNameError("W&B mode", track, MODES)
+    from analysis.mean import average
+
     mode: Any = track
-    return Tracker(mode, folder=store)
+    return Tracker(mode, folder=store, average=average)
 
 
 class Board:
@@ -134,11 +138,9 @@ class Board:
 
 def _average(subject: Subject) -> float | None:
     """Return the mean of the headline metrics in which more is better, as the leaderboard has it; None until known."""
-    from analysis.protocol import headline, is_accuracy
+    from analysis.mean import average
 
-    scores = subject.record.scores if subject.record else subject.evaluation.scores if subject.evaluation else ()
-    values = [score.value for score in headline(scores).values() if is_accuracy(score)]
-    return sum(values) / len(values) if values else None
+    return average(subject.record.scores if subject.record else subject.evaluation.scores if subject.evaluation else ())
 
 
 def _settings(subject: Subject) -> str:

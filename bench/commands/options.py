@@ -16,3 +16,5 @@ TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)]
 DEFAULT_STORE = Path("runs")
 CORPUS_OPTIONS = ("corpus", "sequences", "length", "seed", "bos", "answers_only", "device")
 """Fields of ``CalibrationConfig`` that every verb offers which measures statistics."""
+ROOM_OPTIONS = ("moments", "states", "hidden_mib")
+"""Those that say how much room a measurement takes."""

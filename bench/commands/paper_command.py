@@ -16,6 +16,7 @@ from bench.settings.stage_settings import CalibrationConfig, EvaluationConfig
 if TYPE_CHECKING:
     from sweeps.grid_config import GridConfig
     from sweeps.grid_progress import GridResult
+    from sweeps.papers.fitted import Shape
 
 KEPT = (
     "records of finished runs and the stages of unfinished ones are kept in the store; "
@@ -28,7 +29,12 @@ ALL = "all"
 
 @with_settings(
     Part(CalibrationConfig, ("corpus", "sequences", "length", "seed"), key="calibration", panel="Calibration"),
-    Part(EvaluationConfig, ("tasks", "include_path", "limit", "dtype"), key="evaluation", panel="Evaluation"),
+    Part(
+        EvaluationConfig,
+        ("tasks", "include_path", "limit", "dtype", "max_length"),
+        key="evaluation",
+        panel="Evaluation",
+    ),
 )
 def paper(
     given: Given,
@@ -37,7 +43,16 @@ def paper(
     model: Annotated[
         str, typer.Option(help="folder or hub id; pocket: small models in place of the paper's")
     ] = "pocket",
-    place: Annotated[str | None, typer.Option(help="the paper's model that it stands for; else by its family")] = None,
+    place: Annotated[
+        str | None, typer.Option(help="the paper's model that it stands for, or several in order; else by its family")
+    ] = None,
+    texts: Annotated[
+        str | None, typer.Option(help="LABEL=CORPUS,... for lines of a figure that have texts of their own")
+    ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(help="what the model is; writes sections that the page of the pocket models takes up"),
+    ] = None,
     store: Annotated[Path, typer.Option(help="folder of records and cached artefacts")] = DEFAULT_STORE,
     taken_from: Annotated[
         Path | None, typer.Option("--from", help="draw from this store alone and run nothing")
@@ -50,13 +65,14 @@ def paper(
     """Run or resume the rows of a table, or the points of a figure, and write it as printed; exit with 1 where a run failed."""
     from bench.records.derived import write_derived
     from bench.settings.timing_settings import TimingConfig
+    from sweeps.papers.beside import read_beside, spelled, write_beside
     from sweeps.papers.making import Made, Order, make, page, whole, write
     from sweeps.papers.shelf import read_paper
     from sweeps.papers.stand_in import POCKET
 
     known = read_paper(name)
     names = list(known.exhibits) if exhibit == ALL else [exhibit]
-    family = None if model == POCKET else _family(model)
+    family, shape = (None, None) if model == POCKET else _form(model)
     show: Callable[[GridConfig], GridResult] | None = None
     results: list[GridResult] = []
     if taken_from is None:
@@ -69,27 +85,61 @@ def paper(
         show = shown
 
     timing = TimingConfig(enabled=time)
-    order = Order(model, place, family, taken_from or store, show, timing, given, {"workers": workers})
+    order = Order(
+        model,
+        place,
+        family,
+        taken_from or store,
+        show,
+        timing,
+        given,
+        {"workers": workers},
+        shape=shape,
+        texts=_by_label(texts),
+        beside=beside,
+    )
     for one in names:
         known.exhibit(one)
+    if beside is not None:
+        names = [one for one in names if known.exhibit(one).kind != "told"]
     paragraphs: list[str] = []
-    if exhibit == ALL:
+    if exhibit == ALL and beside is None:
         order, paragraphs = whole(known, order)
     sections: dict[str, Made] = {}
     for one in names:
         made = sections[one] = make(known, one, order)
-        for path in write(made, one, out / name, alone=exhibit != ALL):
+        if beside is None:
+            paths = write(made, one, out / name, alone=exhibit != ALL)
+        else:
+            command = spelled(name, one, model, place, texts, given)
+            section = f"{made.section}\nMeasured with `{command}`.\n"
+            paths = write_beside(section, made.files, one, out / name / Path(model).name, beside)
+        for path in paths:
             console().print(path, soft_wrap=True, highlight=False)
         for text in made.missing:
             console().print(f"not here: {text}", soft_wrap=True, highlight=False, markup=False)
-    if exhibit == ALL:
-        written = write_derived(out / f"{name}.md", page(known, sections, paragraphs).encode())
+    if exhibit == ALL and beside is None:
+        text = page(known, sections, paragraphs, read_beside(out / name))
+        written = write_derived(out / f"{name}.md", text.encode())
         console().print(written, soft_wrap=True, highlight=False)
     if any(result.counts["failed"] or result.counts["cancelled"] for result in results):
         raise typer.Exit(1)
 
 
-def _family(model: str) -> str:
+def _form(model: str) -> tuple[str, Shape]:
+    """Return family and shape of a model."""
     from bench.library.opening import open_checkpoint
+    from sweeps.papers.fitted import Shape
 
-    return open_checkpoint(model).inventory.family
+    inventory = open_checkpoint(model).inventory
+    return inventory.family, Shape.of(inventory)
+
+
+def _by_label(texts: str | None) -> dict[str, str]:
+    """Return texts by the label of their line."""
+    from methods.framework.errors import ConfigError
+
+    pairs = [text.partition("=") for text in filter(None, (texts or "").split(","))]
+    if wrong := [label for label, equal, corpus in pairs if not (label and equal and corpus)]:
+        raise ConfigError(f"--texts: {wrong[0]!r} names no text; spell each as LABEL=CORPUS, with commas between")
+    return {label: corpus for label, _, corpus in pairs}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, OverflowMethod
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -18,6 +18,21 @@ if TYPE_CHECKING:
 def console(stderr: bool = False) -> Console:
     """Return the terminal to print on."""
     return Console(stderr=stderr)
+
+
+def print_rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a line for each row, in columns; a terminal cuts lines to its width, a file gets them whole.
+
+    Args:
+        heads: names of the columns.
+        rows: cells.
+    """
+    out = console()
+    widths = [max(len(line[column]) for line in (heads, *rows)) for column in range(len(heads))]
+    for line in (heads, *rows):
+        text = "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+        overflow: OverflowMethod = "ellipsis" if out.is_terminal else "ignore"
+        out.print(text, markup=False, highlight=False, no_wrap=True, overflow=overflow, crop=out.is_terminal)
 
 
 @contextmanager

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.commands.options import DEFAULT_STORE, StoreOption, TrackOption
+from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, ROOM_OPTIONS, StoreOption, TrackOption
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.settings.method_settings import expand, parse_method
 from bench.settings.run_settings import RunConfig
 from bench.settings.stage_settings import CalibrationConfig, EvaluationConfig
 from bench.settings.strict import read_settings, validated
 
-_CALIBRATION = ("corpus", "sequences", "length", "seed", "bos", "answers_only", "propagation", "device")
+_CALIBRATION = (*CORPUS_OPTIONS, "propagation", *ROOM_OPTIONS)
 _CHAT = ("apply_chat_template", "system_instruction", "fewshot_as_multiturn", "enable_thinking")
 _EVALUATION = ("tasks", "include_path", "limit", "num_fewshot", "max_length", "batch_size", "dtype", *_CHAT)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from types import NoneType
@@ -15,6 +15,9 @@ from pydantic.fields import FieldInfo
 
 Given = dict[str, Any]
 """Settings that a user gave, as a document that holds nothing else."""
+
+SEVERAL = "with commas between, or given again"
+"""How an option takes several values."""
 
 _Verb = Callable[..., None]
 
@@ -66,19 +69,22 @@ def with_settings(*parts: Part) -> Callable[[_Verb], _Verb]:
     return decorated
 
 
+def listed(given: Sequence[str]) -> list[str]:
+    """Return the values of an option that takes several, with commas between or given again."""
+    return [value.strip() for text in given for value in text.split(",") if value.strip()]
+
+
 def _is_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
 def _document(parts: tuple[Part, ...], chosen: Given) -> Given:
-    """Return the settings that were given, each where its part stands; lists are given with commas between."""
+    """Return the settings that were given, each where its part stands."""
     document: Given = {}
     for part in parts:
         own = {
-            name: list(filter(None, value.split(",")))
-            if _is_list(_members(part.settings.model_fields[name]))
-            else value
+            name: listed(value) if _is_list(_members(part.settings.model_fields[name])) else value
             for name, value in chosen.items()
             if name in part.fields
         }
@@ -93,11 +99,12 @@ def _option(name: str, field: FieldInfo, panel: str | None) -> inspect.Parameter
     """Return the option of one field; values from a list stay text, so that the settings refuse others in their words."""
     members = _members(field)
     values = [value for member in members if get_origin(member) is Literal for value in get_args(member)]
-    kind = str if values or _is_list(members) else members[0]
+    several = _is_list(members)
+    kind: Any = list[str] if several else str if values else members[0]
     default = None if field.is_required() or field.default == () else field.default
     option = typer.Option(
         default,
-        help=field.description,
+        help=f"{field.description}; {SEVERAL}" if several else field.description,
         metavar=f"<{'|'.join(map(str, values))}>" if values else None,
         rich_help_panel=panel,
     )

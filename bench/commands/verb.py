@@ -12,6 +12,8 @@ import typer
 from typer.core import TyperCommand
 from typer.main import get_command
 
+from methods.framework.errors import ConfigError
+
 KEPT = "nothing unfinished was left under its name; the same command starts again"
 """Said on Ctrl-C by verbs whose file states no ``KEPT`` of its own."""
 
@@ -46,9 +48,35 @@ class Verb(TyperCommand):
         app = typer.Typer(add_completion=False)
         app.command(self.name, help=self.help, context_settings=self._settings)(getattr(module, str(self.name)))
         command = get_command(app)
+        _refuse_repeated(command)
         if command.callback is not None:
             command.callback = _interruptible(command.callback, getattr(module, "KEPT", KEPT))
         return command
+
+
+def _refuse_repeated(command: Any) -> None:
+    """Let ``command`` refuse an option of one value that is given again, of which only the last would count."""
+    make_parser = command.make_parser
+
+    def made(context: Any) -> Any:
+        parser = make_parser(context)
+        parse_args = parser.parse_args
+
+        def parsed(args: list[str]) -> Any:
+            options, rest, order = parse_args(args=args)
+            for option in dict.fromkeys(order):
+                times = order.count(option)
+                if times > 1 and option.param_type_name == "option" and not option.multiple:
+                    raise ConfigError(
+                        f"{option.opts[0]} is given {times} times, and takes one value; give it once (see --help for options "
+                        "that take several)"
+                    )
+            return options, rest, order
+
+        parser.parse_args = parsed
+        return parser
+
+    command.make_parser = made
 
 
 def _interruptible(function: Callable[..., Any], kept: str) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.records.item_files import file_name
 from bench.store.store import write_json
 
 Statistic = Literal["mean", "perplexity", "bits"]
@@ -93,14 +94,10 @@ def save_items(items: Iterable[Items], folder: Path) -> None:
     for one in items:
         tasks.setdefault(one.task, []).append(one)
     for task, group in tasks.items():
-        write_json(folder / f"{_file_name(task)}.json", [asdict(one) for one in group])
+        write_json(folder / f"{file_name(task)}.json", [asdict(one) for one in group])
 
 
 def items_from(fields: dict[str, object]) -> Items:
     """Return the items written as the JSON object ``fields``."""
     lists = ("ids", "values", "weights")
     return Items(**{key: tuple(value) if key in lists else value for key, value in fields.items()})  # type: ignore[arg-type]  # checked by the caller's except
-
-
-def _file_name(task: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in task)

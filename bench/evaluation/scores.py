@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.evaluation.items import Items, Statistic, standard_error
 from bench.records.record import Score
 from bench.store.store import digest_of
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def _statistic(aggregation: Any) -> tuple[Statistic, bool] | None:
@@ -40,6 +43,7 @@ def task_scores(task: Any, name: str, answer: Mapping[str, Any], digest: str) ->
     """
     scores: list[Score] = []
     kept: list[Items] = []
+    dataset, subset = _hub_data(task)
     aggregations, directions = task.aggregation(), task.higher_is_better()
     for key, value in answer["results"][name].items():
         metric, comma, filter_name = key.partition(",")
@@ -61,9 +65,19 @@ def task_scores(task: Any, name: str, answer: Mapping[str, Any], digest: str) ->
                 higher_is_better=bool(directions.get(metric, True)),
                 version=str(answer["versions"][name]),
                 digest=digest,
+                dataset=dataset,
+                subset=subset,
             )
         )
     return scores, kept
+
+
+def _hub_data(task: Any) -> tuple[str | None, str | None]:
+    """Return the data set of the hub that a task reads, and which of its configurations; None for each that there is not."""
+    path, name = task.get_config("dataset_path"), task.get_config("dataset_name")
+    if not isinstance(path, str) or not _HUB_ID.fullmatch(path):
+        return None, None  # a folder, a function, or one of the loaders of local files, such as json
+    return path, name if isinstance(name, str) else None
 
 
 def _items(
@@ -118,6 +132,7 @@ def group_scores(
                 higher_is_better=all(one.higher_is_better for one in parts),
                 version=str(group.version),
                 digest=digest_of([group.name, metric, filter_name, sorted(one.digest for one in parts)]),
+                dataset=next(iter(sources)) if len(sources := {one.dataset for one in parts}) == 1 else None,
             )
         )
     return scores, kept

@@ -111,6 +111,7 @@ def budget(cls: type[Method], case: Case) -> None:
         assert abs(asked - found) <= unit, f"keep={keep}: {asked:.1f} should remain, {found} do (unit {unit})"
         after = cost(plan, case.inventory)
         size = after.bytes if "bits" in cls.stages else after.parameters - zeros(plan, case.inventory)
+        size = after.active_parameters if _routes_to_fewer(plan) else size
         assert size >= previous, f"keep={keep} gives a smaller model than the keep before it"
         previous = size
     if reached < 2:
@@ -126,6 +127,10 @@ def _remaining(plan: Plan, inventory: Inventory, keep: float) -> tuple[float, in
         return keep * len(moe), sum(plan.layers[index].drop == "none" for index in moe), 1
     if not plan.stages:
         return 1.0, 1, 0 if keep == 1.0 else 1
+    if _routes_to_fewer(plan):
+        moe = inventory.moe_layers
+        numbers = sum(inventory.layers[index].top_k for index in moe)
+        return keep * numbers, sum(plan.layers[index].top_k or inventory.layers[index].top_k for index in moe), 1
     if plan.stages == {"sparsity"}:
         scopes = {layer.sparsity.scope for layer in plan.layers if layer.sparsity is not None}
         matrices = [entry for layer in inventory.layers for entry in slimmed(layer, *scopes)]
@@ -142,6 +147,11 @@ def _remaining(plan: Plan, inventory: Inventory, keep: float) -> tuple[float, in
         held = {16 * keep, *(float(layer.bits.bits) for layer in plan.layers if layer.bits is not None)}
         return 16 * keep, int(max(held)), 0
     return keep * inventory.num_experts, result(plan, inventory).num_experts, inventory.router.groups
+
+
+def _routes_to_fewer(plan: Plan) -> bool:
+    """Return whether all experts stay and tokens are routed to fewer of them, which no other method does."""
+    return plan.stages == {"experts"} and all(layer.experts is None for layer in plan.layers)
 
 
 def _rank_unit(plan: Plan, inventory: Inventory) -> int:

@@ -31,7 +31,8 @@ class SyntheticProbe:
     statistics relabels the answers. Routing is the family's, with a correction bias of 0.
 
     *Differs* from a model: nothing that is ``decided`` in earlier layers reaches later ones; a merged expert's output is the
-    weighted sum of its members' outputs; constants are 0; errors of the layers of a block add up in squares.
+    weighted sum of its members' outputs; constants are 0; errors of the layers of a block add up in squares; inputs of noise
+    are its tokens again.
     """
 
     def __init__(self, inventory: Inventory, stats: Stats) -> None:
@@ -62,6 +63,15 @@ class SyntheticProbe:
         self._questions.moe_layer(layer)
         self._questions.decided(layer, decided)
         return np.sqrt([self._loss(layer, self._questions.plan(layer, plan)) for plan in candidates])
+
+    def noise_error(self, layer: int, candidates: Sequence[LayerPlan]) -> Array:
+        """Return ``layer_error``: what is kept token by token tells nothing of other inputs.
+
+        Args:
+            layer: index of a decoder layer with experts.
+            candidates: C plans of that layer.
+        """
+        return self.layer_error(layer, candidates, {})
 
     def block_error(self, layers: Sequence[int], candidates: Sequence[Sequence[LayerPlan]], decided: Decided) -> Array:
         """Return the root of the Gram losses summed over the layers of each path.

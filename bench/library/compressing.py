@@ -31,7 +31,8 @@ class Decision:
     Args:
         checkpoint: the source.
         plan: what becomes of it.
-        stats: the statistics that the method read or that the plan writes.
+        stats: the statistics that the method read or that the plan writes; those that are too big to be kept are measured when
+            the plan is written.
         provenance: name and knobs of the method.
         device: torch device of all that is computed.
     """
@@ -131,5 +132,6 @@ def decide(
     calibrator = Calibrator(opened, calibration, Store(Path(store)), method.measured)
     stats = calibrator.stats_for(method, progress)
     plan = method.plan(opened.inventory, stats, calibrator.probe_for(method))
+    stats = calibrator.moments_for(plan, method, stats, progress)
     provenance = {"method": method.name, "knobs": method.knobs}
     return Decision(opened, plan, stats, provenance, resolved_device(calibration.device))

@@ -171,8 +171,8 @@ def many(removed: int, top_k: int, renormalise: bool, seed: int) -> dict[str, An
     logits, gram = redundant_layer(seed)
     router = Router(renormalise=renormalise)
     loss = _timed(values, "prepare", lambda: SubsetLoss(router, top_k, logits, gram, most_removed=removed))
-    greedy = _timed(values, "greedy", lambda: eliminate(loss.losses, EXPERTS, removed))
-    swapped = _timed(values, "exchange", lambda: exchange(loss.losses, EXPERTS, greedy, sweeps=10))
+    greedy = _timed(values, "greedy", lambda: eliminate(loss.neighbours(), removed))
+    swapped = _timed(values, "exchange", lambda: exchange(loss.neighbours(), greedy, sweeps=10))
     order = by_importance(loss.losses(np.eye(EXPERTS, dtype=bool)), 1)
 
     def genetic(*seeds: Any) -> float:

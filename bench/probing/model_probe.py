@@ -136,6 +136,27 @@ class ModelProbe:
 
         return self._ask("layer_error", layer, plans, [[canonical(plan) for plan in options]], run)["error"].copy()
 
+    def noise_error(self, layer: int, candidates: Sequence[LayerPlan]) -> Array:
+        """Return ||y - y_c||_F of the routed outputs for inputs drawn from a standard normal distribution, shape (C,).
+
+        Args:
+            layer: index of a decoder layer with experts.
+            candidates: C plans of that layer.
+        """
+        self._questions.moe_layer(layer)
+        options = [self._candidate(layer, plan) for plan in candidates]
+
+        @torch.inference_mode()
+        def run() -> Answer:
+            drawn = torch.Generator().manual_seed(layer)
+            shape = (self._layers.tokens, self._inventory.hidden)
+            input_TD = torch.randn(shape, generator=drawn).to(self._device, self._dtype)
+            target_TD = self._layers.routed(layer, input_TD, LayerPlan())
+            found = {plan: _distance(self._layers.routed(layer, input_TD, plan), target_TD) for plan in set(options)}
+            return {"error": np.array([found[plan] for plan in options])}
+
+        return self._ask("noise_error", layer, {}, [[canonical(plan) for plan in options]], run)["error"].copy()
+
     def block_error(self, layers: Sequence[int], candidates: Sequence[Sequence[LayerPlan]], decided: Decided) -> Array:
         """Return the errors at the output of a block, as a tree of prefixes: K + ... + K^T layer runs for T layers of K.
 

@@ -1,23 +1,26 @@
-"""The mirror: one W&B run for each record or study. Records are the truth; a failure here costs a warning, never a result."""
+"""The mirror: one W&B run for each record or study. Records are the truth; a failure here costs a warning, never a result.
+
+The run of a record begins when the work on it begins, where it can: then stages, progress and system metrics come live. Whatever
+keeps it from that, the run is made of the record in the end.
+"""
 
 from __future__ import annotations
 
-import json
 import netrc
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlparse
 
+from bench.records.live_run import LiveRun
 from bench.records.record import Record
+from bench.records.run_contents import Average, Beginning, fill
 from methods.framework.errors import ConfigError
-
-if TYPE_CHECKING:
-    import wandb
 
 Fill = Callable[[Any, Any], None]
 """Puts into a run what it holds; called with the module wandb and the run."""
@@ -25,22 +28,6 @@ Fill = Callable[[Any, Any], None]
 Mode = Literal["offline", "online", "disabled"]
 MARKS = "mirrored"
 """Folder beside the runs with one empty file for each record or state of a study that was mirrored, named by it and the mode."""
-
-_COLUMNS = (
-    "task",
-    "metric",
-    "filter",
-    "value",
-    "stderr",
-    "n",
-    "higher_is_better",
-    "version",
-    "difference",
-    "low",
-    "high",
-    "p",
-    "test",
-)
 
 
 class TrackingWarning(UserWarning):
@@ -51,7 +38,13 @@ class Tracker:
     """Mirrors records and studies to W&B; a context manager that starts W&B's service process once, with the first of them."""
 
     def __init__(
-        self, mode: Mode | None = None, *, folder: Path, project: str = "moebench", group: str | None = None
+        self,
+        mode: Mode | None = None,
+        *,
+        folder: Path,
+        project: str = "moebench",
+        group: str | None = None,
+        average: Average | None = None,
     ) -> None:
         """Choose where runs go.
 
@@ -60,6 +53,7 @@ class Tracker:
             folder: parent of the ``wandb`` folder that offline runs are written to.
             project: W&B project.
             group: W&B group; None takes each record's own.
+            average: the mean of a record's scores that tables show, for the summaries.
 
         Raises:
             ConfigError: online is asked for, here or by ``WANDB_MODE``, and there is no key.
@@ -69,35 +63,96 @@ class Tracker:
             raise ConfigError(
                 "W&B is to be reached online, but there is no key; log in (`wandb login`), set WANDB_API_KEY, or choose offline"
             )
-        self.folder, self.project, self.group = folder.resolve(), project, group
+        self.folder, self.project, self.group, self.average = folder.resolve(), project, group, average
+        self._live: dict[str, LiveRun] = {}
+        self._lives = True
 
     @property
     def runs(self) -> Path:
         """Folder with one ``offline-run-*`` folder for each record, for `wandb sync`."""
         return self.folder / "wandb"
 
-    def track(self, record: Record, plan: str | None = None) -> Path | None:
+    def begin(self, row: Beginning) -> None:
+        """Begin the run of a row, whose work begins; ``track`` ends it. A row whose run is open already goes on in it.
+
+        Where that fails, the row and all later ones are mirrored when their records are there.
+        """
+        if self.mode == "disabled" or not self._lives or row.id in self._live:
+            return
+        try:
+            with _environment(self.runs):
+                self._live[row.id] = LiveRun.of(self._open(row.arguments(self.group), live=True))
+        except Exception:  # as for ``mirror``, which will say what is wrong
+            self._lives = False
+
+    def tell(self, row: str, stage: str) -> None:
+        """Note the stage of the row with id ``row``, if its run is open."""
+        live = self._live.get(row)
+        if live is None:
+            return
+        try:
+            live.tell(stage)
+        except Exception:  # likewise
+            self._abandon(row)
+
+    def track(self, record: Record, plan: str | None = None, base: Record | None = None) -> Path | None:
         """Mirror one record; one that was mirrored before in this mode and folder is not sent again.
 
-        The run's id is the record's, so even a second sending would not make a second run.
+        The run's id is the record's, without the number of the attempt, so a row that was interrupted or tried again stays one
+        run: of its offline runs the last one holds everything, so an earlier one that nobody has synced goes.
 
         Args:
             record: the record.
             plan: the plan as JSON, kept as an artifact.
+            base: record of the uncompressed model, for the share of its average that is left.
 
         Returns:
             The run's folder; None when disabled, done before, or failed (then with a warning that says what to do).
             When an online run fails, this one and the later ones go offline, with one warning.
         """
-        begun = {
-            "group": self.group or record.group,
-            "id": record.id,
-            "name": f"{record.model.name} {record.title}",
-            "job_type": record.status,
-            "tags": [record.model.family, record.method or "base"],
-            "config": configuration(record),
-        }
-        return self.mirror(f"record {record.id}", record.id, begun, lambda wandb, run: _fill(wandb, run, record, plan))
+        row = Beginning.of(record)
+
+        def filled(wandb: Any, run: Any) -> None:
+            fill(wandb, run, record, plan, base, self.average)
+
+        folder = self._ended(row.id, record, filled)
+        if folder is None:
+            folder = self.mirror(f"record {record.id}", record.id, row.arguments(self.group), filled)
+        if folder is not None:
+            self.remove_earlier(row.id, folder)
+        return folder
+
+    def _ended(self, row: str, record: Record, filled: Fill) -> Path | None:
+        """Return the folder of the row's open run after it has got the record; None where there is none, or it failed."""
+        live = self._live.get(row)
+        if live is None or self._mark(record.id).exists():
+            self._abandon(row)
+            return None
+        import wandb
+
+        try:
+            with _environment(self.runs):
+                filled(wandb, live.run)
+                live.run.finish(exit_code=0 if record.status in ("complete", "refused") else 1)
+        except Exception:  # the record is mirrored as a whole instead
+            self._abandon(row)
+            return None
+        del self._live[row]
+        self._note(record.id)
+        return live.folder
+
+    def _abandon(self, row: str) -> None:
+        """End the open run of a row, if there is one, as one that was not finished."""
+        live = self._live.pop(row, None)
+        if live is not None:
+            with suppress(Exception), _environment(self.runs):
+                live.run.finish(exit_code=1)
+
+    def remove_earlier(self, identifier: str, folder: Path) -> None:
+        """Remove offline runs of the same id that ``folder`` replaces, unless they were synced."""
+        for earlier in self.runs.glob(f"offline-run-*-{identifier}"):
+            if earlier != folder and not any(earlier.glob("*.synced")):
+                shutil.rmtree(earlier, ignore_errors=True)
 
     def mirror(self, what: str, mark: str, begun: Mapping[str, Any], fill: Fill) -> Path | None:
         """Make one run of W&B; what was mirrored before in this mode and folder, under that mark, is not sent again.
@@ -141,8 +196,11 @@ class Tracker:
         return None
 
     def close(self) -> None:
-        """Stop W&B's service process, if one was started."""
+        """End runs that are still open as not finished, and stop W&B's service process, if one was started."""
         import sys
+
+        for row in list(self._live):
+            self._abandon(row)
 
         module = sys.modules.get("wandb")
         if module is None:
@@ -166,9 +224,13 @@ class Tracker:
     def _marked(self, mark: str, begun: Mapping[str, Any], fill: Fill) -> Path:
         with _environment(self.runs):
             folder = self._run(begun, fill)
+        self._note(mark)
+        return folder
+
+    def _note(self, mark: str) -> None:
+        """Leave the empty file that says that this was mirrored."""
         self._mark(mark).parent.mkdir(parents=True, exist_ok=True)
         self._mark(mark).touch()
-        return folder
 
     @staticmethod
     def _warn(message: str) -> None:
@@ -177,17 +239,7 @@ class Tracker:
     def _run(self, begun: Mapping[str, Any], fill: Fill) -> Path:
         import wandb
 
-        self.folder.mkdir(parents=True, exist_ok=True)
-        run = wandb.init(
-            project=self.project,
-            dir=str(self.folder),
-            mode=self.mode,
-            # What was sent from elsewhere is overwritten with the same content instead of doubled.
-            resume="allow" if self.mode == "online" else None,
-            reinit="create_new",
-            settings=_settings(wandb),
-            **begun,
-        )
+        run = self._open(begun)
         try:
             folder = Path(run.settings.sync_dir)
             fill(wandb, run)
@@ -197,97 +249,35 @@ class Tracker:
         run.finish()
         return folder
 
+    def _open(self, begun: Mapping[str, Any], live: bool = False) -> Any:
+        """Return a new run; one that is ``live`` measures what the machine does meanwhile."""
+        import wandb
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return wandb.init(
+            project=self.project,
+            dir=str(self.folder),
+            mode=self.mode,
+            # What was sent from elsewhere is overwritten with the same content instead of doubled.
+            resume="allow" if self.mode == "online" else None,
+            reinit="create_new",
+            settings=_settings(wandb, live),
+            **begun,
+        )
+
     def _mark(self, mark: str) -> Path:
         return self.runs / MARKS / f"{mark}.{self.mode}"
 
 
-def configuration(record: Record) -> dict[str, Any]:
-    """Return what determined the run: model, method, knobs, corpus, seeds, environment, and the study that found its plan."""
-    keep = {
-        "id",
-        "model",
-        "corpus",
-        "method",
-        "title",
-        "knobs",
-        "plan",
-        "realisation",
-        "seeds",
-        "environment",
-        "created",
-    }
-    told = {**record.model_dump(mode="json", include=keep), "schema": record.schema_version}
-    return told if record.found_by is None else {**told, "found_by": record.found_by.model_dump(mode="json")}
-
-
-def summary(record: Record) -> dict[str, Any]:
-    """Return the run's numbers by name: scores, ratios, cost, timing, seconds; fields without a value are left out."""
-    numbers: dict[str, Any] = {"status": record.status, "reason": record.reason}
-    for score in record.scores:
-        name = f"score/{score.task}/{score.metric}" + ("" if score.filter == "none" else f"/{score.filter}")
-        numbers[name] = score.value
-        numbers[f"{name}_stderr"] = score.stderr
-        if score.paired is not None:
-            numbers[f"{name}_difference"] = score.paired.difference
-    for group, part in (("cost", record.cost), ("ratio", record.ratios)):
-        numbers |= {} if part is None else {f"{group}/{name}": value for name, value in part.model_dump().items()}
-    if record.timing is not None:
-        for name, value in record.timing.model_dump(exclude={"protocol", "marks", "batches", "online"}).items():
-            numbers |= (
-                {f"timing/{name}/{k}": v for k, v in value.items()}
-                if isinstance(value, dict)
-                else {f"timing/{name}": value}
-            )
-    numbers |= {f"seconds/{stage}": value for stage, value in record.seconds.items()}
-    return {name: value for name, value in numbers.items() if value is not None}
-
-
-def score_rows(record: Record) -> list[list[Any]]:
-    """Return one row for each score, in the order of the table's columns."""
-    rows = []
-    for score in record.scores:
-        fields = {
-            **(score.paired.model_dump() if score.paired else {}),
-            **score.model_dump(exclude={"paired", "digest"}),
-        }
-        rows.append([fields.get(column) for column in _COLUMNS])
-    return rows
-
-
-def _fill(module: Any, run: wandb.Run, record: Record, plan: str | None) -> None:
-    """Put what the record holds into its run."""
-    if record.scores:
-        run.log({"scores": module.Table(columns=list(_COLUMNS), data=score_rows(record))})
-    run.summary.update(summary(record))
-    _attach(module, run, record, plan)
-
-
-def _attach(module: Any, run: wandb.Run, record: Record, plan: str | None) -> None:
-    """Attach the record and the plan as artifacts; the plan's is named by its digest, so that equal plans share one.
-
-    The files lie in the run's own folder, so `wandb sync` finds them there later and nothing is staged elsewhere.
-    """
-    texts = {"record": json.dumps(record.model_dump(mode="json", by_alias=True), indent=2, sort_keys=True) + "\n"}
-    names = {"record": f"record-{record.id}"}
-    if plan is not None and record.plan is not None:
-        texts["plan"], names["plan"] = plan, f"plan-{record.plan[:16]}"
-    for kind, text in texts.items():
-        path = Path(run.dir) / f"{kind}.json"
-        path.write_text(text)
-        artifact = module.Artifact(names[kind], type=kind)
-        artifact.add_file(str(path), name=path.name, policy="immutable")
-        run.log_artifact(artifact)
-
-
-def _settings(module: Any) -> Any:
-    """Return settings under which W&B stores what the record holds, and nothing about the machine."""
+def _settings(module: Any, live: bool) -> Any:
+    """Return settings under which W&B stores what the record holds, and of a ``live`` run loads of the machine, not its name."""
     return module.Settings(
         silent=True,
         console="off",
         disable_git=True,
         disable_code=True,
         save_code=False,
-        x_disable_stats=True,
+        x_disable_stats=not live,
         x_disable_meta=True,
         x_disable_machine_info=True,
         x_save_requirements=False,

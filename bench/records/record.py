@@ -128,6 +128,10 @@ class Score(_Part):
     higher_is_better: bool = Field(description="direction of the metric")
     version: str = Field(description="lm-eval task version")
     digest: str = Field(description="digest of task definition, items and settings")
+    dataset: str | None = Field(
+        default=None, description="data set of the hub that the items come from; None: not from the hub, or not known"
+    )
+    subset: str | None = Field(default=None, description="configuration of that data set, where it has several")
     paired: Paired | None = Field(default=None, description="comparison with the base; None for the base itself")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from bench.applying.apply import SHARD_BYTES, copy_small_files, seal
 from bench.applying.shards import write_shards
+from bench.cards.model_card import SOURCE_COST, write_card
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.content import PLAN_FILE, plan_document
 from bench.checkpoint.tensor_files import TORCH_DTYPES, write_all
 from bench.recovery.placed import held
 from bench.store.staging import staged_folder
+from methods.framework.cost import cost_of
 from methods.framework.errors import CheckpointError
 from methods.framework.inventory import TensorEntry
 from methods.framework.plan import Plan
@@ -75,7 +77,8 @@ def with_recovery(
     """
     if document is None:
         source = {"name": checkpoint.name, "revision": checkpoint.revision, "content": checkpoint.content}
-        document = {**Plan.identity(checkpoint.inventory).document(), "provenance": {"source": source}}
+        told = {"source": source, SOURCE_COST: asdict(cost_of(checkpoint.inventory))}
+        document = {**Plan.identity(checkpoint.inventory).document(), "provenance": told}
     provenance = {name: value for name, value in (document.get("provenance") or {}).items() if name != "written"}
     return {**document, "provenance": {**provenance, "recovery": [*provenance.get("recovery", ()), dict(entry)]}}
 
@@ -105,6 +108,7 @@ def write_recovered(
             copy_small_files(checkpoint.path, folder, anew=(PLAN_FILE,))
             (folder / PLAN_FILE).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
             seal(folder, checkpoint.inventory)
+            write_card(folder)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
             return  # another process finished the same work first

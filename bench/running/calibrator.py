@@ -1,10 +1,18 @@
-"""Statistics and probes for the methods of a run, each measured once, when first asked for."""
+"""Statistics and probes for the methods of a run, each measured once, when first asked for.
+
+What lies in files is measured once for all of them only where it is kept; else each method has a pass of its own, in which it
+goes with its layer.
+"""
 
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
+from bench.calibration.conditions import Effort
+from bench.calibration.passing import calibrate_passing
+from bench.calibration.passing_stats import PassingStats, passing_names
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.models.device import resolved_device
 from bench.settings.stage_settings import CalibrationConfig
@@ -13,8 +21,12 @@ from bench.text.corpus import Corpus, parse
 from methods.framework.errors import RefusedError
 from methods.framework.layer_plan import INSIDE
 from methods.framework.method import LayerwiseMethod, Method
+from methods.framework.plan import Plan
 from methods.framework.probe import Probe
 from methods.framework.stats import CATALOGUE, Stats
+
+KEPT_BYTES = 1 << 30
+"""Most bytes of statistics in files that are kept for a whole run, unless it asks for another way."""
 
 
 class Measured(Protocol):
@@ -26,8 +38,18 @@ class Measured(Protocol):
         ...
 
     @property
+    def needs(self) -> frozenset[str]:
+        """Statistics that it reads."""
+        ...
+
+    @property
     def measured(self) -> frozenset[str]:
         """Statistics that it reads or writes."""
+        ...
+
+    @property
+    def anew(self) -> bool:
+        """Whether some of its steps measure what steps before them leave."""
         ...
 
     @property
@@ -112,8 +134,17 @@ class Calibrator:
                 "experts is not built"
             )
 
+    @cached_property
+    def by_layer(self) -> bool:
+        """Whether statistics that lie in files go with their layer."""
+        if self._config.moments != "auto":
+            return self._config.moments == "by_layer"
+        from bench.calibration.sums.disk_array import disk_bytes
+
+        return disk_bytes(self._checkpoint.inventory, self._needs, self._config.sampled_tokens) > KEPT_BYTES
+
     def stats_for(self, method: Measured, progress: Any = None) -> Stats:
-        """Return the statistics for ``method``.
+        """Return the statistics for ``method``, without those that go with their layer and that it only writes.
 
         Raises:
             RefusedError: sequential propagation for a method that does not decide layer by layer.
@@ -122,35 +153,69 @@ class Calibrator:
         from bench.calibration.decide import LayerwiseDecision
 
         corpus = self.corpus_for(method)
-        cache = self._store.cache / "stats"
         if corpus is None:
             return calibrate(
-                self._checkpoint, None, method.measured, cache=cache, device=self.device, progress=progress
+                self._checkpoint, None, method.measured, cache=self._cache, device=self.device, progress=progress
             )
-        sampled = self._config.sampled_tokens
-        if self._config.propagation == "one_shot":
-            return calibrate(
-                self._checkpoint,
-                corpus,
-                self._needs,
-                cache=cache,
-                device=self.device,
-                sampled_tokens=sampled,
-                progress=progress,
-            )
-        self._check_propagation(method)
-        assert isinstance(method, LayerwiseMethod)
-        decide = LayerwiseDecision(method, self._checkpoint.inventory)
+        decide, needs = None, self._needs
+        if self._config.propagation == "sequential":
+            self._check_propagation(method)
+            assert isinstance(method, LayerwiseMethod)
+            decide, needs = LayerwiseDecision(method, self._checkpoint.inventory), method.measured
+        elif self.by_layer and not method.anew:
+            read = passing_names(method.needs)
+            if read and isinstance(method, LayerwiseMethod):
+                return self._passing(method.needs, corpus, progress)
+            needs = (needs - passing_names(needs)) | read
+        if not needs:
+            return Stats({})
         return calibrate(
             self._checkpoint,
             corpus,
-            method.measured,
+            needs,
             decide=decide,
-            cache=cache,
+            cache=self._cache,
             device=self.device,
-            sampled_tokens=sampled,
+            sampled_tokens=self._config.sampled_tokens,
+            effort=self._effort,
             progress=progress,
         )
+
+    def moments_for(self, plan: Plan, method: Measured, stats: Stats, progress: Any = None) -> Stats:
+        """Return the statistics that ``plan`` writes from.
+
+        Args:
+            plan: in the coordinates of the model.
+            method: what decided it.
+            stats: what ``stats_for`` returned for it, or those that it measured itself.
+            progress: called after each decoder layer, once tensors are written from statistics that are measured only then.
+        """
+        missing = passing_names(plan.moments - stats.values.keys())
+        corpus = self.corpus_for(method)
+        if not missing or corpus is None:
+            return stats
+        return self._passing(plan.moments, corpus, progress)
+
+    def _passing(self, names: frozenset[str], corpus: Corpus, progress: Any) -> PassingStats:
+        return calibrate_passing(
+            self._checkpoint,
+            corpus,
+            names,
+            cache=self._cache,
+            device=self.device,
+            sampled_tokens=self._config.sampled_tokens,
+            effort=self._effort,
+            progress=progress,
+        )
+
+    @property
+    def _cache(self) -> Path:
+        return self._store.cache / "stats"
+
+    @property
+    def _effort(self) -> Effort:
+        config = self._config
+        return Effort(hidden_bytes=config.hidden_mib << 20, rounded_states=config.states == "bfloat16")
 
     def probe_for(self, method: Method) -> Probe | None:
         """Return the running model for a method that asks for it, else None; made once, on the calibration corpus."""

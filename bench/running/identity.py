@@ -101,6 +101,8 @@ def own_key(
         key["probed by"] = code_digest(PROBING, root)
     if method.probing or any(CATALOGUE[name].cost == "sampled" for name in method.measured):
         key["sampled_tokens"] = config.calibration.sampled_tokens
+    if corpus is not None and config.calibration.states != "computed":
+        key["states"] = config.calibration.states
     if recovery is not None:
         key["recovery"] = recovery.resolved()
         key["trained by"] = [_kind(recovery.device), versions("peft"), code_digest(TRAINING, root)]

@@ -61,6 +61,8 @@ class Planned:
 
     name: ClassVar[str] = "plan"
     probing: ClassVar[bool] = False
+    anew: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     title: str
     decided: Plan

@@ -70,6 +70,16 @@ class Recipe:
         return frozenset().union(*(step.method.measured for step in self.steps))
 
     @property
+    def needs(self) -> frozenset[str]:
+        """Statistics that the steps read."""
+        return frozenset().union(*(step.method.needs for step in self.steps))
+
+    @property
+    def anew(self) -> bool:
+        """Whether a step measures what the steps before it leave."""
+        return any(step.recalibrate for step in self.steps[1:])
+
+    @property
     def of_source(self) -> frozenset[str]:
         """Those of them that are measured on the source."""
         own = (step.method.measured for index, step in enumerate(self.steps) if index == 0 or not step.recalibrate)
@@ -114,7 +124,9 @@ class Recipe:
                 )
             own = step.method.plan(result(plan, inventory), stats, here.probe_for(step.method))
             moments |= {
-                name: expanded(stats, name, plan, inventory) if anew else source.values[name] for name in own.moments
+                name: expanded(stats, name, plan, inventory) if anew else source.values[name]
+                for name in own.moments
+                if anew or name in source.values  # others are measured when the plan is written
             }
             plan = compose(plan, own, inventory)
         return plan, Stats(moments, source.tokens, source.meta)

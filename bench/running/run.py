@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Sequence
 
-from bench.applying.moments import cold_experts
+from bench.cards.model_card import write_card
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.content import stated_digest
 from bench.checkpoint.tokenizer_files import open_tokenizer
@@ -30,6 +30,7 @@ from bench.records.record import (
     read_record,
     write_record,
 )
+from bench.running.announced import announced
 from bench.running.calibrator import Calibrator
 from bench.running.identity import own_key, shared_key
 from bench.running.planned import Compression, Planned
@@ -37,12 +38,14 @@ from bench.running.recipe import Recipe
 from bench.running.record_parts import cost_info, group_sizes, ratio_info, realisation, recovery_info, similarity_info
 from bench.running.stages import (
     chat_of,
+    count_cold,
     evaluate_checkpoint,
     recover_checkpoint,
     time_checkpoint,
     timing_key,
     write_checkpoint,
 )
+from bench.running.stored_plans import stored_plan
 from bench.running.subject import Subject
 from bench.serving.engine import engine_named
 from bench.settings.run_settings import RunConfig
@@ -81,7 +84,7 @@ class Run:
         Raises:
             MoebenchError: an unknown method, knob, task or engine, a model that cannot be read, a plan of another model.
         """
-        self.config, self.store, self.tracker, self.report = config, store, tracker, report
+        self.config, self.store, self.tracker = config, store, tracker
         methods: list[Compression] = [one.configured() for one in config.methods]
         methods += [Recipe.configured(one) for one in config.recipes]
         recoveries = [config.recovery] * len(config.methods)
@@ -94,6 +97,7 @@ class Run:
         for name in (config.calibration.device, config.evaluation.device, *trained_on):
             resolved_device(name)  # also where every record is there already: who asks for one expects it to be used
         self.checkpoint = Checkpoint.open(config.model, config.revision, config.trust_remote_code)
+        self.report = announced(report, tracker, config, self.checkpoint)
         methods += [Planned.read(path, self.checkpoint.inventory) for path in config.plans]
         recoveries += [config.recovery] * len(config.plans)
         self.base = Subject(None)
@@ -126,7 +130,7 @@ class Run:
                 self._record(subject)
         for subject in self.subjects:
             assert subject.record is not None
-            self.tracker.track(subject.record, subject.plan.dumps() if subject.plan else None)
+            self.tracker.track(subject.record, subject.plan.dumps() if subject.plan else None, self.base.record)
         return [subject.record for subject in self.subjects if subject.record is not None]
 
     def _identify(self) -> None:
@@ -149,7 +153,7 @@ class Run:
                 earlier = read_record(path)
                 if earlier.status in FINAL:
                     subject.record = earlier
-                    subject.plan = self._stored_plan(earlier)
+                    subject.plan = stored_plan(earlier, self.store)
                     break
                 subject.attempt += 1
                 subject.id = f"{key}-{subject.attempt}"
@@ -169,10 +173,6 @@ class Run:
                 opening=corpus.opening,
                 sources=dict(corpus.sources),
             )
-
-    def _stored_plan(self, record: Record) -> Plan | None:
-        path = self.store.plans / f"{record.plan}.json"
-        return Plan.loads(path.read_text()) if record.plan and path.exists() else None
 
     def _guarded(self, subject: Subject, stage: Callable[[Subject], None]) -> None:
         """Run one stage of one subject; its failure ends this subject and no other."""
@@ -232,13 +232,13 @@ class Run:
         )
         self.report(subject, "apply")
         with subject.clock.stage("apply"):
+            moments = self.calibrator.moments_for(subject.plan, subject.method, stats)
             subject.path = write_checkpoint(
-                self.checkpoint, subject.plan, self.store, provenance, stats, self.calibrator.device
+                self.checkpoint, subject.plan, self.store, provenance, moments, self.calibrator.device
             )
             # Writing it, or finding it again, has just compared its files with this digest.
             subject.content = stated_digest(subject.path) or Checkpoint.open(subject.path).content
-        if subject.plan.moments:
-            subject.cold = cold_experts(subject.plan, self.checkpoint.inventory, stats)
+        subject.cold = count_cold(subject.plan, self.checkpoint, moments, self.store)
 
     def _check_target(self, subject: Subject, plan: Plan) -> None:
         """Note what is known about the engine that is to run ``plan``.
@@ -361,6 +361,8 @@ class Run:
             environment=environment(),
         )
         subject.record = self._settled(subject, record)
+        if method is not None and subject.path is not None:
+            write_card(subject.path, subject.record, config.evaluation)
         self.report(subject, subject.record.status)
 
     def _settled(self, subject: Subject, record: Record) -> Record:

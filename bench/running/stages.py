@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from bench.applying.apply import apply
 from bench.applying.computed_by import computed_by
-from bench.applying.moments import moments_digest
+from bench.applying.written_moments import cold_experts, moments_digest
 from bench.calibration.code_digest import TIMING, code_digest
+from bench.calibration.passing_stats import PassingStats
 from bench.checkpoint.checkpoint import Checkpoint
+from bench.checkpoint.content import stated_moments
 from bench.evaluation.chat import Chat
 from bench.evaluation.evaluate import Evaluation, evaluate
 from bench.models.device import resolved_device
@@ -58,7 +60,8 @@ def write_checkpoint(
 ) -> Path:
     """Write (or find) the compressed checkpoint of ``plan``.
 
-    Its name is made of content, plan, written statistics and, where values are computed, of what computes them.
+    Its name is made of content, plan, written statistics and, where values are computed, of what computes them. Statistics
+    that are measured while it is written stand in the name by what they are measured on.
 
     Args:
         checkpoint: the source.
@@ -69,13 +72,40 @@ def write_checkpoint(
         device: where tensors are computed that are not copied.
     """
     name = f"{checkpoint.content[:12]}-{plan.digest[:12]}"
-    if (measured := moments_digest(plan, checkpoint.inventory, stats)) is not None:
+    passing = isinstance(stats, PassingStats) and bool(plan.moments)
+    measured = None if passing else moments_digest(plan, checkpoint.inventory, stats)
+    if isinstance(stats, PassingStats) and passing:
+        name += f"-{stats.identity[:12]}"
+    elif measured is not None:
         name += f"-{measured[:12]}"
     if (maker := computed_by(plan, device)) is not None:
         name += f"-{digest_of(maker)[:12]}"
-    return apply(
-        checkpoint, plan, store.checkpoints / name, provenance, moments=stats, device=device, measured=measured
-    )
+    out = store.checkpoints / name
+    if passing and out.exists():
+        measured = stated_moments(out)
+    return apply(checkpoint, plan, out, provenance, moments=stats, device=device, measured=measured)
+
+
+def count_cold(plan: Plan, checkpoint: Checkpoint, stats: Stats | None, store: Store) -> int | None:
+    """Return how many experts are made of moments that saw no token, None where none is made of moments.
+
+    Args:
+        plan: what became of each layer.
+        checkpoint: the source.
+        stats: statistics that the result was written from.
+        store: keeps the count of a pass, which may not be taken again only to count.
+    """
+    if not plan.moments:
+        return None
+    if not isinstance(stats, PassingStats):
+        return cold_experts(plan, checkpoint.inventory, stats)
+    key = {"plan": plan.digest, "measured": stats.identity}
+    if found := store.recall("cold", key):
+        return int(found["experts"])
+    stats.layers.finish()
+    count = cold_experts(plan, checkpoint.inventory, stats)
+    store.remember("cold", key, {"experts": count})
+    return count
 
 
 def recover_checkpoint(

@@ -21,7 +21,7 @@ POCKET = "pocket"
 class CalibrationConfig(Extended):
     """What statistics are measured on."""
 
-    later: ClassVar[tuple[str, ...]] = ("device", "bos", "answers_only")
+    later: ClassVar[tuple[str, ...]] = ("device", "bos", "answers_only", "moments", "states", "hidden_mib")
 
     corpus: CorpusLine = Field(
         default="pocket",
@@ -44,6 +44,17 @@ class CalibrationConfig(Extended):
     device: str = Field(
         default="auto",
         description="torch device of the statistics and of what is computed from them; auto takes the GPU where there is one",
+    )
+    moments: Literal["auto", "kept", "by_layer"] = Field(
+        default="auto",
+        description="Gram matrices of all layers kept for all methods, or measured for each method and gone with their layer; "
+        "auto keeps up to 1 GiB",
+    )
+    states: Literal["computed", "bfloat16"] = Field(
+        default="computed", description="type in which hidden states lie between two layers"
+    )
+    hidden_mib: int = Field(
+        default=1024, ge=1, description="MiB of hidden states in memory; more lie in a file, in blocks of that size"
     )
 
 

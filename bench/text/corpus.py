@@ -14,9 +14,11 @@ import numpy as np
 
 from bench.settings.mixture import shares_of, windows_of
 from bench.settings.stage_settings import Bos
+from bench.text.apart import Apart, mark_of
 from bench.text.cutting import Marked, opened, packed
 from bench.text.encoder import MASKS, Encoder
 from bench.text.instructions import instruction_texts
+from bench.text.pieces import LONGEST, pieces
 from methods.framework.errors import ConfigError, UnknownNameError
 from methods.framework.outside import parse_json, read_text
 
@@ -29,10 +31,6 @@ FORMS = (
     "instruction and output), several of them joined by +, or with shares of the windows "
     "as SOURCE=0.5,SOURCE=0.5"
 )
-_PIECE = 1 << 16
-"""Characters of text that stay together when a text file is shuffled."""
-_LONGEST = 1 << 40
-"""Bytes of the longest text, which may be a large part of a training set."""
 _ID_FILES = (".npy", ".safetensors", ".json")
 
 
@@ -48,6 +46,7 @@ class Corpus:
         opening: ids that were put at the start of every window, as evaluation puts them there.
         sources: of a mixture, each source with the number of its windows.
         marks: for each window, which of its tokens statistics count; None: all. They are part of the digest.
+        documents: marks of the documents that it was cut from, where it was cut from documents.
     """
 
     name: str
@@ -57,6 +56,7 @@ class Corpus:
     opening: tuple[int, ...] = ()
     sources: tuple[tuple[str, int], ...] = ()
     marks: tuple[tuple[bool, ...], ...] | None = None
+    documents: frozenset[bytes] = frozenset()
 
     @property
     def counted(self) -> int:
@@ -117,6 +117,7 @@ def parse(
     seed: int = 0,
     bos: Bos = "as evaluated",
     answers_only: bool = False,
+    apart: Apart | None = None,
 ) -> Corpus:
     """Return the corpus that ``spec`` names.
 
@@ -131,6 +132,8 @@ def parse(
         seed: chooses the windows where a source has more than are wanted.
         bos: whether windows begin with the tokenizer's beginning of a sequence.
         answers_only: whether only tokens of answers count, as the chat template marks them; all sources are conversations.
+        apart: what the same study reads already. Windows of a text file that share a passage with it are passed over, and
+            documents that it holds.
 
     Raises:
         ConfigError: a source is missing, unreadable, too short, or does not fit the model.
@@ -143,13 +146,21 @@ def parse(
             f"windows of {length} tokens hold nothing beside the {len(opening)} that each begins with; raise --length"
         )
     windows: list[Marked] = []
+    read: set[bytes] = set()
     for source, share in sources:
-        windows += _Source(source.strip(), checkpoint, encoder, opening, seed, answers_only).windows(share, length)
+        windows += _Source(source.strip(), checkpoint, encoder, opening, seed, answers_only, apart, read).windows(
+            share, length
+        )
     marks = [window.marks for window in windows] if answers_only else None
     corpus = Corpus.of((window.ids for window in windows), spec, marks)
-    corpus = replace(corpus, opening=opening, sources=tuple(sources) if mixed else ())
+    corpus = replace(corpus, opening=opening, sources=tuple(sources) if mixed else (), documents=frozenset(read))
     _check_fit(corpus, checkpoint)
     return corpus
+
+
+def replayed(spec: str) -> bool:
+    """Tell whether a corpus is of files of token ids alone, which are read whole whatever the seed."""
+    return all(source.strip().endswith(_ID_FILES) for source in spec.split("+"))
 
 
 def _sources(spec: str, sequences: int, length: int) -> tuple[list[tuple[str, int]], bool]:
@@ -163,9 +174,9 @@ def _sources(spec: str, sequences: int, length: int) -> tuple[list[tuple[str, in
     if mixture:
         sources = [source for source, _ in mixture]
         counts = windows_of([share for _, share in mixture], sequences)
-        if replayed := [source for source in sources if source.endswith(_ID_FILES)]:
+        if of_ids := [source for source in sources if source.endswith(_ID_FILES)]:
             raise ConfigError(
-                f"corpus {spec!r}: {replayed[0]} is a file of token ids, which is replayed whole and so has no share; join it "
+                f"corpus {spec!r}: {of_ids[0]} is a file of token ids, which is replayed whole and so has no share; join it "
                 "with +"
             )
         if len(set(sources)) < len(sources):
@@ -209,15 +220,17 @@ class _Source:
     opening: tuple[int, ...]
     seed: int
     answers_only: bool
+    apart: Apart | None
+    read: set[bytes]
+    """Gets marks of the documents that windows are cut from."""
 
     def windows(self, sequences: int, length: int) -> Sequence[Marked]:
         kind, _, rest = self.source.partition(":")
         if self.answers_only and kind not in ("datasets", "chat"):
             raise self._unmarked(f"corpus {self.source!r}")
         if kind == "pocket":
-            return self._packed(
-                map(Marked, _pocket(rest, self.checkpoint, sequences, length, self.seed)), sequences, length
-            )
+            made = map(Marked, _pocket(rest, self.checkpoint, sequences, length, self.seed))
+            return packed(made, self.opening, sequences, length, self.source)
         if kind == "datasets":
             return self._packed(self._encoded(_dataset(rest, self.seed)), sequences, length)
         if kind == "chat":
@@ -229,10 +242,11 @@ class _Source:
             raise ConfigError(f"corpus {self.source!r}: there is no such file; allowed: {FORMS}")
         if path.suffix in _ID_FILES:
             return [Marked(opened(row, self.opening)) for row in _raw_ids(path)]
-        return self._packed(map(Marked, map(self.encoder.text, _pieces(path, self.seed))), sequences, length)
+        stream = map(Marked, map(self.encoder.text, pieces(path, self.seed, length)))
+        return packed(stream, self.opening, sequences, length, self.source, self.apart, passages=True)
 
-    def _packed(self, pieces: Iterable[Marked], sequences: int, length: int) -> list[Marked]:
-        return packed(pieces, self.opening, sequences, length, self.source)
+    def _packed(self, stream: Iterable[Marked], sequences: int, length: int) -> list[Marked]:
+        return packed(stream, self.opening, sequences, length, self.source, self.apart)
 
     def _unmarked(self, what: str) -> ConfigError:
         return ConfigError(
@@ -241,39 +255,28 @@ class _Source:
         )
 
     def _encoded(self, documents: Iterable[Any]) -> Iterator[Marked]:
-        """Yield the ids of texts, each with the end of a document, and of conversations, whose template ends them."""
-        encode = self.encoder.text
+        """Yield the ids of documents, but for those that are to be passed over."""
         for number, document in enumerate(documents):
-            where = f"document {number} of corpus {self.source!r}"
-            if isinstance(document, str):
-                if self.answers_only:
-                    raise self._unmarked(where)
-                yield Marked([*encode(document), *self.encoder.end])
-            elif self.answers_only:
-                yield Marked(*self.encoder.answers(document, where))
-            else:
-                yield Marked(self.encoder.chat(document, where))
+            encoded = self._document(document, f"document {number} of corpus {self.source!r}")
+            mark = mark_of(encoded.ids)
+            if self.apart is None or not self.apart.passes_document(mark):
+                self.read.add(mark)
+                yield encoded
 
-
-def _pieces(path: Path, seed: int) -> Iterator[str]:
-    """Yield a text file in pieces that end at line ends, in an order that the seed chooses."""
-    text = read_text(path, ConfigError, "convert it to UTF-8", _LONGEST)
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").splitlines(keepends=True)
-    pieces: list[list[str]] = [[]]
-    size = 0
-    for line in lines:
-        if size >= _PIECE:
-            pieces.append([])
-            size = 0
-        pieces[-1].append(line)
-        size += len(line)
-    random.Random(f"corpus {seed}").shuffle(pieces)
-    return ("".join(piece) for piece in pieces)
+    def _document(self, document: Any, where: str) -> Marked:
+        """Return the ids of a text, with the end of a document, or of a conversation, whose template ends it."""
+        if isinstance(document, str):
+            if self.answers_only:
+                raise self._unmarked(where)
+            return Marked([*self.encoder.text(document), *self.encoder.end])
+        if self.answers_only:
+            return Marked(*self.encoder.answers(document, where))
+        return Marked(self.encoder.chat(document, where))
 
 
 def _conversations(path: Path, seed: int) -> Iterator[Any]:
     """Yield the conversations of a file, one object with ``messages`` a line, in an order that the seed chooses."""
-    lines = [line for line in read_text(path, ConfigError, longest=_LONGEST).split("\n") if line.strip()]
+    lines = [line for line in read_text(path, ConfigError, longest=LONGEST).split("\n") if line.strip()]
     random.Random(f"corpus {seed}").shuffle(lines)
     for line in lines:
         row = parse_json(line, f"a line of {path}", ConfigError)
@@ -344,7 +347,7 @@ def _raw_ids(path: Path) -> Sequence[Sequence[int]]:
         if path.suffix == ".npy":
             found = np.load(path, allow_pickle=False)
         elif path.suffix == ".json":
-            found = parse_json(read_text(path, ConfigError, longest=_LONGEST), str(path), ConfigError)
+            found = parse_json(read_text(path, ConfigError, longest=LONGEST), str(path), ConfigError)
         else:
             found = _single_tensor(path)
     except ConfigError:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bench.text.apart import Apart
 from methods.framework.errors import ConfigError
 
 
@@ -26,7 +27,13 @@ def opened(row: Sequence[int], opening: tuple[int, ...]) -> Sequence[int]:
 
 
 def packed(
-    pieces: Iterable[Marked], opening: tuple[int, ...], sequences: int, length: int, source: str
+    pieces: Iterable[Marked],
+    opening: tuple[int, ...],
+    sequences: int,
+    length: int,
+    source: str,
+    apart: Apart | None = None,
+    passages: bool = False,
 ) -> list[Marked]:
     """Cut a stream into windows, each with its beginning, and stop when there are enough.
 
@@ -36,6 +43,8 @@ def packed(
         sequences: windows that are wanted.
         length: tokens of a window.
         source: name of the stream, for messages.
+        apart: what a window may not repeat.
+        passages: whether windows that share a passage with it are passed over here, not documents before.
 
     Raises:
         ConfigError: the stream is too short.
@@ -52,13 +61,18 @@ def packed(
             stop = place + length - len(added)
             if stop > len(rest):
                 break
-            own = [*[False] * len(added), *marks[place:stop]] if marks else ()
-            windows.append(Marked([*added, *rest[place:stop]], own))
+            window = Marked([*added, *rest[place:stop]], [*[False] * len(added), *marks[place:stop]] if marks else ())
             place = stop
+            if not (passages and apart is not None and apart.passes_window(window.ids)):
+                windows.append(window)
         if len(windows) == sequences:
             return windows
         del rest[:place], marks[:place]
+    shared = ""
+    if apart is not None and apart.passed:
+        what = "windows" if passages else "documents"
+        shared = f" (beside {apart.passed} {what} that were passed over, since other text of the study holds them)"
     raise ConfigError(
         f"corpus {source!r} is too short: it gives {len(windows)} windows of {length} tokens and {len(rest)} tokens "
-        f"more, {sequences} windows were asked for; lower --sequences or --length, or add text"
+        f"more{shared}, {sequences} windows were asked for; lower --sequences or --length, or add text"
     )

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 
-from methods.framework.forms import LEFT, MIX, SHARED_PREFIX
+from methods.framework.forms import SHARED_PREFIX
 from methods.framework.inside_fit import left_linears, stays
 from methods.framework.inventory import CONSTANT_ROLE, EXPERT_ROLES, Inventory, LayerInventory, TensorEntry
+from methods.framework.layer_plan import LayerPlan
 from methods.framework.plan import Plan
-from methods.framework.transfer import result
+from methods.framework.stored_sizes import Sizes, expert_sizes
+from methods.framework.transfer import beside_experts, experts_left
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +72,12 @@ def cost(plan: Plan, inventory: Inventory, tokens: int = 2048) -> Cost:
         inventory: the source.
         tokens: length of the sequence whose FLOPs are counted.
     """
-    return cost_of(result(plan, inventory), tokens)
+    return _total(plan.layers, inventory, tokens)
 
 
 def cost_of(inventory: Inventory, tokens: int = 2048) -> Cost:
     """Return the cost of a checkpoint as it is; ``tokens`` is the length of the forward that FLOPs are counted for."""
-    total = _cost(inventory.outer, inventory.vocab * inventory.hidden * 2 * tokens)
-    for one in layer_costs(inventory, tokens):
-        total = plus(total, one)
-    return total
+    return _total([LayerPlan()] * len(inventory.layers), inventory, tokens)
 
 
 def layer_costs(inventory: Inventory, tokens: int = 2048) -> tuple[Cost, ...]:
@@ -87,33 +87,63 @@ def layer_costs(inventory: Inventory, tokens: int = 2048) -> tuple[Cost, ...]:
         inventory: the checkpoint.
         tokens: length of the sequence whose FLOPs are counted.
     """
+    return _layers([LayerPlan()] * len(inventory.layers), inventory, tokens)
+
+
+def _total(plans: Sequence[LayerPlan], inventory: Inventory, tokens: int) -> Cost:
+    outer = _cost(inventory.outer, Sizes(), inventory.vocab * inventory.hidden * 2 * tokens)
+    added = zip(*(_quantities(one) for one in (outer, *_layers(plans, inventory, tokens))), strict=True)
+    return Cost(*map(sum, added))
+
+
+def _layers(plans: Sequence[LayerPlan], inventory: Inventory, tokens: int) -> tuple[Cost, ...]:
+    """Return the cost of each decoder layer that is left."""
     attention = inventory.attention
     quadratic = 2 * tokens**2 * attention.heads * (attention.qk_head_dim + attention.v_head_dim)
-    return tuple(_layer_cost(layer, tokens, quadratic) for layer in inventory.layers)
+    return tuple(
+        _layer_cost(plan, layer, index, tokens, quadratic)
+        for index, (plan, layer) in enumerate(zip(plans, inventory.layers, strict=True))
+        if plan.drop != "block"
+    )
 
 
-def plus(a: Cost, b: Cost) -> Cost:
-    """Return the sum, quantity by quantity."""
-    return Cost(*(getattr(a, field.name) + getattr(b, field.name) for field in fields(Cost)))
+_quantities = attrgetter(*(field.name for field in fields(Cost)))
 
 
-def _layer_cost(layer: LayerInventory, tokens: int, quadratic: int) -> Cost:
-    found = _cost(layer.tensors, 2 * tokens * _active_matrices(layer) + quadratic)
-    idle = _own(layer) * max(0, layer.experts - layer.top_k) // layer.experts if layer.mlp == "moe" else 0
-    experts = layer.experts if layer.mlp == "moe" else 0
+def _layer_cost(plan: LayerPlan, layer: LayerInventory, index: int, tokens: int, quadratic: int) -> Cost:
+    """Return the cost of what a plan makes of a layer.
+
+    Args:
+        plan: of the layer, which does not drop it.
+        layer: the source.
+        index: of the layer.
+        tokens: length of the sequence whose FLOPs are counted.
+        quadratic: FLOPs of attention that grow with its square.
+    """
+    beside = tuple(beside_experts(plan, layer, index))
+    own = expert_sizes(plan, layer)
+    experts, top_k = experts_left(plan, layer) if layer.mlp == "moe" else (0, 0)
+    found = _cost(beside, own, 2 * tokens * _active_matrices(beside, own, experts, top_k) + quadratic)
+    idle = own.parameters * max(0, experts - top_k) // experts if experts else 0
     return replace(found, experts=experts, active_parameters=found.parameters - idle)
 
 
-def _cost(entries: Sequence[TensorEntry], flops: int) -> Cost:
-    """Return the cost of tensors that are all used by every token."""
-    parameters = sum(entry.parameters for entry in entries)
+def _cost(entries: Sequence[TensorEntry], own: Sizes, flops: int) -> Cost:
+    """Return the cost of tensors that are all used by every token.
+
+    Args:
+        entries: those that belong to no single expert.
+        own: of the experts.
+        flops: of all.
+    """
+    parameters = own.parameters + sum(entry.parameters for entry in entries)
     return Cost(
         experts=0,
-        channels=sum(entry.shape[0] for entry in entries if _spans_channels(entry)),
-        routed_parameters=sum(entry.parameters for entry in entries if _is_routed(entry)),
+        channels=own.channels,
+        routed_parameters=own.parameters + sum(entry.parameters for entry in entries if _is_routed(entry)),
         parameters=parameters,
         active_parameters=parameters,
-        bytes=sum(entry.nbytes for entry in entries),
+        bytes=own.bytes + sum(entry.nbytes for entry in entries),
         flops=flops,
     )
 
@@ -157,29 +187,22 @@ def _is_routed(entry: TensorEntry) -> bool:
     return entry.role.startswith("expert.")
 
 
-def _spans_channels(entry: TensorEntry) -> bool:
-    """Whether the first axis of ``entry`` counts the channels of one expert; true once for each expert."""
-    return entry.role in ("expert.gate", f"expert.gate.{LEFT}", "expert.gate.packed")
-
-
-def _own(layer: LayerInventory) -> int:
-    """Weights that the routed experts of ``layer`` do not share."""
-    return sum(entry.parameters for entry in layer.tensors if _is_routed(entry) and entry.expert is not None)
-
-
-def _active_matrices(layer: LayerInventory) -> int:
-    """Elements of the matrices that one token multiplies in ``layer``.
+def _active_matrices(beside: Sequence[TensorEntry], own: Sizes, experts: int, top_k: int) -> int:
+    """Return the elements of the matrices that one token multiplies in a layer.
 
     A base multiplies each token once: gate and up before, down after the weighted sum over experts. Of shared bases each
     expert of a token multiplies its own mixture, the size of one; making the mixture depends on no token and is not counted.
+
+    Args:
+        beside: tensors that belong to no single expert.
+        own: of the experts.
+        experts: how many there are.
+        top_k: how many a token takes.
     """
-    fixed = sum(entry.parameters for entry in layer.tensors if _is_fixed_matrix(entry))
-    own = sum(
-        e.parameters for e in layer.tensors if _is_routed(e) and e.expert is not None and not e.role.endswith(MIX)
-    )
-    active = own * layer.top_k // layer.experts if layer.experts else 0
-    shared = [entry for entry in layer.tensors if entry.role.startswith(SHARED_PREFIX)]
-    bases = sum(entry.numel // entry.shape[0] * layer.top_k for entry in shared if len(entry.shape) == 3)
+    fixed = sum(entry.parameters for entry in beside if _is_fixed_matrix(entry))
+    active = (own.parameters - own.mixtures) * top_k // experts if experts else 0
+    shared = [entry for entry in beside if entry.role.startswith(SHARED_PREFIX)]
+    bases = sum(entry.numel // entry.shape[0] * top_k for entry in shared if len(entry.shape) == 3)
     return fixed + active + bases + sum(entry.numel for entry in shared if len(entry.shape) == 2)
 
 

@@ -14,11 +14,15 @@ class ConfigError(MoebenchError):
     """A setting is unknown or has a value that is not allowed."""
 
 
+SUGGESTED = 5
+"""Names that a message lists at most."""
+
+
 class UnknownNameError(ConfigError):
     """A name (method, task, statistic, family, ...) is not among the known ones."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], remedy: str = "") -> None:
-        """Name the closest match among ``known`` and list all of them when they are few.
+        """Name the closest match among ``known``, and list them: the closest ``SUGGESTED`` where there are more.
 
         Args:
             kind: what the name is of: method, task, statistic, ...
@@ -31,8 +35,11 @@ class UnknownNameError(ConfigError):
         message = f"unknown {kind} {name!r}"
         if close:
             message += f"; did you mean {close[0]!r}?"
-        shown = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
-        message += f" Known: {shown}." if names else " None is known."
+        shown, more = names, len(names) - SUGGESTED
+        if more > 0:
+            shown = difflib.get_close_matches(name, names, n=SUGGESTED, cutoff=0.0)
+        rest = f" and {more} more" if more > 0 else ""
+        message += f" Known: {', '.join(shown)}{rest}." if names else " None is known."
         super().__init__(f"{message} {remedy}".rstrip())
 
 
@@ -66,3 +73,7 @@ class TimingError(MoebenchError):
 
 class RecordError(MoebenchError):
     """A record cannot be read or written, or would overwrite another."""
+
+
+class PublishError(MoebenchError):
+    """A checkpoint could not be sent to the hub; the message is the reason."""

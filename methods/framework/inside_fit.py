@@ -21,7 +21,7 @@ def stays(plan: LayerPlan, layer: LayerInventory) -> tuple[int, ...]:
 
 def matrix_shapes(layer: LayerInventory) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """Return the shapes of a whole gate, up and down: (F, D), (F, D), (D, F)."""
-    first = {entry.role: entry.shape for entry in layer.with_role(*EXPERT_ROLES)}
+    first = {entry.role: entry.shape for entry in layer.kinds[0].tensors}
     gate, up, down = ((first[role][0], first[role][1]) for role in EXPERT_ROLES)
     return gate, up, down
 

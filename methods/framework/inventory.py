@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
 BYTES_PER_ELEMENT: Mapping[str, int] = {
@@ -215,6 +216,18 @@ class ExpertForm:
     bits: Packing | None = None
 
 
+class Alike(NamedTuple):
+    """Experts of a layer whose tensors are equal but for their numbers.
+
+    Args:
+        experts: their indices, ascending.
+        tensors: of one of them, as expert 0 of no layer.
+    """
+
+    experts: tuple[int, ...]
+    tensors: tuple[TensorEntry, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class LayerInventory:
     """One decoder layer of a checkpoint.
@@ -241,6 +254,25 @@ class LayerInventory:
     form: ExpertForm | None = None
     linear_bits: Packing | None = None
     alone: bool = False
+    _sorted: list[tuple[tuple[TensorEntry, ...], tuple[Alike, ...]]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
+
+    @property
+    def beside(self) -> tuple[TensorEntry, ...]:
+        """The tensors that belong to no single expert, in order."""
+        return self._parts()[0]
+
+    @property
+    def kinds(self) -> tuple[Alike, ...]:
+        """The experts by what they store, in the order of the first of each kind."""
+        return self._parts()[1]
+
+    def _parts(self) -> tuple[tuple[TensorEntry, ...], tuple[Alike, ...]]:
+        """Return ``beside`` and ``kinds``, which are found once."""
+        if not self._sorted:
+            self._sorted.append(_parted(self.tensors))
+        return self._sorted[0]
 
     @property
     def droppable(self) -> bool:
@@ -260,6 +292,30 @@ class LayerInventory:
     def with_role(self, *roles: str) -> Iterator[TensorEntry]:
         """Yield the layer's tensors whose role is one of ``roles``, in order."""
         return (entry for entry in self.tensors if entry.role in roles)
+
+
+_UNNUMBERED = attrgetter("template", "role", "shape", "dtype", "weights", "stored", "unit_axes")
+"""What equal tensors of different experts have in common."""
+
+
+def _parted(tensors: tuple[TensorEntry, ...]) -> tuple[tuple[TensorEntry, ...], tuple[Alike, ...]]:
+    """Return the tensors of no single expert, and the experts by what they store."""
+    beside: list[TensorEntry] = []
+    stored: dict[int, list[Any]] = {}
+    owned: dict[int, list[TensorEntry]] = {}
+    for entry in tensors:
+        if entry.expert is None:
+            beside.append(entry)
+        else:
+            stored.setdefault(entry.expert, []).append(_UNNUMBERED(entry))
+            owned.setdefault(entry.expert, []).append(entry)
+    kinds: dict[tuple[Any, ...], list[int]] = {}
+    for expert, found in stored.items():
+        kinds.setdefault(tuple(found), []).append(expert)
+    return tuple(beside), tuple(
+        Alike(tuple(sorted(experts)), tuple(replace(entry, layer=None, expert=0) for entry in owned[experts[0]]))
+        for experts in kinds.values()
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ class Method(BaseModel, abc.ABC):
         stages: plan stages that it writes (see ``methods.framework.layer_plan.STAGES``).
         equivariant: whether relabelling the experts relabels the plan (law 7); false only for ``random``.
         shares: the values of ``keep`` that exist; empty where all between 0 and 1 do.
+        stores_less: whether what it stores shrinks with ``keep``; false where weights only become zero, or are only used less.
         unsearched: knobs that a search leaves alone unless it names them, since they go with few values of others.
         law_knobs: settings under which the laws try it, where its own take long: fewer steps of the same search.
         law_experts: experts of a layer on which the laws try it; fewer where it tries every set of them.
@@ -44,6 +45,7 @@ class Method(BaseModel, abc.ABC):
     stages: ClassVar[frozenset[str]]
     equivariant: ClassVar[bool] = True
     shares: ClassVar[tuple[float, ...]] = ()
+    stores_less: ClassVar[bool] = True
     unsearched: ClassVar[frozenset[str]] = frozenset()
     law_knobs: ClassVar[Mapping[str, Any]] = {}
     law_experts: ClassVar[int] = 16
@@ -65,6 +67,11 @@ class Method(BaseModel, abc.ABC):
     def moments(self) -> frozenset[str]:
         """Names of the statistics whose values its plans write into the checkpoint (see ``Plan.moments``)."""
         return frozenset()
+
+    @property
+    def anew(self) -> bool:
+        """Whether it measures a model that is compressed in part; only recipes do."""
+        return False
 
     @property
     def measured(self) -> frozenset[str]:
@@ -97,6 +104,14 @@ class Method(BaseModel, abc.ABC):
         if "experts" in self.stages and any(layer.expert_map is not None for layer in inventory.layers):
             return "router rows of this model share experts already, so experts cannot be selected or merged again"
         return None
+
+    @classmethod
+    def least_keep(cls, inventory: Inventory) -> float:
+        """Return the smallest ``keep`` of a layer: the experts that its router needs; or one layer, where layers are dropped."""
+        if "experts" not in cls.stages:
+            return 1.0 / len(inventory.layers)
+        layers = [inventory.layers[index] for index in inventory.moe_layers]
+        return max(inventory.router.fewest_experts(layer.top_k) / layer.experts for layer in layers)
 
     def plan(self, inventory: Inventory, stats: Stats, probe: Probe | None = None) -> Plan:
         """Return the plan.

@@ -31,7 +31,7 @@ class LayerView:
 
 
 class Probe(Protocol):
-    """The model, asked through four questions. Answers are exact for the probe's tokens, and cached."""
+    """The model, asked through five questions. Answers are exact for the probe's tokens, and cached."""
 
     def layer_view(self, layer: int, decided: Decided) -> LayerView:
         """Return all experts' outputs at MoE layer ``layer`` when the layers before it are as ``decided`` leaves them."""
@@ -46,6 +46,17 @@ class Probe(Protocol):
             layer: index of a decoder layer with experts.
             candidates: C plans of that layer.
             decided: plans of other layers, by index; those that are absent are uncompressed.
+        """
+        ...
+
+    def noise_error(self, layer: int, candidates: Sequence[LayerPlan]) -> Array:
+        """Return ||y - y_c||_F as ``layer_error`` does, on as many tokens, but for inputs that no text made, shape (C,).
+
+        Each input of the layer's experts is a vector of independent standard normal numbers, always the same ones.
+
+        Args:
+            layer: index of a decoder layer with experts.
+            candidates: C plans of that layer.
         """
         ...
 

@@ -141,15 +141,33 @@ def result(plan: Plan, inventory: Inventory) -> Inventory:
         if layer_plan.drop == "moe":
             layers.append(LayerInventory("none", 0, 0, tensors, linear_bits=linear_bits, alone=layer.alone))
             continue
-        experts = layer.experts if layer_plan.experts is None else len(layer_plan.experts)
-        rows = layer.rows if layer_plan.rows is None else len(layer_plan.rows)
+        experts, top_k = experts_left(layer_plan, layer)
         mapped = layer.expert_map if layer_plan.experts is None else layer_plan.expert_map
         constants = layer.constants if layer_plan.experts is None else len(layer_plan.constants)
-        top_k = layer_plan.top_k or min(layer.top_k, rows)
         form = form_of(layer_plan, layer) or restricted(layer.form, layer_plan.experts)
         made = LayerInventory(layer.mlp, experts, top_k, tensors, mapped, constants, form, linear_bits, layer.alone)
         layers.append(made)
     return inventory.with_layers(tuple(layers))
+
+
+def beside_experts(plan: LayerPlan, layer: LayerInventory, index: int) -> Iterator[TensorEntry]:
+    """Yield what the result of a layer holds that belongs to no single expert, numbered as in the source.
+
+    Args:
+        plan: of the layer, which does not drop it.
+        layer: the source.
+        index: of the layer.
+    """
+    return (transfer.target for transfer in _Surviving(plan, layer, index, index).beside())
+
+
+def experts_left(plan: LayerPlan, layer: LayerInventory) -> tuple[int, int]:
+    """Return how many experts the result of a layer has, and how many a token takes; none where they are dropped."""
+    if plan.drop == "moe":
+        return 0, 0
+    rows = layer.rows if plan.rows is None else len(plan.rows)
+    experts = layer.experts if plan.experts is None else len(plan.experts)
+    return experts, plan.top_k or min(layer.top_k, rows)
 
 
 @dataclass(frozen=True)
@@ -165,7 +183,7 @@ class _Surviving:
         """Yield what becomes of each tensor of the layer, in the order of the source."""
         begun = False
         for entry in self.layer.tensors:
-            if self.plan.drop == "moe" and (entry.role in MLP_NORMS or entry.role.startswith(MLP_PREFIXES)):
+            if self._dropped(entry):
                 continue
             if entry.expert is None:
                 yield from self._beside_experts(entry)
@@ -174,6 +192,17 @@ class _Surviving:
                     yield from self._shared()
                     begun = True
                 yield from self._of_expert(entry, self._places[entry.expert])
+
+    def beside(self) -> Iterator[Transfer]:
+        """Yield what becomes of the tensors that belong to no single expert."""
+        for entry in self.layer.beside:
+            if not self._dropped(entry):
+                yield from self._beside_experts(entry)
+        if self.plan.drop == "none" and self.layer.kinds:
+            yield from self._shared()
+
+    def _dropped(self, entry: TensorEntry) -> bool:
+        return self.plan.drop == "moe" and (entry.role in MLP_NORMS or entry.role.startswith(MLP_PREFIXES))
 
     @cached_property
     def _places(self) -> dict[int, int]:
@@ -218,9 +247,11 @@ class _Surviving:
 
     def _shared(self) -> Iterator[Transfer]:
         """Yield what the experts of the layer share in their new form."""
-        if self._form is None:
+        rank = self.plan.rank
+        if (self.plan.bases is None and (rank is None or rank.base is None)) or self._form is None:
             return
-        whole = [replace(entry, layer=self.number, stored=None) for entry in self.layer.with_role(*EXPERT_ROLES)]
+        first = self.layer.kinds[0].tensors
+        whole = [replace(entry, layer=self.number, stored=None) for entry in first if entry.role in EXPERT_ROLES]
         source = next(self.layer.with_role(*EXPERT_ROLES))
         for entry in shared(whole, self._form):
             yield Transfer(source, entry, recipe=InsideExpert(self.index, None, self.plan))
@@ -228,7 +259,7 @@ class _Surviving:
     def _beside_experts(self, entry: TensorEntry) -> Iterator[Transfer]:
         """Yield what becomes of a tensor that belongs to no single expert, and the constants after the router's weight."""
         plan, rows = self.plan, self.plan.rows
-        target = replace(entry, layer=self.number)
+        target = entry if entry.layer == self.number else replace(entry, layer=self.number)
         if entry.role in self._slimmed:
             for part in linear_parts(target, packing_of(plan) if plan.bits and plan.bits.scope == "all" else None):
                 yield Transfer(entry, part, recipe=SlimmedLinear(self.index, plan))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from methods.kernels.gate_change import Booleans, Indices
-from methods.kernels.subset_search import Found, Losses, ranking
+from methods.kernels.neighbours import Losses
+from methods.kernels.subset_search import Found, ranking
 
 ATTEMPTS = 8
 """Children that are drawn from two parents before one is made distinct by further mutations."""

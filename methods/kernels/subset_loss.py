@@ -3,7 +3,7 @@
 For one token let d be the weights before less the weights after a removal, and K the inner products of the experts'
 outputs. The routed output changes by sum_j d_j f_j, whose squared norm is d^T K d. Shared experts cancel.
 
-Shape letters: S sampled tokens, s tokens of one piece, E routed experts, C candidates, B batches.
+Shape letters: S sampled tokens, E routed experts, C candidates, B batches.
 """
 
 from __future__ import annotations
@@ -14,18 +14,13 @@ import numpy as np
 
 from methods.framework.inventory import Router
 from methods.framework.stats import Array
-from methods.kernels.gate_change import (
-    Booleans,
-    GateChange,
-    PreferredGateChange,
-    RoutedGateChange,
-    ordered_by_preference,
-)
+from methods.kernels.chosen_sets import ChosenSets
+from methods.kernels.gate_change import Booleans, RoutedGateChange, ordered_by_preference
+from methods.kernels.neighbours import EnumeratedNeighbours, Neighbours, PreferredNeighbours
+from methods.kernels.preferences import Preferences
 
 CANDIDATES_PIECE = 128
 """Candidates that are evaluated together."""
-ELEMENTS_PIECE = 2**18
-"""Numbers in one working array: they stay in the processor's second-level cache."""
 
 
 class SubsetLoss:
@@ -68,16 +63,15 @@ class SubsetLoss:
         tokens, self.experts = logits_SE.shape
         self._most = self.experts if most_removed is None else most_removed
         self._target = target
-        self._change: GateChange
+        self._change: ChosenSets | RoutedGateChange
+        self._preferences: Preferences | None = None
         if ordered_by_preference(router):
-            self._change = PreferredGateChange(
-                router, top_k, logits_SE, gram_SXX, correction_E, self._most, target=target
-            )
+            self._preferences = Preferences(router, top_k, logits_SE, gram_SXX, correction_E, self._most, target)
+            self._change = ChosenSets(self._preferences)
         else:
-            self._change = RoutedGateChange(router, top_k, logits_SE, gram_SXX, correction_E, target=target)
+            self._change = RoutedGateChange(router, top_k, logits_SE, gram_SXX, correction_E, target)
         parts = min(batches, tokens)
         self._starts_B = np.arange(parts) * tokens // parts
-        self._tokens = tokens
 
     def loss(self, kept: Iterable[int]) -> float:
         """Return the loss, in output x tokens^0.5, when only ``kept`` stay."""
@@ -102,18 +96,14 @@ class SubsetLoss:
         ]
         return np.concatenate(pieces) if pieces else np.zeros(0)
 
+    def neighbours(self) -> Neighbours:
+        """Return the losses of the sets next to one, which begin at the complete layer."""
+        if self._preferences is None:
+            return EnumeratedNeighbours(self.losses, self.experts)
+        return PreferredNeighbours(self._preferences, self._starts_B)
+
     def _losses(self, removed_CE: Booleans) -> Array:
-        squares_SC = np.zeros((self._tokens, len(removed_CE)))
-        change = self._change
-        rows_S = np.arange(self._tokens)
-        if not change.touching_all:
-            rows_S = np.flatnonzero(change.touched(np.asarray(removed_CE.any(axis=0))))
-        step = max(1, ELEMENTS_PIECE // (len(removed_CE) * self.experts))
-        for start in range(0, len(rows_S), step):
-            rows_s = rows_S[start : start + step]
-            change_sXC, gram_sXX = change.of(rows_s, removed_CE)
-            squares_SC[rows_s] = np.einsum("sxc,sxc->sc", gram_sXX @ change_sXC, change_sXC)
-        np.maximum(squares_SC, 0.0, out=squares_SC)
+        squares_SC = self._change.squares(removed_CE)
         losses_C: Array = np.sqrt(np.add.reduceat(squares_SC, self._starts_B, axis=0)).sum(axis=0)
         if not self._target:
             losses_C[~removed_CE.any(axis=1)] = 0.0  # nothing removed, nothing changed: not even by rounding

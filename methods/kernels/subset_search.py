@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,9 +16,7 @@ import numpy as np
 
 from methods.framework.stats import Array
 from methods.kernels.gate_change import Booleans, Indices
-
-Losses = Callable[[Booleans], Array]
-"""Losses (C,) of candidate sets (C, E)."""
+from methods.kernels.neighbours import Losses, Neighbours
 
 TIE = 1e-12
 """Losses that differ by less than this share of the largest one are equal: sums over the same experts in another order."""
@@ -87,25 +84,22 @@ def best_subsets(losses: Losses, experts: int, removed: int, groups: int = 1, co
     ]
 
 
-def eliminate(losses: Losses, experts: int, removed: int, groups: int = 1) -> Found:
+def eliminate(near: Neighbours, removed: int, groups: int = 1) -> Found:
     """Remove one expert after the other, each time the one whose removal leaves the least loss; ties keep lower indices.
 
     Args:
-        losses: loss of each row of a boolean array (C, E) of removed experts.
-        experts: E.
+        near: losses of the sets next to one.
         removed: how many go, a multiple of ``groups``.
         groups: consecutive groups of the router, from each of which equally many go.
     """
     gone: list[int] = []
     quota = np.full(groups, removed // groups)
-    group_E = np.arange(experts) * groups // experts
+    group_E = np.arange(near.experts) * groups // near.experts
     loss = 0.0
     for _ in range(removed):
-        open_C = [e for e in reversed(range(experts)) if e not in gone and quota[group_E[e]] > 0]
-        candidates_CE = np.zeros((len(open_C), experts), dtype=bool)
-        candidates_CE[:, gone] = True
-        candidates_CE[np.arange(len(open_C)), open_C] = True
-        losses_C = losses(candidates_CE)
+        near.at(gone)
+        open_C = [e for e in reversed(range(near.experts)) if e not in gone and quota[group_E[e]] > 0]
+        losses_C = near.removals(open_C)
         best = int(ranking(losses_C)[0])
         gone.append(open_C[best])
         quota[group_E[open_C[best]]] -= 1
@@ -113,35 +107,34 @@ def eliminate(losses: Losses, experts: int, removed: int, groups: int = 1) -> Fo
     return Found(tuple(gone), loss)
 
 
-def exchange(losses: Losses, experts: int, start: Found, sweeps: int, groups: int = 1) -> Found:
+def exchange(near: Neighbours, start: Found, sweeps: int, groups: int = 1) -> Found:
     """Bring back one removed expert for one that stayed while that lowers the loss.
 
     A sweep goes through the removed experts in the order of ``start`` and makes the best exchange of each, if any helps. It
-    ends after a sweep without an exchange: then no single one helps. The order does not depend on the experts' labels.
+    ends when no expert of the set has one any more. The order does not depend on the experts' labels.
 
     Args:
-        losses: loss of candidate sets.
-        experts: number of experts.
+        near: losses of the sets next to one.
         start: where to begin.
         sweeps: largest number of sweeps.
         groups: groups within which exchanges are made.
     """
     gone, loss = list(start.removed), start.loss
-    group_E = np.arange(experts) * groups // experts
-    for _ in range(sweeps):
-        before = loss
-        for place, back in enumerate(gone):
-            partners = [e for e in range(experts) if e not in gone and group_E[e] == group_E[back]]
-            if not partners:
-                continue
-            candidates_CE = np.zeros((len(partners), experts), dtype=bool)
-            candidates_CE[:, gone] = True
-            candidates_CE[:, back] = False
-            candidates_CE[np.arange(len(partners)), partners] = True
-            losses_C = losses(candidates_CE)
-            best = int(ranking(losses_C)[0])
-            if losses_C[best] < loss * (1.0 - TIE):
-                gone[place], loss = partners[best], float(losses_C[best])
-        if loss == before:
+    group_E = np.arange(near.experts) * groups // near.experts
+    near.at(gone)
+    idle = 0
+    for turn in range(sweeps * len(gone)):
+        if idle == len(gone):  # every expert of this very set was tried
             break
+        idle += 1
+        place = turn % len(gone)
+        back = gone[place]
+        partners = [e for e in range(near.experts) if e not in gone and group_E[e] == group_E[back]]
+        if not partners:
+            continue
+        losses_C = near.exchanges(back, partners)
+        best = int(ranking(losses_C)[0])
+        if losses_C[best] < loss * (1.0 - TIE):
+            gone[place], loss, idle = partners[best], float(losses_C[best]), 0
+            near.at(gone)
     return Found(tuple(gone), loss)

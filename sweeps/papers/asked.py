@@ -154,7 +154,7 @@ def _asked(row: RowFile, exhibit: Exhibit, one: StandIn, settings: Conditions) -
     calibration = settings.calibration
     if row.calibration:
         theirs_read = validated({**calibration.model_dump(), **row.calibration}, CalibrationConfig, row.label)
-        if one.pocket:
+        if one.pocket or settings.other_text:
             departs.append(f"calibrated on the text of the other rows; the paper: {theirs_read.corpus}")
         else:
             calibration = theirs_read

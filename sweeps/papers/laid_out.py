@@ -74,11 +74,21 @@ def _chance(columns: Sequence[Column]) -> float | None:
 def _replaced(columns: Sequence[Column], settings: Conditions) -> tuple[Column, ...]:
     """Return the columns with the tasks that were really scored, and one mean over all of them."""
     titles = pocket_settings().titles
-    tasks = settings.evaluation.tasks
+    tasks = [name.removesuffix("_local") for name in settings.evaluation.tasks]
     kept = [column for column in columns if column.kind not in ("task", "mean")]
-    scored = [Column(name, titles.get(name, name), task=name) for name in tasks]
-    mean = [Column(MEAN, "mean", "mean", of=tuple(tasks))] if len(tasks) > 1 else []
-    return (*kept, *scored, *mean)
+    text = [name for name in tasks if _runs_on(name)]
+    choices = [name for name in tasks if name not in text]
+    called = {column.task: column.title for column in columns} | titles
+    scored = [Column(name, called.get(name, name), task=name) for name in choices]
+    mean = [Column(MEAN, "mean", "mean", of=tuple(choices))] if len(choices) > 1 else []
+    read = [Column(name, f"{called.get(name, name)}, perplexity of a word", "perplexity", name) for name in text]
+    return (*kept, *scored, *mean, *read)
+
+
+def _runs_on(task: str) -> bool:
+    """Return whether a task scores running text: it has one request for each item, so there is nothing to choose."""
+    size = task_sizes().get(task)
+    return size is not None and size.requests == 1
 
 
 def _line(row: Asked, named: Mapping[str, str]) -> Line:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from analysis.papers.tables import BESIDE, SMALL, common, csv_text, figure_text,
 from bench.records.derived import write_derived
 from bench.settings.timing_settings import TimingConfig
 from sweeps.papers.asked import asked
+from sweeps.papers.beside import Beside
+from sweeps.papers.fitted import Shape
 from sweeps.papers.laid_out import sheet
 from sweeps.papers.plots import plot
-from sweeps.papers.recorded import RunGrid, filled_blocks
+from sweeps.papers.recorded import RunGrid, filled_blocks, runs_of
 from sweeps.papers.shelf import Paper
 from sweeps.papers.stand_in import POCKET, conditions, stand_ins
 from sweeps.papers.wanted import Wanted, plot_conditions
@@ -38,6 +40,9 @@ class Order:
         given: ``calibration`` and ``evaluation``, each with the fields that a user gave.
         machine: ``workers`` and ``threads`` of the grids, where given.
         said: sentences that the page says once for all its tables and figures, so that these leave them out.
+        shape: of ``model``, None for ``pocket``.
+        texts: in the place of those of single lines of a figure, by the label of the line.
+        beside: what ``model`` is, where its sections are for the page of the pocket models to take up.
     """
 
     model: str
@@ -49,6 +54,14 @@ class Order:
     given: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
     said: frozenset[str] = frozenset()
+    shape: Shape | None = None
+    texts: Mapping[str, str] = field(default_factory=dict)
+    beside: str | None = None
+
+    @property
+    def shown_beside(self) -> str:
+        """Name of the model, where the same of other models stands above it on a page; empty where it stands alone."""
+        return Path(self.model).name if self.beside is not None else ""
 
 
 @dataclass(frozen=True)
@@ -82,18 +95,18 @@ def make(paper: Paper, name: str, order: Order) -> Made:
     exhibit = paper.exhibit(name)
     if exhibit.kind == "told":
         return Made(_told(paper, name), {})
-    models = stand_ins(paper.file, exhibit, order.model, order.place, order.family)
-    settings = plot_conditions(paper, exhibit, any(one.pocket for one in models), order.given)
+    models = stand_ins(paper.file, exhibit, order.model, order.place, order.family, order.shape)
+    found = plot_conditions(paper, exhibit, any(one.pocket for one in models), order.given)
+    settings = replace(found, texts=order.texts)
     if exhibit.plot is not None:
-        return Made(*plot(Wanted(paper, name, models, settings, order)))
+        return Made(*plot(Wanted(paper, name, models, settings, order, order.said, order.shown_beside)))
     if exhibit.statistics:
         from sweeps.papers.profiled import profiled
 
-        run = order.run is not None
-        shown = profiled(paper, name, models, settings, order.store, run=run, said=order.said)
+        shown = profiled(Wanted(paper, name, models, settings, order, order.said, order.shown_beside))
         return Made(shown.section, shown.files, shown.missing)
     asked_for = [(one, asked(paper.file, exhibit, one, settings)) for one in models]
-    laid = replace(sheet(paper, name, asked_for, settings), said=order.said)
+    laid = replace(sheet(paper, name, asked_for, settings), said=order.said, beside=order.shown_beside)
     if order.run is not None and not order.timing.enabled and any(c.kind == "speedup" for c in laid.blocks[0].columns):
         laid = replace(laid, departs=(*laid.departs, UNTIMED))
     filled = filled_blocks(laid, asked_for, settings, order, order.timing)
@@ -134,22 +147,30 @@ def whole(paper: Paper, order: Order) -> tuple[Order, list[str]]:
     return replace(order, said=said), common(small, departs, untold)
 
 
-def page(paper: Paper, made: Mapping[str, Made], paragraphs: Sequence[str]) -> str:
+def page(paper: Paper, made: Mapping[str, Made], paragraphs: Sequence[str], others: Iterable[Beside] = ()) -> str:
     """Return the page of a paper: what it is, then every table and figure.
 
     Args:
         paper: the paper.
         made: its tables and figures by name, in order.
         paragraphs: what the page says for all of them.
+        others: models whose sections stand below those of the same name.
     """
+    others = list(others)
     runs: dict[str, float] = {}
     for one in made.values():
         runs |= one.runs
     head = f"{paper.file.source}. Written by `moebench paper {paper.name} all`"
     cost = f" from {len(runs)} runs, whose own stages took {sum(runs.values()):,.0f} CPU seconds" if runs else ""
     names = [f"- [{name.replace('-', ' ').capitalize()}](#{name}): {paper.exhibit(name).title}" for name in made]
-    sections = [one.section.replace(f"]({BESIDE}", f"]({BESIDE}{paper.name}/") for one in made.values()]
-    parts = [f"# {paper.file.title}", f"{head}{cost}.", *paragraphs, "\n".join(names)]
+    written = [
+        text
+        for name, one in made.items()
+        for text in (one.section, *(other.sections[name] for other in others if name in other.sections))
+    ]
+    sections = [text.replace(f"]({BESIDE}", f"]({BESIDE}{paper.name}/") for text in written]
+    told = [f"Beside them stands **{one.name}**: {one.about}" for one in others]
+    parts = [f"# {paper.file.title}", f"{head}{cost}.", *told, *paragraphs, "\n".join(names)]
     return "\n".join(("\n\n".join(parts) + "\n", *sections))
 
 
@@ -175,5 +196,4 @@ def _table(name: str, laid: Sheet, filled: Sequence[Filled]) -> Made:
 
 def _made(section: str, files: Mapping[str, bytes], filled: Sequence[Filled]) -> Made:
     missing = tuple(text for one in filled for text in one.missing)
-    records = [row.record for one in filled for row in one.rows if row.record is not None]
-    return Made(section, files, missing, {record.id: sum(record.seconds.values()) for record in records})
+    return Made(section, files, missing, runs_of(filled))

@@ -161,6 +161,14 @@ class Exhibit(Strict):
         return self
 
 
+class CutFile(Strict):
+    """How a label tells what goes: a letter, how many parts, and of how many."""
+
+    letter: str
+    part: Literal["experts", "layers", "blocks"]
+    keep: str = Field(description="word of the share that remains")
+
+
 class PaperFile(Strict):
     """One paper."""
 
@@ -170,6 +178,10 @@ class PaperFile(Strict):
     columns: dict[str, ColumnFile]
     calibration: CalibrationConfig
     protocol: Protocol = Protocol()
+    steps: dict[Literal["experts", "layers", "blocks"], tuple[str, ...]] = Field(
+        default={}, description="words that count parts of a model, by the word of all of them"
+    )
+    cuts: dict[str, CutFile] = Field(default={}, description="words that tell how many parts go")
     departs: tuple[str, ...] = Field(default=(), description="how all of it differs from the paper here")
     untold: tuple[str, ...] = Field(
         default=(), description="settings that the paper does not tell, what is taken, and why"

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from analysis.papers.plot_text import plot_section
 from analysis.papers.sheet import Sheet
+from analysis.papers.tables import BESIDE
 from sweeps.papers import plots_of_experts, plots_of_runs
 from sweeps.papers.plot_file import Draws
 from sweeps.papers.wanted import Drawn, Wanted
@@ -25,11 +26,12 @@ KINDS: Mapping[Draws, Callable[[Wanted], Drawn]] = {
 
 
 class Plotted(NamedTuple):
-    """A section of a page, files by name, and a sentence for each thing that is missing."""
+    """A section of a page, files by name, a sentence for each thing that is missing, and CPU seconds of its records."""
 
     section: str
     files: Mapping[str, bytes]
     missing: tuple[str, ...]
+    runs: Mapping[str, float]
 
 
 def plot(wanted: Wanted) -> Plotted:
@@ -38,10 +40,21 @@ def plot(wanted: Wanted) -> Plotted:
     drawn = KINDS[wanted.plot.draws](wanted)
     departs = (*drawn.departs, *wanted.exhibit.departs)
     small = any(one.pocket for one in wanted.models)
-    laid = Sheet(name, wanted.exhibit.title, paper.file.source, (), departs, wanted.exhibit.lost, (), small)
+    laid = Sheet(
+        name,
+        wanted.exhibit.title,
+        paper.file.source,
+        (),
+        departs,
+        wanted.exhibit.lost,
+        wanted.exhibit.untold,
+        small,
+        wanted.said,
+        wanted.beside,
+    )
     missing = (*wanted.without, *drawn.missing)
     files = {f"{name}.{kind}": content for kind, content in drawn.pictures.items()}
     if drawn.pictures:
         files = {f"{name}.csv": drawn.numbers, **files}
-    picture = f"{paper.name}/{name}.svg" if drawn.pictures else None
-    return Plotted(plot_section(laid, drawn.caption, missing, picture), files, missing)
+    picture = f"{BESIDE}{name}.svg" if drawn.pictures else None
+    return Plotted(plot_section(laid, drawn.caption, missing, picture), files, missing, drawn.runs)

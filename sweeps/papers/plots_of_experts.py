@@ -16,7 +16,7 @@ from methods.framework.plan import Plan
 from sweeps.papers.asked import asked, filled, places
 from sweeps.papers.expert_values import Layers, across, likeness, scored
 from sweeps.papers.laid_out import sheet
-from sweeps.papers.recorded import filled_blocks
+from sweeps.papers.recorded import filled_blocks, runs_of
 from sweeps.papers.stand_in import StandIn
 from sweeps.papers.wanted import Drawn, Wanted
 
@@ -59,7 +59,7 @@ def dropped(wanted: Wanted) -> Drawn:
     heads = ("model", "layer", "expert", "goes_at_percent")
     text = [sentence for sentence in laid.departs if sentence.startswith("calibration.")]
     caption = [_text(wanted.settings.calibration)]
-    return Drawn(drop_maps(maps, shares), plot_csv(heads, lines), caption, text, missing)
+    return Drawn(drop_maps(maps, shares), plot_csv(heads, lines), caption, text, missing, runs_of(blocks))
 
 
 def read_plan(path: Path) -> str:
@@ -158,7 +158,7 @@ def across_layers(wanted: Wanted) -> Drawn:
     models: dict[str, tuple[Sequence[int], Any]] = {}
     missing = []
     for one in wanted.measured:
-        found = across(one, wanted.source)
+        found = across(one, wanted.settings.calibration, wanted.source)
         if found is None:
             missing.append(f"{one.paper.title}: {_NOWHERE}")
         else:

@@ -19,14 +19,13 @@ from bench.settings.timing_settings import TimingConfig
 from sweeps.papers.asked import Asked, asked
 from sweeps.papers.asked import filled as words_filled
 from sweeps.papers.laid_out import sheet
-from sweeps.papers.recorded import filled_blocks
+from sweeps.papers.recorded import filled_blocks, runs_of
 from sweeps.papers.shelf import task_sizes
 from sweeps.papers.stand_in import Conditions, StandIn
 from sweeps.papers.wanted import Drawn, Wanted
 
 _BARS = "Bars are 1.96 standard errors over the items."
 _INTERVALS = "Bars are intervals of the median over pairs, of 95 % or more (docs/timing.md), cut at the frame."
-_LOSS = ("word_perplexity",)
 _UNTIMED = TimingConfig(enabled=False)
 
 
@@ -37,7 +36,7 @@ def tasks(wanted: Wanted) -> Drawn:
     pictures = task_curves(filled, wanted.exhibit.x, chances(wanted.settings))
     caption = [f"{_name(one)}: {about(one)}." for one in filled if one.items[1]]
     missing = [text for one in filled if one.block.model for text in one.missing]
-    return Drawn(pictures, csv_text(filled).encode(), [*caption, _BARS], laid.departs, missing)
+    return Drawn(pictures, csv_text(filled).encode(), [*caption, _BARS], laid.departs, missing, runs_of(filled))
 
 
 def chances(settings: Conditions) -> dict[str, float]:
@@ -55,7 +54,6 @@ def loss(wanted: Wanted) -> Drawn:
     pocket = any(one.pocket for one in wanted.models)
     task = wanted.plot.pocket_task if pocket else wanted.plot.task
     laid, rows = _laid(wanted, wanted.settings)
-    laid = replace(laid, blocks=tuple(replace(block, metrics=_LOSS) for block in laid.blocks))
     filled = filled_blocks(laid, rows, wanted.settings, wanted.source, _UNTIMED)
     totals = [units(wanted, one) for one in wanted.models]
     pairs = zip(filled, totals, strict=True)
@@ -71,7 +69,7 @@ def loss(wanted: Wanted) -> Drawn:
     caption = [f"{_name(one)}: {about(one)}." for one in filled if one.items[1]]
     missing = [text for one in filled if one.block.model for text in one.missing]
     departs = [text for text in laid.departs if not text.startswith(("evaluation.limit", "evaluation.tasks"))]
-    return Drawn(pictures, numbers, [f"Task {task}.", *caption, _BARS], departs, missing)
+    return Drawn(pictures, numbers, [f"Task {task}.", *caption, _BARS], departs, missing, runs_of(filled))
 
 
 def units(wanted: Wanted, one: StandIn) -> int:
@@ -100,7 +98,7 @@ def losses(filled: Filled, task: str, total: int) -> dict[str, list[LossPoint]]:
         if cell is None or cell.ours is None or row.line.x is None:
             continue
         error = None if cell.error is None else cell.error / cell.ours
-        point = LossPoint(total - row.line.x, math.log(cell.ours / 100), error)
+        point = LossPoint(total - row.line.x, math.log(cell.ours), error)
         (base if row.line.method is None else found.setdefault(row.line.label, [])).append(point)
     return {label: sorted([*base, *points], key=lambda point: -point.x) for label, points in found.items()}
 
@@ -111,13 +109,16 @@ def lengths(wanted: Wanted) -> Drawn:
     pocket = any(one.pocket for one in wanted.models)
     found: dict[str, dict[str, list[Ratio]]] = {}
     missing: list[str] = []
+    runs: dict[str, float] = {}
     for timing in timings(wanted, pocket):
 
         def admitted(record: Record, timing: TimingConfig = timing) -> bool:
             return timed_as(record, timing)
 
         source = _AloneOnMachine(wanted)
-        for one in filled_blocks(laid, rows, wanted.settings, source, timing, admitted):
+        blocks = filled_blocks(laid, rows, wanted.settings, source, timing, admitted)
+        runs |= runs_of(blocks)
+        for one in blocks:
             if one.block.model:
                 lines = found.setdefault(_name(one), {})
                 missing += ratios(one, timing, lines)
@@ -135,7 +136,7 @@ def lengths(wanted: Wanted) -> Drawn:
     departs = [text for text in laid.departs if not text.startswith("evaluation.")]
     if shorter := _shorter(wanted, pocket):
         departs.insert(0, shorter)
-    return Drawn(pictures, plot_csv(heads, points), caption, departs, missing)
+    return Drawn(pictures, plot_csv(heads, points), caption, departs, missing, runs)
 
 
 def timed_as(record: Record, timing: TimingConfig) -> bool:

@@ -13,6 +13,7 @@ from sweeps.papers.measured import Values, measured, text_of
 from sweeps.papers.paper_file import Exhibit
 from sweeps.papers.shelf import Paper
 from sweeps.papers.stand_in import Conditions, StandIn
+from sweeps.papers.wanted import Wanted
 
 
 @dataclass(frozen=True)
@@ -24,33 +25,17 @@ class Profiled:
     missing: tuple[str, ...]
 
 
-def profiled(
-    paper: Paper,
-    name: str,
-    models: Sequence[StandIn],
-    settings: Conditions,
-    store: Path,
-    *,
-    run: bool,
-    said: frozenset[str] = frozenset(),
-) -> Profiled:
+def profiled(wanted: Wanted) -> Profiled:
     """Measure or find what a figure of statistics shows, and draw it.
-
-    Args:
-        paper: the paper.
-        name: of its figure.
-        models: that it shows.
-        settings: of its calibration.
-        store: folder of what is kept.
-        run: whether to measure.
-        said: sentences that stand elsewhere on the page.
 
     Raises:
         MoebenchError: a model or text cannot be read, or a statistic is not defined for a model.
     """
-    exhibit = paper.exhibit(name)
-    found = {one.key: measured(exhibit.statistics, one, settings, store, run=run) for one in models}
-    panels = [panel for one in models for panel in _panels(exhibit, one, found[one.key])]
+    paper, name, models, settings = wanted.paper, wanted.name, wanted.models, wanted.settings
+    exhibit, source = wanted.exhibit, wanted.source
+    run = source.run is not None
+    found = {one.key: measured(exhibit.statistics, one, settings, source.store, run=run) for one in models}
+    panels = [panel for one in models for panel in _panels(exhibit, one, found[one.key], settings)]
     drawn: Mapping[str, bytes] = {}
     if panels:
         drawn = (maps if exhibit.kind == "matrix" else profiles)(panels, exhibit.x, exhibit.y)
@@ -73,14 +58,22 @@ def profiled(
         exhibit.lost,
         exhibit.untold,
         any(one.pocket for one in models),
-        said,
+        wanted.said,
+        wanted.beside,
     )
     section = figure_text(laid, (), f"{BESIDE}{name}.svg" if drawn else None, _caption(found))
     return Profiled(section, files, missing)
 
 
-def _panels(exhibit: Exhibit, one: StandIn, found: Sequence[Values | None]) -> list[Panel]:
-    """Return the panels of one model: one for each matrix, or for lines that share a panel."""
+def _panels(exhibit: Exhibit, one: StandIn, found: Sequence[Values | None], settings: Conditions) -> list[Panel]:
+    """Return the panels of one model: one for each matrix, or for lines that share a panel.
+
+    Args:
+        exhibit: the figure.
+        one: the model.
+        found: values of each of its statistics.
+        settings: of its calibration.
+    """
     title = f"{one.paper.title} ({one.name})"
     matrices: list[Panel] = []
     lines: dict[str, dict[str, Profile]] = {}
@@ -93,6 +86,8 @@ def _panels(exhibit: Exhibit, one: StandIn, found: Sequence[Values | None]) -> l
             continue
         line = [value for value in values.numbers if not isinstance(value, list)]
         label = place.pocket_label if one.pocket and place.pocket_label else place.label
+        if not one.pocket and place.label in settings.texts:
+            label = Path(settings.texts[place.label]).stem
         lines.setdefault(place.panel, {})[label] = scaled(line) if place.scaled else line
     return matrices or [Panel(f"{title}: {name}" if name else title, line) for name, line in lines.items()]
 

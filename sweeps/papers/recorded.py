@@ -80,3 +80,9 @@ def records_of(store: Path) -> Sequence[Record]:
     inside = store / "records"
     folder = inside if inside.is_dir() else store
     return load(folder).records if folder.is_dir() else ()
+
+
+def runs_of(blocks: Sequence[Filled]) -> dict[str, float]:
+    """Return the CPU seconds of each record that stands in a table or figure, by its id."""
+    records = [row.record for one in blocks for row in one.rows if row.record is not None]
+    return {record.id: sum(record.seconds.values()) for record in records}

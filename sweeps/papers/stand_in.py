@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench.settings.stage_settings import CalibrationConfig, EvaluationConfig
 from bench.settings.strict import validated
 from methods.framework.errors import ConfigError, UnknownNameError
+from sweeps.papers.fitted import Shape, fitted_words
 from sweeps.papers.paper_file import Exhibit, PaperFile, PaperModel, Word
 from sweeps.papers.shelf import Paper, pocket_settings
 
@@ -26,12 +27,14 @@ class StandIn:
         paper: the paper's model.
         model: folder, hub id or pocket model that is measured; None where there is none.
         pocket: whether it is a pocket model.
+        own: words that differ from those of the paper's model.
     """
 
     key: str
     paper: PaperModel
     model: str | None
     pocket: bool
+    own: Mapping[str, Word] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -41,38 +44,54 @@ class StandIn:
     @property
     def words(self) -> Mapping[str, Word]:
         """What $word stands for."""
-        return self.paper.known_words(self.pocket)
+        return self.paper.known_words(self.pocket) | dict(self.own)
 
     def is_of(self, name: str) -> bool:
         """Return whether a record's model of that name is this one."""
         return bool(self.model) and name in (self.model, self.name)
 
 
-def stand_ins(paper: PaperFile, exhibit: Exhibit, model: str, place: str | None, family: str | None) -> list[StandIn]:
+def stand_ins(
+    paper: PaperFile,
+    exhibit: Exhibit,
+    model: str,
+    place: str | None,
+    family: str | None,
+    shape: Shape | None = None,
+) -> list[StandIn]:
     """Return the models of a table or figure, in its order.
 
     Args:
         paper: the paper.
         exhibit: its table or figure.
         model: ``pocket``, or what is measured.
-        place: key of the paper's model that ``model`` stands for; None: by its family.
+        place: key of the paper's model that ``model`` stands for, or several with commas between, of which the first that
+            the table has counts; None: by its family.
         family: family file of ``model``, None where it is ``pocket``.
+        shape: of ``model``; None: as that of the paper's model.
 
     Raises:
+        UnknownNameError: no model of the table is called ``place``.
         ConfigError: no model of the table is of that family, or several are.
     """
     if model == POCKET:
         return [StandIn(key, paper.models[key], paper.models[key].pocket, True) for key in exhibit.models]
-    if place is not None and place not in exhibit.models:
-        raise UnknownNameError("model of this table or figure", place, exhibit.models)
-    fitting = [place] if place else [key for key in exhibit.models if family in paper.models[key].families]
+    places = place.split(",") if place else []
+    if unknown := [key for key in places if key not in paper.models]:
+        raise UnknownNameError("model of this paper", unknown[0], paper.models)
+    known = [key for key in places if key in exhibit.models]
+    if places and not known:
+        raise UnknownNameError("model of this table or figure", places[0], exhibit.models)
+    fitting = known[:1] or [key for key in exhibit.models if family in paper.models[key].families]
     if len(fitting) != 1:
         shown = ", ".join(f"{key} ({' or '.join(paper.models[key].families)})" for key in exhibit.models)
         raise ConfigError(
             f"cannot tell which of the paper's models {model} stands for: its family is {family}, the paper has {shown}; "
             "name one with --place"
         )
-    return [StandIn(fitting[0], paper.models[fitting[0]], model, model.startswith("pocket-"))]
+    (key,), pocket = fitting, model.startswith("pocket-")
+    own = {} if pocket or shape is None else fitted_words(paper, key, shape)
+    return [StandIn(key, paper.models[key], model, pocket, own)]
 
 
 @dataclass(frozen=True)
@@ -84,12 +103,16 @@ class Conditions:
         evaluation: tasks and how they are scored.
         own_tasks: whether the tasks are the paper's.
         differences: how the settings differ from the paper's, in words.
+        other_text: whether the text is another than the paper's, so that rows with a text of their own take it, too.
+        texts: that a user gave in the place of those of single lines of a figure, by the label of the line.
     """
 
     calibration: CalibrationConfig
     evaluation: EvaluationConfig
     own_tasks: bool
     differences: tuple[str, ...]
+    other_text: bool = False
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
 def task_columns(paper: PaperFile, exhibit: Exhibit) -> list[str]:
@@ -133,7 +156,8 @@ def conditions(paper: Paper, exhibit: Exhibit, pocket: bool, given: Mapping[str,
     evaluation = validated(ours["evaluation"], EvaluationConfig, "evaluation")
     own = tuple(name.removesuffix("_local") for name in evaluation.tasks) == tasks
     settled = {"calibration": calibration.model_dump(), "evaluation": evaluation.model_dump()}
-    return Conditions(calibration, evaluation, own, tuple(_differences(theirs, settled)))
+    other = calibration.corpus != file.calibration.corpus
+    return Conditions(calibration, evaluation, own, tuple(_differences(theirs, settled)), other)
 
 
 _TOLD = {

@@ -23,6 +23,8 @@ class Wanted:
         models: that it shows.
         settings: of its runs.
         source: where records come from.
+        said: sentences that stand elsewhere on the page.
+        beside: the model, where the same figure of other models stands above.
     """
 
     paper: Paper
@@ -30,6 +32,8 @@ class Wanted:
     models: Sequence[StandIn]
     settings: Conditions
     source: Source
+    said: frozenset[str] = frozenset()
+    beside: str = ""
 
     @property
     def exhibit(self) -> Exhibit:
@@ -62,6 +66,7 @@ class Drawn(NamedTuple):
         caption: sentences about what was measured.
         departs: how it differs from the paper, beside what the figure's file says.
         missing: one sentence for each thing that is not there.
+        runs: CPU seconds of each record that stands in it, by its id.
     """
 
     pictures: Mapping[str, bytes]
@@ -69,6 +74,7 @@ class Drawn(NamedTuple):
     caption: Sequence[str]
     departs: Sequence[str] = ()
     missing: Sequence[str] = ()
+    runs: Mapping[str, float] = {}
 
 
 def plot_conditions(paper: Paper, exhibit: Exhibit, pocket: bool, given: Mapping[str, Any]) -> Conditions:

@@ -24,6 +24,7 @@ class TopK(Method):
     title: ClassVar[str] = "Top-k"
     source: ClassVar[str] = "arXiv 2509.02753"
     stages: ClassVar[frozenset[str]] = frozenset({"experts"})
+    stores_less: ClassVar[bool] = False
     unsearched: ClassVar[frozenset[str]] = frozenset({"keep"})
 
     keep: float = Field(default=1.0, ge=1.0, le=1.0, description="no share: no expert goes")

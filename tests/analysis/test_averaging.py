@@ -14,9 +14,10 @@ from scipy.stats import t
 from analysis.digest import digest
 from analysis.frame import frame, scores_frame
 from analysis.inference import Difference, difference_over_seeds, over_seeds
+from analysis.plain_rows import rows_of
 from analysis.protocol import headline, without_groups
 from analysis.summary import lead, messages
-from analysis.table import average_text, csv, rows_of, run_name
+from analysis.table import average_text, csv, run_name
 from bench.evaluation.scores import group_scores
 from bench.records.record import CorpusInfo, Record
 from tests.support.records import board, paired, record, refused, score

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from analysis.columns import shown_knobs, split_training
 from analysis.drawing import canvas, render, style
 from analysis.figures import draw
 from analysis.frame import frame, scores_frame
 from analysis.frontier import frontier, trained_pairs
+from analysis.knobs import shown_knobs, split_training
 from analysis.labels import label_points
 from analysis.lanes import side_by_side
 from analysis.method_families import FAMILIES, family_of
 from analysis.palette import LIGHT, marker
-from analysis.table import rows_of, run_name
+from analysis.plain_rows import rows_of
+from analysis.table import run_name
 from bench.records.record import Record
 from tests.support.records import TASKS, paired, ratios, record, recovered, score
 
@@ -52,7 +53,7 @@ def _svg(rows: list[dict[str, Any]]) -> str:
 
 BUILT_IN_FAMILIES = {
     "experts": "random weight_norm criterion frequency soft_count ean reap man msan expert_drop diep naee naee_progressive "
-    "naee_greedy moe_i2 cka_merge cka_prune hc_smoe sub_moe stun easy_ep mone m_smoe ream",
+    "naee_greedy moe_i2 lexi cka_merge cka_prune hc_smoe sub_moe stun easy_ep mone m_smoe ream",
     "layers": "layer_drop block_drop",
     "channels": "camera_p heapr",
     "rank": "svd whitened_svd d2_moe mobe",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import re
 import subprocess
 import sys
@@ -20,12 +19,13 @@ from analysis.console import LiveRow, live_table, print_leaderboard
 from analysis.drawing import render, spread
 from analysis.frame import frame
 from analysis.load import load
-from analysis.page import script_data
+from analysis.page_rows import packed, unpacked
 from analysis.published import beside, cells, names, published
 from analysis.report import Report, report
 from analysis.table import latex, markdown
 from bench.records.record import FoundBy, Record, write_record
 from methods.framework.errors import ConfigError, RecordError, UnknownNameError
+from tests.support.pages import held
 from tests.support.records import board, paired, record, refused, score
 
 
@@ -112,7 +112,7 @@ def test_page_is_self_contained(made: Report) -> None:
     parser = _Loads()
     parser.feed(text)
     assert parser.loads == []
-    assert parser.scripts == 4
+    assert parser.scripts == 8
     assert "default-src 'none'" in text
     styles = "".join(re.findall(r"<style>(.*?)</style>", text, re.S))
     assert styles and "url(" not in styles and "@import" not in styles
@@ -137,10 +137,9 @@ def test_page_escapes_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "<img" not in text
     parser = _Loads()
     parser.feed(text)
-    assert parser.scripts == 4 and parser.loads == []
+    assert parser.scripts == 8 and parser.loads == []
     assert "<img" not in re.sub(r"\\<", "", made.markdown.read_text())
-    data = re.search(r'id="data">(.*?)</script>', text, re.S)
-    assert data and json.loads(data.group(1))["boards"][0]["name"] == evil
+    assert held(text, "data")["boards"][0]["name"] == evil
 
 
 def test_the_study_that_found_a_plan_is_shown_where_one_did(made: Report, tmp_path: Path) -> None:
@@ -152,21 +151,26 @@ def test_the_study_that_found_a_plan_is_shown_where_one_did(made: Report, tmp_pa
     assert "| found by |" in told.markdown.read_text() and "| coarse \\#17 |" in told.markdown.read_text()
     assert "knots=[0.123457, 0.5]" in told.markdown.read_text()
     page = told.page.read_text()
-    assert "Found by</" in page and "coarse #17" in page and "bytes&lt;=0.5" in page
+    hints = [one["hint"] for one in held(page, "rows")["cells"] if "coarse #17" in one["text"]]
+    assert "Found by</" in page and any("bytes<=0.5" in text for text in hints[0])
     assert "found by" not in made.markdown.read_text() and "Found by</" not in made.page.read_text()
 
 
-def test_script_data_survives_any_text() -> None:
+def test_packed_data_survive_any_text() -> None:
     value = {"a": "</script>&<!--\u2028'\"\\", "b": [1, 2.5, None]}
-    assert json.loads(script_data(value)) == value
-    assert not set("<>&\u2028") & set(str(script_data(value)))
+    assert unpacked(packed(value)) == value
+    assert re.fullmatch(r"[A-Za-z0-9+/=]+", packed(value))
 
 
 def test_page_sorts_by_full_numbers_and_shows_reasons(made: Report) -> None:
     text = made.page.read_text(encoding="utf-8")
-    best = made.frame[made.frame["rank"] == 1].iloc[0]
-    assert f'data-v="{float(best["average"])!r}"' in text
-    assert "experts differ per layer" in text
+    rows = held(text, "rows")
+    average = next(one for one in rows["cells"] if any("±" in cell for cell in one["text"]))
+    complete = made.frame[made.frame["status"] == "complete"].set_index("id")["average"]
+    by_place = sorted(range(len(rows["id"])), key=lambda place: average["place"][place])
+    values = [complete[rows["id"][place]] for place in by_place]
+    assert values == sorted(values) and len(set(average["place"])) == len(set(values))
+    assert any("experts differ per layer" in one.get("hint", ()) for one in rows["cells"])
     assert "needs &lt;two&gt; shared experts" in text
 
 

@@ -10,10 +10,11 @@ import pytest
 from analysis.drawing import render, style
 from analysis.figures import speed_vs_flops
 from analysis.frame import frame
+from analysis.plain_rows import rows_of
 from analysis.report import report
 from analysis.speed import HEAD, sentence, speed_frame, speed_lines, verdict
 from analysis.summary import cards
-from analysis.table import markdown, rows_of
+from analysis.table import markdown
 from bench.records.record import BatchTiming, Interval, Record, Timing, write_record
 from tests.support.records import cost, interval, record, timing, without_speed
 

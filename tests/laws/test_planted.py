@@ -95,6 +95,7 @@ PROMISES = {
     "cka_merge": Promise(groups=ALIKE, mapped={"router": "map"}),
     "cka_prune": Promise(groups=ALIKE, mapped={"router": "map"}),
     "stun": Promise(groups=("twins",), mapped={"router": "map"}),  # a shadow's row is far from the original's
+    "lexi": Promise(blind="keeps all experts, and routes tokens to fewer"),
     # Zeros inside every expert.
     "magnitude": Promise(blind="keeps all experts"),
     "wanda": Promise(blind="keeps all experts"),

@@ -181,7 +181,7 @@ def test_relabelling_relabels_what_is_bred() -> None:
 
 def test_a_seed_set_is_never_lost() -> None:
     loss = subset_loss(16)
-    greedy = eliminate(loss.losses, 16, 8)
+    greedy = eliminate(loss.neighbours(), 8)
     random, seeded = (
         breed(loss.losses, np.arange(16), 8, 1, Breeding(6, 2), np.random.default_rng(0), seeds=seeds)
         for seeds in ((), (greedy,))
@@ -321,7 +321,7 @@ def test_large_layers_are_searched_genetically(monkeypatch: pytest.MonkeyPatch) 
     assert len({one.removed for one in found}) == 2 and found[0].loss > exact.loss  # 12,870 sets, fifty looked at
     large = small.model_copy(update={"population": 300, "iterations": 50})
     assert large.search(inventory, values, 1, 8)[0].removed == exact.removed
-    greedy = eliminate(loss.losses, 16, 8)
+    greedy = eliminate(loss.neighbours(), 8)
     seeded = small.model_copy(update={"seeded": True}).search(inventory, values, 1, 8)
     assert seeded[0].loss <= greedy.loss * (1 + 1e-12)
     other = small.model_copy(update={"seed": 1}).search(inventory, values, 1, 8)

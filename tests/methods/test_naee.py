@@ -17,6 +17,7 @@ from methods.framework.layer_plan import LayerPlan
 from methods.framework.plan import Plan
 from methods.framework.probe import LayerView
 from methods.framework.stats import Array, Stats
+from methods.kernels.neighbours import EnumeratedNeighbours
 from methods.kernels.subset_loss import SubsetLoss
 from methods.kernels.subset_search import (
     Found,
@@ -199,25 +200,25 @@ def slow_elimination(loss: SubsetLoss, experts: int, removed: int) -> list[int]:
 def test_elimination_and_exchange(seed: int) -> None:
     outputs, logits = outputs_of(10, 1, seed)
     loss = SubsetLoss(MIXTRAL, 2, logits[0], outputs[0] @ outputs[0].swapaxes(1, 2))
-    greedy = eliminate(loss.losses, 10, 5)
+    greedy = eliminate(loss.neighbours(), 5)
     assert list(greedy.removed) == slow_elimination(loss, 10, 5)
     assert greedy.loss == pytest.approx(loss.loss(set(range(10)) - set(greedy.removed)), rel=1e-12)
-    swapped = exchange(loss.losses, 10, greedy, sweeps=20)
+    swapped = exchange(loss.neighbours(), greedy, sweeps=20)
     exact = best_subsets(loss.losses, 10, 5)[0]
     assert exact.loss <= swapped.loss * (1 + 1e-12) and swapped.loss <= greedy.loss
     assert swapped.loss == pytest.approx(loss.loss(set(range(10)) - set(swapped.removed)), rel=1e-12)
     kept = set(range(10)) - set(swapped.removed)
     for back, out in itertools.product(swapped.removed, kept):  # no single exchange helps any more
         assert loss.loss(kept - {out} | {back}) >= swapped.loss * (1 - 1e-9)
-    assert exchange(loss.losses, 10, greedy, sweeps=0) == greedy
+    assert exchange(loss.neighbours(), greedy, sweeps=0) == greedy
 
 
 def test_exchange_mends_a_bad_start() -> None:
     """Costs are additive, so exchanges alone reach the optimum from the worst set."""
     cost = np.array([5.0, 1.0, 4.0, 2.0, 6.0, 3.0])
-    found = exchange(lambda sets: sets @ cost, 6, Found((0, 2, 4), 15.0), sweeps=5)
+    found = exchange(EnumeratedNeighbours(lambda sets: sets @ cost, 6), Found((0, 2, 4), 15.0), sweeps=5)
     assert sorted(found.removed) == [1, 3, 5] and found.loss == 6.0
-    inside = exchange(lambda sets: sets @ cost, 6, Found((0, 4), 11.0), sweeps=5, groups=2)
+    inside = exchange(EnumeratedNeighbours(lambda sets: sets @ cost, 6), Found((0, 4), 11.0), sweeps=5, groups=2)
     assert sorted(inside.removed) == [1, 3] and inside.loss == 3.0
 
 

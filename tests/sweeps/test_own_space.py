@@ -7,8 +7,10 @@ import pytest
 
 from bench.laws.cases import case
 from bench.laws.synthetic_probe import SyntheticProbe
-from methods.framework.cost import layer_costs
+from methods.framework.cost import cost_of, layer_costs
 from methods.framework.errors import ConfigError, MoebenchError, RefusedError
+from methods.framework.layer_plan import LayerPlan
+from methods.framework.plan import Plan
 from methods.registry import method_class, names
 from sweeps.budget import Limits
 from sweeps.knob_planner import KnobPlanner
@@ -21,7 +23,7 @@ WHOLE_LAYERS = {"layer_drop", "block_drop", "rtn", "gptq", "awq"}
 """Methods whose unit is a layer: gone or not, 4 bits or 8."""
 
 
-def opened(name: str, budget: float | None) -> tuple[SweepConfig, Planner]:
+def opened(name: str, budget: float | None, of: str = "bytes") -> tuple[SweepConfig, Planner]:
     kind = method_class(name)
     config = parse_sweep(
         {
@@ -29,7 +31,7 @@ def opened(name: str, budget: float | None) -> tuple[SweepConfig, Planner]:
             "model": "m",
             "method": name,
             "fixed": dict(kind.law_knobs),
-            "budget": None if budget is None else {"of": "bytes", "keep": budget},
+            "budget": None if budget is None else {"of": of, "keep": budget},
             "objectives": [{"kind": "size", "of": "bytes"}],
         }
     )
@@ -56,8 +58,8 @@ def test_drawn_trials_are_plans_of_the_method(name: str) -> None:
 
 @pytest.mark.parametrize("name", names())
 def test_budgets_of_bytes_are_met_within_one_unit(name: str) -> None:
-    if method_class(name).stages == {"sparsity"}:
-        with pytest.raises(ConfigError, match="zeros are stored like other weights"):
+    if not method_class(name).stores_less:
+        with pytest.raises(ConfigError, match=r"zeros are stored like|stores what the source stores"):
             opened(name, BYTES)
         return
     _, planner = opened(name, BYTES)
@@ -73,3 +75,18 @@ def test_budgets_of_bytes_are_met_within_one_unit(name: str) -> None:
     layer = max(part.bytes for part in layer_costs(planner.limits.inventory))
     unit = layer if name in WHOLE_LAYERS else layer / 8
     assert min(shares) > -unit / planner.limits.limits["bytes"], "room for a unit more"
+
+
+@pytest.mark.parametrize(("of", "keep"), [("active_parameters", 0.95), ("flops", 0.98)])
+def test_fewer_experts_per_token_meet_budgets_of_work(of: str, keep: float) -> None:
+    _, planner = opened("lexi", keep, of)
+    drawn = planner.drawn(optuna.create_study().ask(planner.distributions).params)
+    spared = [layer.top_k for layer in drawn.plan.layers if layer.top_k is not None]
+    assert planner.limits.excess(drawn.sizes) <= 0.0
+    assert spared
+    source = cost_of(planner.limits.inventory)
+    assert drawn.sizes["bytes"] == source.bytes
+    # One expert more in one layer would be too many.
+    more = list(drawn.plan.layers)
+    more[next(i for i, layer in enumerate(more) if layer.top_k)] = LayerPlan()
+    assert planner.limits.excess(planner.limits.sizes(Plan.of(planner.limits.inventory, more))) > 0.0

@@ -129,7 +129,13 @@ class HiddenStates:
     """The residual stream of all tokens; one block of it is in hand at a time."""
 
     def __init__(
-        self, plan: Sequence[Block], hidden: int, device: torch.device, dtype: torch.dtype, folder: Path | None
+        self,
+        plan: Sequence[Block],
+        hidden: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        folder: Path | None,
+        kept: torch.dtype | None = None,
     ):
         """Make room for the states of all tokens.
 
@@ -137,26 +143,28 @@ class HiddenStates:
             plan: the blocks; a single one is held in memory, several in a scratch file.
             hidden: D.
             device: where the block in hand is.
-            dtype: of the states.
+            dtype: of the states in hand.
             folder: of the scratch file; None takes the system's temporary folder.
+            kept: type in which they are kept between two layers; None for ``dtype``.
 
         Raises:
             StatsError: there is no room for the scratch file.
         """
-        self._device = device
+        self._device, self._dtype = device, dtype
+        kept = dtype if kept is None else kept
         self._memory: Tensor | None = None
         self._scratch: ScratchRows | None = None
         if len(plan) == 1:
-            self._memory = torch.empty(plan[0].stop, hidden, device=device, dtype=dtype)
+            self._memory = torch.empty(plan[0].stop, hidden, device=device, dtype=kept)
         else:
-            self._scratch = ScratchRows(plan[-1].stop, hidden, dtype, folder)
+            self._scratch = ScratchRows(plan[-1].stop, hidden, kept, folder)
 
     def load(self, block: Block) -> Tensor:
         """Return the states of ``block``, shape (T, D); change them freely, they count once stored."""
         if self._scratch is not None:
-            return self._scratch.read(block.start, block.stop).to(self._device)
+            return self._scratch.read(block.start, block.stop).to(self._device, self._dtype)
         assert self._memory is not None
-        return self._memory
+        return self._memory.to(self._dtype)
 
     def store(self, block: Block, hidden_TD: Tensor) -> None:
         """Keep new states of ``block``."""

@@ -35,7 +35,7 @@ _REMEDY = (
 
 
 class DiskArray:
-    """An array that grows along its first axis; what is appended is hashed on its way to the file."""
+    """An array that grows along its first axis; what is appended to a file with a name is hashed on its way there."""
 
     def __init__(
         self, label: str, shape: tuple[int, ...], file: IO[bytes], path: Path | None, dtype: str = "<f4"
@@ -122,7 +122,7 @@ class DiskArray:
 
     @property
     def digest(self) -> str:
-        """BLAKE3 digest of the file."""
+        """BLAKE3 digest of a file with a name."""
         return str(self._hasher.hexdigest())
 
     def settle(self, path: Path) -> None:
@@ -143,7 +143,8 @@ class DiskArray:
         return self._dtype.itemsize * math.prod(self._shape)
 
     def _write(self, data: bytes | memoryview) -> None:
-        self._hasher.update(data)
+        if self.path is not None:
+            self._hasher.update(data)
         view = memoryview(data).cast("B")
         try:
             while view:
@@ -247,18 +248,31 @@ def disk_bytes(inventory: Inventory, needs: Collection[str], sampled: int) -> in
         needs: names of the statistics that are measured.
         sampled: S, tokens that stand for all.
     """
-    total, passing = 0, 0
+    each = layer_bytes(inventory, needs, sampled)
+    return sum(kept for kept, _ in each) + max((passing for _, passing in each), default=0)
+
+
+def layer_bytes(inventory: Inventory, needs: Collection[str], sampled: int) -> list[tuple[int, int]]:
+    """Return, for each decoder layer, the bytes of statistics that are kept in files, and of sums that lie there meanwhile.
+
+    Args:
+        inventory: the model.
+        needs: names of the statistics that are measured.
+        sampled: S, tokens that stand for all.
+    """
+    found = []
     kinds = {CATALOGUE.kind(name) for name in needs}
     specs = [CATALOGUE[name] for name in needs if CATALOGUE[name].on_disk]
     for layer in inventory.layers:
+        passing = 0
         sizes = {"S": sampled, "D": inventory.hidden, "M": 3}
         sizes |= {"Q": linears.sizes(layer, "attention")[1], "V": linears.sizes(layer, "network")[1]}
         if layer.mlp == "moe":
             sizes |= {"E": layer.experts, "F": expert_width(layer)}
-            passing = max(passing, sum(kind.passing_bytes(sizes) for kind in kinds if issubclass(kind, Accumulator)))
+            passing = sum(kind.passing_bytes(sizes) for kind in kinds if issubclass(kind, Accumulator))
         here = (spec for spec in specs if spec.defined_in(layer))
-        total += sum(4 * math.prod(sizes[letter] for letter in spec.dims) for spec in here)
-    return total + passing
+        found.append((sum(4 * math.prod(sizes[letter] for letter in spec.dims) for spec in here), passing))
+    return found
 
 
 def recalled(path: Path, digest: str) -> np.memmap[Any, Any] | None:

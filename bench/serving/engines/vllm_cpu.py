@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import psutil
+
+from bench.checkpoint.config_file import read_config
 from bench.families.compressed_config import PREFIX
+from bench.serving.cache_room import cache_bytes
 from bench.serving.plugin import STOCK
 from bench.serving.servable import expert_forms
 from bench.serving.vllm_engine import VLLM
@@ -33,6 +39,23 @@ class VLLMOnCPU(VLLM):
             ):
                 options["attention_backend"] = "CPU_MLA"  # the kernel preferred on processors with AMX is bfloat16 only
         return options
+
+    def server_command(self, path: Path, arguments: Sequence[str], cores: tuple[int, ...] = ()) -> list[str]:
+        """Return the command line, with a cache of keys and values for the lengths that are asked for.
+
+        Args:
+            path: checkpoint folder.
+            arguments: further arguments of the server; they win over ours.
+            cores: processor cores that the server is bound to, none to leave it free.
+
+        Raises:
+            TimingError: ``VLLM_PLUGINS`` keeps vLLM from loading our plug-in.
+        """
+        room = None
+        if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+            room = cache_bytes(read_config(path), arguments, psutil.virtual_memory().available)
+        ours = [] if room is None else ["--kv-cache-memory-bytes", str(room)]
+        return super().server_command(path, [*ours, *arguments], cores)
 
     def server_arguments(self, protocol: OnlineProtocol, port: int) -> list[str]:
         """Return arguments with which the server computes in one process, as it does without a server.

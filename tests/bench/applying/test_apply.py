@@ -165,6 +165,7 @@ def test_plan_file_and_small_files(mixtral: Checkpoint, tmp_path: Path) -> None:
     assert document["provenance"]["source"] == {"name": "mixtral", "revision": None, "content": mixtral.content}
     assert (out / "tokenizer.json").read_text() == '{"a": 1}'
     assert sorted(p.name for p in out.iterdir()) == [
+        "README.md",
         "config.json",
         "generation_config.json",
         "model.safetensors",

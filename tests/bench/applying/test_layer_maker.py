@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench.applying.apply import apply
-from bench.applying.moments import cold_experts
+from bench.applying.written_moments import cold_experts
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.experts.whole import stored_expert
 from methods.framework.inside import Bases, LowRank, Quantisation, SharedBase, Sparsity

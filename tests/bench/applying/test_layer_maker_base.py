@@ -11,7 +11,8 @@ import torch
 
 from bench.applying.apply import apply
 from bench.applying.in_memory import realised
-from bench.applying.moments import check_moments, entry_fisher, moments_digest
+from bench.applying.moments import entry_fisher
+from bench.applying.written_moments import check_moments, moments_digest
 from bench.calibration.calibrate import calibrate
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.experts.whole import stored_expert

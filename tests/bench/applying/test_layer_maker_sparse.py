@@ -16,7 +16,7 @@ from bench.applying import layer_maker as inside
 from bench.applying.apply import PLAN_FILE, apply
 from bench.applying.in_memory import realised
 from bench.applying.layer_maker import LayerMaker
-from bench.applying.moments import moments_digest
+from bench.applying.written_moments import moments_digest
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.laws.cases import case
 from bench.models.load import load_model

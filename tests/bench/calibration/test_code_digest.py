@@ -90,6 +90,15 @@ def test_what_nothing_uses_changes_nothing(changed, file):
     assert changed(file) == set()
 
 
+def test_what_only_shows_is_in_no_digest(tree):
+    path = tree / "bench" / "cards" / "model_card.py"
+    text = path.read_text()
+    before = digests.code_digest.__wrapped__(digests.APPLYING, tree)
+    path.write_text(f"{text}# edited\n")
+    assert digests.code_digest.__wrapped__(digests.APPLYING, tree) == before
+    path.write_text(text)
+
+
 def test_the_probe_has_a_room_of_its_own(changed):
     assert changed("bench/probing/states.py") == {"probe"}
 

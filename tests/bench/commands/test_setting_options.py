@@ -9,9 +9,13 @@ import pytest
 import yaml
 
 import bench.commands.live
+import bench.library.measuring
+import bench.library.opening
+from bench.cli import VERBS
 from bench.commands.run_command import merged
 from bench.settings.run_settings import RunConfig
 from bench.settings.stage_settings import CalibrationConfig, EvaluationConfig
+from methods.framework.errors import ConfigError
 from tests.support.command_line import moebench
 
 
@@ -63,6 +67,53 @@ def test_a_default_that_is_given_wins_too(
     file.write_text(yaml.safe_dump({"model": "m", "calibration": {"sequences": 7}}))
     assert started(monkeypatch, capsys, "--config", file, "--sequences", 128).calibration.sequences == 128
     assert started(monkeypatch, capsys, "--config", file).calibration.sequences == 7
+
+
+@pytest.mark.parametrize("given", [["boolq,rte", "piqa"], ["boolq", "rte", "piqa"], ["boolq, rte,piqa,"]])
+def test_lists_are_joined(
+    given: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = [word for one in given for word in ("--tasks", one)]
+    assert started(monkeypatch, capsys, "--model", "m", *tasks).evaluation.tasks == ("boolq", "rte", "piqa")
+
+
+@pytest.mark.parametrize("option", ["--limit 3", "--limit=3", "--store runs", "--no-time", "--answers-only"])
+def test_one_value_given_again_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, told = moebench(capsys, "run", "--model", "m", *option.split(), "--seed", 1, *option.split())
+    name = "--time" if option == "--no-time" else option.split("=")[0].split()[0]
+    assert status == 1 and f"{name} is given 2 times, and takes one value; give it once" in told
+
+
+def test_every_option_of_every_verb_takes_several_or_refuses_them() -> None:
+    """So none keeps the last value in silence; lists with commas in a text of their own would be split by none."""
+    for verb in VERBS:
+        command = verb._command()
+        with command.make_context(verb.name, [], resilient_parsing=True) as context:
+            for option in (one for one in command.params if one.param_type_name == "option" and one.name != "help"):
+                word = option.opts[0]
+                given = [word, word] if option.is_flag else [word, "1", word, "1"]
+                if option.multiple:
+                    assert len(command.make_parser(context).parse_args(args=given)[0][option.name]) == 2
+                else:
+                    with pytest.raises(ConfigError, match=f"{word} is given 2 times"):
+                        command.make_parser(context).parse_args(args=given)
+                assert option.multiple or "comma" not in (option.help or ""), f"{verb.name} {word}"
+
+
+def test_statistics_are_joined_and_all_stands_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(bench.library.opening, "open_checkpoint", lambda *args, **options: None)
+    monkeypatch.setattr(
+        bench.library.measuring, "calibrate", lambda opened, corpus, names, **_: asked.append(names) or 1
+    )
+    for needs in (["a,b", "c"], ["all"], []):
+        with pytest.raises(AttributeError):  # the double measures nothing
+            moebench(capsys, "calibrate", "m", *(word for one in needs for word in ("--needs", one)))
+    assert asked == [["a", "b", "c"], None, None]
+    status, told = moebench(capsys, "calibrate", "m", "--needs", "all", "--needs", "a")
+    assert status == 1 and "--needs all,a: all is the whole catalogue; name it alone" in told
 
 
 def test_methods_at_every_share(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

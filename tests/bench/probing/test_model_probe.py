@@ -108,6 +108,35 @@ def test_layer_error_is_that_of_the_masked_model(any_checkpoint):
     assert probe.layer_error(2, [LayerPlan(drop="moe")], {})[0] == pytest.approx(float(original[2, "routed"].norm()))
 
 
+def test_noise_error_is_that_of_the_masked_layer_on_standard_normal_inputs(any_checkpoint):
+    probe = ModelProbe(any_checkpoint, RAGGED, **EXACT)
+    drawn = torch.randn((RAGGED.tokens, any_checkpoint.inventory.hidden), generator=torch.Generator().manual_seed(2))
+
+    def routed(plan):
+        layers = [LayerPlan()] * len(any_checkpoint.inventory.layers)
+        layers[2] = plan
+        block = mask(plain(any_checkpoint), Plan.of(any_checkpoint.inventory, layers)).model.layers[2].mlp
+        found = []
+        block.experts.register_forward_hook(lambda module, arguments, output: found.append(output.flatten(0, -2)))
+        with torch.no_grad():
+            block(drawn[None].double())
+        return found[0]
+
+    expected = [float((routed(plan) - routed(LayerPlan())).norm()) for plan in HALVES]
+    np.testing.assert_allclose(probe.noise_error(2, HALVES), expected, rtol=1e-6, atol=1e-10)
+    assert np.abs(drawn.std() - 1.0) < 0.05
+    assert abs(expected[2] - probe.layer_error(2, HALVES, {})[2]) > 1e-3 * expected[2]
+
+
+def test_inner_products_hold_the_biases_of_experts():
+    checkpoint = Checkpoint.open(tiny_checkpoint("gpt_oss"))
+    assert checkpoint.inventory.layers[1].biased
+    view = ModelProbe(checkpoint, RAGGED, **EXACT).layer_view(1, {})
+    whole = np.sqrt(view.gram_SXX[:, -1, -1].sum())
+    # What all experts make together is the target, so nothing is missing where none is removed.
+    assert gram_error(view, range(checkpoint.inventory.layers[1].experts), checkpoint, 1) < 1e-6 * whole
+
+
 @pytest.mark.parametrize("router", ["slice", "mean", "map"])
 def test_merged_candidates_are_run_as_they_are_written(qwen, tmp_path, router):
     merge = Merge(into=1, members=(1, 3, 6), weights=(0.5, 0.2, 0.3), kernel="aligned")

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from bench.records.mirror import Tracker, TrackingWarning, configuration, score_rows, summary
+from bench.records.mirror import Tracker, TrackingWarning
 from bench.records.record import CostInfo, Environment, Interval, ModelInfo, Paired, RatioInfo, Record, Score, Timing
+from bench.records.run_contents import configuration, score_rows, summary
 from methods.framework.errors import ConfigError
 
 PLAN = '{"family":"mixtral","layers":[{"drop":"block"},{}],"schema":1}'
@@ -258,7 +259,7 @@ def test_an_offline_run_holds_everything_and_is_not_doubled(no_key: Path) -> Non
     assert numbers["score/arc_easy/acc"] == 0.5 and numbers["cost/bytes"] == 64
     artifacts = {entry.request.log_artifact.artifact.type for entry in found if entry.request.HasField("log_artifact")}
     artifacts |= {entry.artifact.type for entry in found if entry.HasField("artifact")}
-    assert {"plan", "record"} <= artifacts
+    assert artifacts >= {"model", "plan", "checkpoint", "record"}
     assert (folders[0] / "files" / "plan.json").read_text() == PLAN
     assert Record.model_validate_json((folders[0] / "files" / "record.json").read_text()) == record()
 
@@ -266,7 +267,8 @@ def test_an_offline_run_holds_everything_and_is_not_doubled(no_key: Path) -> Non
     for secret in (socket.gethostname(), "requirements", sys.executable):
         assert len(secret) < 4 or secret.encode() not in everything, f"{secret!r} is not in the record"
     uploaded = {path.name for path in (folders[0] / "files").rglob("*") if path.is_file()}
-    assert uploaded - {"plan.json", "record.json"} == {name for name in uploaded if name.endswith(".table.json")}
+    told_of = {"plan.json", "record.json", "model.json", "checkpoint.json"}
+    assert uploaded - told_of == {name for name in uploaded if name.endswith(".table.json")}
     assert not (no_key / "home" / ".local" / "share" / "wandb").exists(), "what is synced later lies in the store"
 
 

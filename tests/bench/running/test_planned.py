@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from bench.checkpoint.checkpoint import Checkpoint
-from bench.records.mirror import configuration
 from bench.records.record import CorpusInfo, FoundBy
+from bench.records.run_contents import configuration
 from bench.running.identity import own_key
 from bench.running.planned import Planned
 from bench.settings.method_settings import MethodConfig

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.checkpoint.checkpoint import Checkpoint
 from bench.pocket import write_tasks
 from bench.records.mirror import Tracker
 from bench.records.record import Record, read_records, write_record
@@ -68,6 +69,13 @@ def test_rows_finish_or_refuse_and_are_recorded_once(tmp_path: Path) -> None:
     assert all(score.paired is None for score in base.scores)
     assert reap.corpus is not None and reap.corpus.tokens == 8 * 64 and base.corpus is None
     assert (tmp_path / "items" / reap.id).is_dir() and (tmp_path / "plans" / f"{reap.plan}.json").is_file()
+    card = next((tmp_path / "checkpoints").glob("*/README.md"))
+    assert (
+        f"| pocket_facts | acc | {next(one.value for one in reap.scores if one.task == 'pocket_facts'):.4f}"
+        in card.read_text()
+    )
+    assert "the first 8 items of each task" in card.read_text()
+    assert Checkpoint.open(card.parent).content, "a card is no part of what is compared"
     again, seen = execute(settings, tmp_path)
     assert again == records, "the second call reads what the first one wrote"
     assert seen == ["base: complete", "REAP: complete", "Frequency: refused"], "and does nothing else"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench.applying.apply import apply
-from bench.applying.moments import moments_digest
+from bench.applying.written_moments import moments_digest
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.content import stated_digest
 from bench.records.mirror import Tracker

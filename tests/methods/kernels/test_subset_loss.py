@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import methods.kernels.chosen_sets as chosen_sets
 import methods.kernels.gate_change as gate_change
+import methods.kernels.preferences as preferences
 import methods.kernels.subset_loss as subset_loss
 from bench.calibration.calibrate import calibrate
 from bench.checkpoint.checkpoint import Checkpoint
@@ -18,7 +20,9 @@ from methods.framework.errors import RefusedError
 from methods.framework.inventory import Router
 from methods.framework.layer_plan import LayerPlan
 from methods.framework.stats import Array
+from methods.kernels.chosen_sets import ChosenSets
 from methods.kernels.gate_change import ordered_by_preference
+from methods.kernels.preferences import Preferences
 from methods.kernels.subset_loss import SubsetLoss
 from tests.support.tiny import FAMILIES, tiny_checkpoint, tiny_tokens
 
@@ -116,19 +120,18 @@ def test_equals_outputs_that_are_added_up(name: str, batches: int) -> None:
     assert loss.loss(kept) == pytest.approx(expected[0], rel=1e-9)
 
 
+@pytest.mark.parametrize("target", [False, True])
 @pytest.mark.parametrize("name", ["mixtral", "olmoe", "deepseek_v3"])
-def test_both_ways_of_changing_weights_agree(name: str) -> None:
+def test_both_ways_of_changing_weights_agree(name: str, target: bool) -> None:
     router = ROUTERS[name]
-    _, gram, logits, correction = layer()
+    outputs, gram, logits, correction = layer()
+    if target:
+        outputs = np.concatenate([outputs, np.random.default_rng(5).normal(size=(TOKENS, 1, WIDTH))], axis=1)
+        gram = outputs @ outputs.swapaxes(1, 2)
     removed = masks(sets(router))
-    rows = np.arange(TOKENS)
-    fast = gate_change.PreferredGateChange(router, TOP_K, logits, gram, correction, EXPERTS, target=False)
-    slow = gate_change.RoutedGateChange(router, TOP_K, logits, gram, correction, target=False)
-    values = []
-    for change in (fast, slow):
-        weights, pieces = change.of(rows, removed)
-        values.append(np.einsum("sxc,sxy,syc->sc", weights, pieces, weights))
-    np.testing.assert_allclose(*values, rtol=1e-9, atol=1e-12)
+    fast = ChosenSets(Preferences(router, TOP_K, logits, gram, correction, EXPERTS, target))
+    slow = gate_change.RoutedGateChange(router, TOP_K, logits, gram, correction, target=target)
+    np.testing.assert_allclose(fast.squares(removed), slow.squares(removed), rtol=1e-9, atol=1e-12)
 
 
 def test_which_routers_rank_experts_alike_after_a_removal() -> None:
@@ -222,9 +225,11 @@ def test_pieces_of_tokens_and_candidates_do_not_show(monkeypatch: pytest.MonkeyP
     mapped[:] = gram
     removed = masks([set(one) for one in ({1}, {2, 3}, {4, 5, 6}, {0}, {7})])
     whole = SubsetLoss(Router(), TOP_K, logits, mapped).losses(removed)
-    monkeypatch.setattr(gate_change, "GRAM_PIECE", 3 * EXPERTS**2)
+    monkeypatch.setattr(preferences, "GRAM_PIECE", 3 * EXPERTS**2)
+    monkeypatch.setattr(preferences, "PAIRS_PIECE", 2)
     monkeypatch.setattr(subset_loss, "CANDIDATES_PIECE", 2)
-    monkeypatch.setattr(subset_loss, "ELEMENTS_PIECE", 100)
+    monkeypatch.setattr(chosen_sets, "PIECE", 5)
+    monkeypatch.setattr(chosen_sets, "EVALUATED", 3)
     np.testing.assert_allclose(SubsetLoss(Router(), TOP_K, logits, mapped).losses(removed), whole, rtol=1e-13)
     exact = SubsetLoss(Router(), TOP_K, logits, gram).losses(removed)
     np.testing.assert_allclose(whole, exact, rtol=1e-5)
@@ -245,9 +250,9 @@ def test_never_negative_under_the_root() -> None:
     outputs = rng.normal(size=(200, 1, WIDTH)) + 1e-5 * rng.normal(size=(200, 4, WIDTH))
     gram = (outputs @ outputs.swapaxes(1, 2)).astype(np.float32)
     logits = rng.normal(size=(200, 4))
-    change, pieces = gate_change.PreferredGateChange(
-        Router(renormalise=True), 1, logits, gram, None, 1, target=False
-    ).of(np.arange(200), masks([{0}], 4))
+    change, pieces = gate_change.RoutedGateChange(Router(renormalise=True), 1, logits, gram, None, target=False).of(
+        np.arange(200), masks([{0}], 4)
+    )
     assert (np.einsum("sxc,sxy,syc->sc", change, pieces, change) < 0).any()
     assert np.isfinite(SubsetLoss(Router(renormalise=True), 1, logits, gram).losses(masks([{0}], 4))).all()
 

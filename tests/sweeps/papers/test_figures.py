@@ -15,10 +15,11 @@ from methods.framework.errors import ConfigError
 from sweeps.grid import run_grid
 from sweeps.papers.laid_out import sheet
 from sweeps.papers.making import Made, Order, make, page, whole
-from sweeps.papers.measured import KIND, Values, measured
+from sweeps.papers.measured import Values, measured
 from sweeps.papers.overview import cost_of
 from sweeps.papers.paper_file import StatisticFile
 from sweeps.papers.shelf import read_paper, task_sizes
+from sweeps.papers.shown import KIND
 from sweeps.papers.stand_in import StandIn, conditions, stand_ins
 
 PAPER = read_paper("holistic")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from analysis.papers.filling import Cell, Filled, Row
 from analysis.papers.sheet import Block, Line
 from bench.calibration.calibrate import calibrate
 from bench.checkpoint.checkpoint import Checkpoint
+from bench.pocket import pocket_path
 from bench.records.record import Timing, write_record
 from bench.store.store import write_json
 from methods.framework.errors import ConfigError
@@ -86,7 +88,7 @@ def test_guessing_gets_one_of_the_answers_right() -> None:
 
 def test_the_loss_of_a_word_is_the_logarithm_of_its_perplexity() -> None:
     def row(label: str, method: str | None, x: float, perplexity: float) -> Row:
-        return Row(Line(label, method, x=x), {"text": Cell(100 * perplexity, 100 * 0.2)})
+        return Row(Line(label, method, x=x), {"text": Cell(perplexity, 0.2)})
 
     rows = (row("Baseline", None, 0.0, 4.0), row("merged", "m", 4.0, 16.0), row("merged", "m", 2.0, 8.0))
     line = losses(Filled(Block("Zoo", "zoo", (), (), ()), rows), "text", 8)["merged"]
@@ -160,6 +162,18 @@ def test_scores_are_measured_once_and_drawn_from_what_was_kept(tmp_path: Path) -
     for elsewhere in (order(tmp_path / "none", run=None), order(tmp_path, run=None, given=other)):
         empty = make(paper, "figure-11", elsewhere)
         assert empty.files == {} and empty.missing == ("Mixtral-8x7B: its statistics are not in the store",)
+
+
+def test_numbers_of_experts_are_drawn_where_the_model_is_not_at_hand(tmp_path: Path) -> None:
+    paper, folder = read_paper("diversifying"), tmp_path / "pocket-mixtral"
+    shutil.copytree(pocket_path("pocket-mixtral"), folder)
+    given = {"calibration": {**GIVEN["calibration"], "corpus": "pocket"}}
+    here = order(tmp_path, model=str(folder), given=given)
+    for name in ("figure-across", "figure-likeness"):
+        made = make(paper, name, here)
+        folder.rename(tmp_path / "away")
+        assert made.files and make(paper, name, replace(here, run=None)).files == made.files
+        (tmp_path / "away").rename(folder)
 
 
 def test_experts_that_go_are_those_of_the_runs_plans(tmp_path: Path) -> None:
