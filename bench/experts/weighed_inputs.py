@@ -80,5 +80,5 @@ class ChosenExperts(nn.Module):
 def by_token(experts: nn.Module) -> ChosenExperts:
     """Let ``experts`` run through a module whose inputs and output are those of each token, and return that."""
     inner = ChosenExperts(experts)
-    vars(experts)["forward"] = partial(run_chosen, inner, experts.num_experts)
+    vars(experts)["forward"] = partial(run_chosen, inner, int(inner.num_experts))
     return inner

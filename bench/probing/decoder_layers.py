@@ -133,9 +133,7 @@ class Layers:
         return torch.cat([router(x_ND).routing.scores_TE for x_ND in input_TD.split(self._rows)])
 
     def _router(self, layer: int) -> LayerRouter:
-        return LayerRouter.read(
-            self._weights, self.inventory.layers[layer], self.inventory.router, LayerPlan(), None
-        )
+        return LayerRouter.read(self._weights, self.inventory.layers[layer], self.inventory.router, LayerPlan(), None)
 
     def gram(self, layer: int, input_TD: Tensor, target_TD: Tensor, bound: int) -> Tensor:
         """Return the inner products of all experts' outputs and, last, of the target, (T, X, X) in float64 on the CPU.

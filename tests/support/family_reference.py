@@ -46,9 +46,7 @@ def gate_norm_moments(model: Any, checkpoint: Checkpoint, windows: Sequence[Sequ
     return found
 
 
-def _moments_of_weighed_inputs(
-    model: Any, checkpoint: Checkpoint, windows: Sequence[Sequence[int]]
-) -> dict[int, Any]:
+def _moments_of_weighed_inputs(model: Any, checkpoint: Checkpoint, windows: Sequence[Sequence[int]]) -> dict[int, Any]:
     """Return the same where scores multiply inputs: each output counts once, and the module gets one expert's input alone."""
     found = {}
     for layer in checkpoint.inventory.moe_layers:

@@ -15,6 +15,9 @@ from bench.calibration.calibrate import calibrate
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.models.load import load_model
 from bench.probing.masked_model import MaskedModel
+from bench.recovery.objectives import ExpertDistillation, next_token_loss
+from bench.recovery.pairs import layer_pairs
+from bench.recovery.write import read_plan_document
 from bench.text.corpus import Corpus
 from methods.framework.errors import CheckpointError, PlanError, RefusedError
 from methods.framework.layer_plan import LayerPlan
@@ -89,6 +92,35 @@ def test_gradients_of_masks_are_those_of_outputs_that_are_scaled(source: Checkpo
     assert gradient[LAYER][expert] == pytest.approx((above - below) / 2e-2, rel=1e-3)
 
 
+def test_distillation_compares_experts_on_what_each_takes_in(source: Checkpoint, tmp_path: Path) -> None:
+    plan = Plan.of(
+        source.inventory, [LayerPlan(), LayerPlan(), LayerPlan(experts=(1, 2, 5, 6), channels=((0, 3, 7),) * 4)]
+    )
+    written = Checkpoint.open(apply(source, plan, tmp_path / "out"))
+    student, teacher = load_model(written.path), load_model(source.path)
+    pairs, seen, ids = (
+        layer_pairs(student, written, teacher, source, read_plan_document(written)),
+        [],
+        torch.tensor(WINDOWS),
+    )
+    small, large = (model.model.layers[LAYER].feed_forward.experts for model in (student, teacher))
+    handle = small.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    with torch.no_grad():
+        language = float(next_token_loss(student(ids, use_cache=False).logits, ids))
+        handle.remove()
+        expected = 0.0
+        for place, (origin, rows_TD) in enumerate(zip((1, 2, 5, 6), seen[0].unflatten(0, (4, 24)), strict=True)):
+            errors = []
+            for state in rows_TD[(rows_TD != 0).any(dim=1)]:
+                alone, whole = torch.zeros(4, len(state)), torch.zeros(8, len(state))
+                alone[place], whole[origin] = state, state
+                errors.append(float((small(alone)[place] - large(whole)[origin]).square().mean()))
+            expected += float(np.mean(errors)) if errors else 0.0
+    assert expected > 1e-6
+    found = ExpertDistillation(student, pairs, 1e3)(ids)
+    assert float(found.detach()) == pytest.approx(language + 1e3 * expected, rel=1e-5)
+
+
 def test_layers_with_experts_are_listed_once_decoder_layers_have_gone(source: Checkpoint, tmp_path: Path) -> None:
     deeper = Checkpoint.open(
         tiny_checkpoint("llama4", num_hidden_layers=5, moe_layers=None, interleave_moe_layer_step=2)
@@ -107,7 +139,7 @@ def test_rows_cannot_lead_elsewhere_and_tokens_take_one_expert(source: Checkpoin
     mapped = LayerPlan(experts=tuple(range(7)), constants=(7,), router="map")
     with pytest.raises(PlanError, match="multiplies what an expert takes in"):
         Plan.of(source.inventory, [mapped, LayerPlan(), LayerPlan()])
-    with pytest.raises(RefusedError, match="multiplies what one expert takes in$"):
+    with pytest.raises(RefusedError, match=r"multiplies what one expert takes in$"):
         MoNE().plan(source.inventory, Stats({}, 0))
     assert "set router to slice" in (HCSMoE().refuse(source.inventory) or "")
     assert HCSMoE(router="slice").refuse(source.inventory) is None
