@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +24,7 @@ from rich.table import Table
 
 from bench.families.family import family_named
 from bench.perf.drawn_stats import Clock, DrawnProbe, drawn_stats
+from bench.store.store import write_json
 from methods.framework.cost import cost
 from methods.framework.errors import RefusedError
 from methods.framework.inventory import Inventory
@@ -128,7 +130,15 @@ def measured(name: str, inventory: Inventory, tokens: int) -> dict[str, Any]:
     except RefusedError as error:
         return {"method": name, "refused": str(error), "seconds": clock.seconds() - start}
     seconds = clock.seconds() - start
-    return {"method": name, "seconds": seconds, "bytes": len(plan.dumps()), "cost": _counting(plan, inventory)}
+    return {"method": name, "seconds": seconds, "bytes": _file_bytes(plan), "cost": _counting(plan, inventory)}
+
+
+def _file_bytes(plan: Plan) -> int:
+    """Return the bytes of the plan's file."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "plan.json"
+        write_json(path, plan.document())
+        return path.stat().st_size
 
 
 def _counting(plan: Plan, inventory: Inventory) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from methods.framework.channel_text import channel_text, channels_of
 from methods.framework.inside import Bases, LowRank, Quantisation, Sparsity
 
 STAGES = ("blocks", "sublayers", "experts", "channels", "rank", "sparsity", "bits")
@@ -73,7 +74,8 @@ class LayerPlan(BaseModel):
         router: how the router's rows (and its bias and correction bias) follow; see ``RouterRule``.
         top_k: experts per token afterwards; None means min(source top-k, router rows that stay).
         channels: for each expert that stays, in order, the hidden channels that stay (source indices of rows of gate and up,
-            columns of down), ascending, at least one; None keeps all.
+            columns of down), ascending, at least one; None keeps all. Files may state those of an expert as text
+            (``channel_text``).
         rank: matrices that are stored as factors; None leaves them whole.
         bases: gate and up as mixtures of bases that the layer's experts share; None leaves them whole.
         sparsity: weights of the experts, or of all linear layers, that become zero, after merging; None leaves them dense.
@@ -95,11 +97,23 @@ class LayerPlan(BaseModel):
     sparsity: Sparsity | None = None
     bits: Quantisation | None = None
 
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _listed(cls, channels: Any) -> Any:
+        if not isinstance(channels, list):
+            return channels
+        return [channels_of(own) if isinstance(own, str) else own for own in channels]
+
     @model_validator(mode="after")
     def _sound(self) -> Self:
         if fault := _drop_fault(self) or _order_fault(self) or _inside_fault(self) or _selection_fault(self):
             raise ValueError(fault)
         return self
+
+    def document(self) -> dict[str, Any]:
+        """Return the layer as JSON values, neutral fields left out, the channels of each expert as text."""
+        stated = self.model_dump(exclude_defaults=True, mode="json", exclude={"channels"})
+        return stated if self.channels is None else {**stated, "channels": [channel_text(own) for own in self.channels]}
 
     @property
     def stages(self) -> frozenset[str]:

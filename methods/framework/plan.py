@@ -63,12 +63,14 @@ class Plan(BaseModel):
         return frozenset().union(*(layer.moments for layer in self.layers))
 
     def dumps(self) -> str:
-        """Return canonical JSON: sorted keys, no blanks, neutral fields left out."""
+        """Return its JSON: sorted keys, no blanks, neutral fields left out, channels as text."""
         return json.dumps(self.document(), sort_keys=True, separators=(",", ":"))
 
     def document(self) -> dict[str, Any]:
-        """Return the plan as JSON values, neutral fields left out."""
-        layers = [layer.model_dump(exclude_defaults=True, mode="json") for layer in self.layers]
+        """Return the plan as JSON values, neutral fields left out, channels as text."""
+        return self._with([layer.document() for layer in self.layers])
+
+    def _with(self, layers: list[dict[str, Any]]) -> dict[str, Any]:
         return {"schema": self.schema_version, "family": self.family, "layers": layers}
 
     @classmethod
@@ -89,8 +91,10 @@ class Plan(BaseModel):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON, in hexadecimal."""
-        return hashlib.sha256(self.dumps().encode()).hexdigest()
+        """SHA-256 in hexadecimal of the JSON in which every channel is a number, however files state it."""
+        layers = [layer.model_dump(exclude_defaults=True, mode="json") for layer in self.layers]
+        canonical = json.dumps(self._with(layers), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
 
     def validate_for(self, inventory: Inventory) -> None:
         """Check that the plan fits the model.
