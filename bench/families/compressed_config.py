@@ -158,8 +158,10 @@ def compressed_config(family: FamilyFile, config: Mapping[str, Any], plan: Plan,
     stock = [name.removeprefix(PREFIX) for name in config.get("architectures") or [family.architecture] if name]
     if family.wrapper is not None:
         # Some tools state the larger model's class for a language model that they saved alone, which then loads nowhere.
-        architecture = family.wrapper.architecture if is_wrapped(family, result.config) else family.architecture
-        stock = [architecture] if architecture else stock
+        if is_wrapped(family, result.config):
+            stock = stock if config.get("architectures") else [family.wrapper.architecture]
+        else:
+            stock = [family.architecture] if family.architecture else stock
     if overrides:
         # Transformers wants a value for the whole model of every key that some layers state and others do not.
         stated = {key for override in overrides.values() for key in override}

@@ -241,6 +241,9 @@ class WrapperRule(_Part):
         architecture: its transformers class.
         config: key under which its config holds that of the language model.
         prefix: beginning of names in the language model, and what it is in the larger one.
+        modules: the same in transformers, where files call them otherwise.
+        saved: beginning of names in files that transformers writes, and what it is in published ones, where these differ.
+        inner: further values of ``model_type`` that the language model may state within the larger one.
         passed: globs of its other tensors, which every result gets as they are.
         alone: whether transformers runs the language model alone under its own ``model_type``.
         tiny: keys of the config of the tiny one, beside those of the language model.
@@ -250,6 +253,9 @@ class WrapperRule(_Part):
     architecture: str
     config: str = "text_config"
     prefix: tuple[str, str]
+    modules: tuple[str, str] | None = None
+    saved: tuple[str, str] | None = None
+    inner: tuple[str, ...] = ()
     passed: tuple[str, ...]
     alone: bool = True
     tiny: Values = Field(default_factory=dict)

@@ -114,6 +114,10 @@ REASONS: tuple[tuple[str, Callable[[After], bool]], ...] = (
     (r"share a base, which was made for all of them", lambda after: after.changed_inside),
     (r"the first plan (left the experts|made a base|scaled the inputs)", lambda after: after.changed_inside),
     (r"are of different widths|inputs, which do not divide", lambda after: after.changed_inside),
+    (
+        r"every decoder layer with attention",
+        lambda after: len(after.inventory.attending_layers) < len(after.inventory.layers),
+    ),
     (r"fewer than the \d+ that its router needs", lambda after: after.too_few),
 )
 """What a refusal says, and when there is such a reason."""

@@ -358,6 +358,13 @@ class Inventory:
         return tuple(i for i, layer in enumerate(self.layers) if layer.droppable)
 
     @property
+    def attending_layers(self) -> tuple[int, ...]:
+        """Indices of the decoder layers whose mixer is attention."""
+        return tuple(
+            i for i, layer in enumerate(self.layers) if any(e.role.startswith("attention.") for e in layer.beside)
+        )
+
+    @property
     def num_experts(self) -> int:
         """Routed experts of the whole model."""
         return sum(layer.experts for layer in self.layers)

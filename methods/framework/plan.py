@@ -108,9 +108,22 @@ class Plan(BaseModel):
             raise PlanError(f"the plan has {len(self.layers)} layers, the model has {len(inventory.layers)}")
         if all(layer.drop == "block" for layer in self.layers):
             raise PlanError("the plan drops every decoder layer; keep at least one")
+        if reason := without_attention([i for i, layer in enumerate(self.layers) if layer.drop == "block"], inventory):
+            raise PlanError(reason)
         for index, (plan, layer) in enumerate(zip(self.layers, inventory.layers, strict=True)):
             if reason := _misfit(plan, layer, inventory):
                 raise PlanError(f"layer {index}: {reason}")
+
+
+def without_attention(dropped: Sequence[int], inventory: Inventory) -> str | None:
+    """Return why these decoder layers cannot go together, or None: one with attention stays where there are any."""
+    attending = inventory.attending_layers
+    if not attending or not set(attending) <= set(dropped):
+        return None
+    return (
+        f"the plan drops every decoder layer with attention ({', '.join(map(str, attending))}), and transformers cannot run what "
+        f"is left with a cache; of these {len(attending)}, at most {len(attending) - 1} may go"
+    )
 
 
 def _normalise(plan: LayerPlan, layer: LayerInventory) -> LayerPlan:
