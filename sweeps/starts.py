@@ -13,7 +13,7 @@ from bench.settings.strict import Extended
 from methods.framework.errors import RefusedError
 from sweeps.budget import Limits
 from sweeps.planner import LayerPlanner, prefix
-from sweeps.samplers.moves import shapes
+from sweeps.samplers.moves import MANY, shapes
 from sweeps.scoring import Named, Scoring
 from sweeps.solving.limits import Limit
 from sweeps.solving.solve import frontier, solve
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from optuna import Study
 
 TABLE = "table.json"
-MANY = 12
-"""Units from which a table may be too much for a search; docs/search.md has races of 6 and of 30."""
 _FEWEST = 2
 """Options of a unit that a table needs at least, beside the largest."""
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import sweeps.starts
 import sweeps.trials
 from sweeps.planner import LayerPlanner
 from sweeps.resident import Resident
-from sweeps.samplers.moves import shapes
-from sweeps.starts import MANY, Starts, alike
+from sweeps.samplers.moves import MANY, shapes
+from sweeps.starts import Starts, alike
 from sweeps.study import run_sweep
 from sweeps.sweep_config import SweepConfig
 from sweeps.trials import planner_for

@@ -122,6 +122,7 @@ def test_results_are_kept_gathered_and_shown(home: Path, tmp_path: Path, capsys:
     assert shown.startswith("# Search\n") and shown.endswith("\nend\n") and "old" not in shown
     assert "| table + DP, then local with a model |" in shown
     assert (tmp_path / "convergence.png").is_file() and (tmp_path / "convergence.svg").is_file()
+    assert page.reference({"tpe", "table_model", "shapes_model"}) == "shapes_model" and "against the default" in shown
     text.write_text("# no marks\n")
     assert page.main([str(table), "--page", str(text), "--figures", str(tmp_path)]) == 1
 
@@ -139,10 +140,12 @@ def test_shipped_races_are_read() -> None:
     found = [load_race(path) for path in sorted(folder.glob("*.yaml"))]
     pocket, large = found[:3], found[3:]
     assert [one.name for one in pocket] == ["experts", "joint", "ranks"]
-    assert [one.name for one in large] == ["real-language-experts", "real-language-ranks"]
+    assert [one.name for one in large] == ["real-language-experts", "real-language-ranks", "real-language-shapes"]
     for one in found:
         assert len(one.seeds) >= 5
-        assert {"uniform", "table_model", "evoesap", "evopress", "rco"} <= set(one.contenders)
+        assert {"uniform", "evoesap"} <= set(one.contenders) and set(page.REFERENCES) & set(one.contenders)
+    for one in found[:-1]:
+        assert {"table_model", "evopress", "rco"} <= set(one.contenders)
     for one in pocket:
         assert all(Path(model).is_dir() for model in one.models) and len(one.models) == 3
         assert {"tpe", "cmaes", "nsga2"} <= set(one.contenders)
