@@ -27,7 +27,7 @@ html_theme_options = {
     "navigation_depth": 2,
     "show_nav_level": 1,
     "show_toc_level": 2,
-    "secondary_sidebar_items": {"**": ["page-toc"], "results/**": [], "models": []},
+    "secondary_sidebar_items": ["page-toc"],
     "footer_start": [],
     "footer_end": [],
 }

@@ -64,6 +64,13 @@ class Filled:
     items: tuple[int, int] = field(default=(0, 0))
 
     @property
+    def untimed(self) -> bool:
+        """Whether the paper prints speeds, and no compressed model here has one."""
+        names = [column.name for column in self.block.columns if column.kind == "speedup"]
+        ratios = [row.cells[name].ends for row in self.rows for name in names if name in row.cells]
+        return bool(names) and bool(self.block.model) and not any(ratios)
+
+    @property
     def missing(self) -> list[str]:
         """One sentence for each row without a number of ours, or for the model where all lack one for the same reason."""
         reasons = {row.missing for row in self.rows}
@@ -139,10 +146,10 @@ def _fitness(line: Line, block: Block, record: Record) -> tuple[int, int, bool, 
 
     Args:
         line: the row.
-        block: its model; where the paper prints speeds, a run that was timed goes before one that was not.
-        record: the run.
+        block: its model.
+        record: the run; one that was timed goes before one that was not, or could not be.
     """
-    timed = _has_speeds(block) and _speed(record).ours is not None
+    timed = _speed(record).ours is not None
     return _nearness(line, record), _tasks(block, record), timed, record.created
 
 
@@ -165,7 +172,9 @@ def _nearness(line: Line, record: Record) -> int:
 
 
 def _tasks(block: Block, record: Record) -> int:
-    return sum(_score(record, column, block.metrics) is not None for column in block.columns if column.kind == "task")
+    metrics = {"task": block.metrics, "perplexity": _PERPLEXITY}
+    scored = [column for column in block.columns if column.kind in metrics]
+    return sum(_score(record, column, metrics[column.kind]) is not None for column in scored)
 
 
 def _notes(line: Line, one: Comparison) -> Iterable[str]:

@@ -288,7 +288,8 @@ def _cells(filled: Filled, columns: Sequence[Column], text: Callable[[Row, Colum
 
 
 def _is_timed(filled: Filled, column: Column) -> bool:
-    return any(row.cells.get(column.name, Cell()).ours is not None for row in filled.rows)
+    """Return whether any compressed model has a ratio; that of the uncompressed one is 1 by definition."""
+    return any(row.cells.get(column.name, Cell()).ends is not None for row in filled.rows)
 
 
 def _ours(row: Row, column: Column) -> str:

@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from bench.applying.input_moments import gram_of, on_device_of, root_of, sliced, square_of
 from bench.applying.linear_maker import LinearMaker
 from bench.applying.moments import ExpertMoments, entry_fisher, expert_moments, gram, layer_moment, used_experts
 from bench.experts.lazy import Chained, Lazy, lazily
@@ -29,7 +30,7 @@ from methods.kernels.entry_mean import EntryMean
 from methods.kernels.gptq import gptq
 from methods.kernels.low_rank import base_columns, factored
 from methods.kernels.merging import ExpertMatrices, align, merged
-from methods.kernels.quantisation import round_to_nearest
+from methods.kernels.quantisation import Quantised, round_to_nearest
 from methods.kernels.shared_bases import FittedBases, fit_bases
 from methods.kernels.shrinkage import ENOUGH, pooled, shrunk
 from methods.kernels.sparsity import InputMoments, sparsified
@@ -181,7 +182,7 @@ class LayerMaker:
                 kept_F = torch.tensor(self._plan.channels[self._kept.index(expert)])
             else:  # statistics of narrower experts are filled up with zeros
                 kept_F = torch.arange(form.widths[expert])  # type: ignore[union-attr, index]  # checked above
-            channels = None if channels is None else _sliced(channels, kept_F)
+            channels = None if channels is None else sliced(channels, kept_F)
             magnitude_F = None if magnitude_F is None else magnitude_F[kept_F]
         if tokens:  # without any all moments are zero, and every kernel goes by the weights alone
             if inputs is not None and inputs.gram_XX is not None:
@@ -225,27 +226,28 @@ class LayerMaker:
             return made
         found = self._measured(expert, rule.moments)
         # One factorisation for gate and up, whose inputs are the same.
-        both = sparsified(torch.cat([made.gate_FD, made.up_FD]), rule, _on(found.inputs, made.gate_FD))
+        both = sparsified(torch.cat([made.gate_FD, made.up_FD]), rule, on_device_of(found.inputs, made.gate_FD))
         gate, up = both.chunk(2)
-        return ExpertMatrices(gate, up, sparsified(made.down_DF, rule, _on(found.channels, made.down_DF)))
+        return ExpertMatrices(gate, up, sparsified(made.down_DF, rule, on_device_of(found.channels, made.down_DF)))
 
     def _factored(self, expert: int) -> Stored:
         rule = self._plan.rank
         assert rule is not None
         made, ranks = self._cut(expert), rule.ranks[self._kept.index(expert)]
         found = self._measured(expert, rule.moments if rule.kernel == "whitened" else frozenset())
-        sides = (found.inputs, found.inputs, found.channels)
         bases = self._base or (None, None, None)
+        roots = tuple(
+            root_of(side, matrix) for side, matrix in ((found.inputs, made.gate_FD), (found.channels, made.down_DF))
+        )
         stored: Stored = {}
-        for role, matrix, rank, side, base, dtype in zip(
-            EXPERT_ROLES, made, ranks, sides, bases, self._dtypes, strict=True
+        for role, matrix, rank, seen_by, base, dtype in zip(
+            EXPERT_ROLES, made, ranks, (roots[0], roots[0], roots[1]), bases, self._dtypes, strict=True
         ):
             if not rank:
                 stored[role] = matrix.to(dtype)
                 continue
             rest = matrix if base is None else matrix - base[0]
-            gram_NN = None if side is None or side.gram_XX is None else side.gram_XX.to(matrix.device)
-            left, right = factored(rest, rank, gram_NN)
+            left, right = factored(rest, rank, root_NN=seen_by)
             stored |= {f"{role}.{LEFT}": left.to(dtype), f"{role}.{RIGHT}": right.to(dtype)}
         return stored
 
@@ -271,7 +273,7 @@ class LayerMaker:
                 masses = entry_fisher(self._moments, self._inventory, self._index, *self._made_of(member))
                 for mean, matrix, mass in zip(means, made, masses, strict=True):
                     mean.add(matrix, mass)
-            _add(squares, [_square(found.inputs, made.gate_FD), _square(found.channels, made.down_DF)], weight)
+            _add(squares, [square_of(found.inputs, made.gate_FD), square_of(found.channels, made.down_DF)], weight)
         totals = totals or [mean.value().to(matrix.dtype) for mean, matrix in zip(means, made, strict=True)]
         inputs_D, channels_F = squares
         return tuple(
@@ -310,17 +312,23 @@ class LayerMaker:
             )
         elif rule.kernel == "gptq":
             found = self._measured(expert, rule.moments)
-            grams = (_gram(found.inputs, made.gate_FD), _gram(found.channels, made.down_DF))
-        stored: Stored = {}
-        for role, matrix, gram_NN, dtype in zip(
-            EXPERT_ROLES, made, (grams[0], grams[0], grams[1]), self._dtypes, strict=True
-        ):
+            grams = (gram_of(found.inputs, made.gate_FD), gram_of(found.channels, made.down_DF))
+        width, (gate_dtype, up_dtype, down_dtype) = len(made.gate_FD), self._dtypes
+
+        def rounded(matrix: Tensor, gram_NN: Tensor | None, dtype: torch.dtype) -> Quantised:
             if gram_NN is None:
-                codes = round_to_nearest(matrix, rule.bits, rule.group, dtype, rule.symmetric)
-            else:
-                zero = matrix == 0 if self._plan.sparsity is not None else None
-                codes = gptq(matrix, rule.bits, rule.group, gram_NN, dtype, zero, rule.symmetric, rule.act_order)
-            values = packed(codes, rule.bits)
+                return round_to_nearest(matrix, rule.bits, rule.group, dtype, rule.symmetric)
+            zero = matrix == 0 if self._plan.sparsity is not None else None
+            return gptq(matrix, rule.bits, rule.group, gram_NN, dtype, zero, rule.symmetric, rule.act_order)
+
+        if gate_dtype == up_dtype:  # one stack, since both read the same inputs
+            both = rounded(torch.cat([made.gate_FD, made.up_FD]), grams[0], gate_dtype)
+            codes = [both.rows(slice(width)), both.rows(slice(width, None))]
+        else:
+            codes = [rounded(made.gate_FD, grams[0], gate_dtype), rounded(made.up_FD, grams[0], up_dtype)]
+        stored: Stored = {}
+        for role, one in zip(EXPERT_ROLES, [*codes, rounded(made.down_DF, grams[1], down_dtype)], strict=True):
+            values = packed(one, rule.bits)
             stored |= {f"{role}.{part}": values[name] for part, name in ALL_PART_NAMES.items() if name in values}
         return stored
 
@@ -334,7 +342,7 @@ class LayerMaker:
         rule = self._plan.bits
         assert rule is not None
         found = self._measured(expert, rule.moments)
-        magnitude_F, gram_FF = found.magnitude_F, _gram(found.channels, made.down_DF)
+        magnitude_F, gram_FF = found.magnitude_F, gram_of(found.channels, made.down_DF)
         if magnitude_F is None or gram_FF is None or not found.tokens:
             return torch.ones(made.down_DF.shape[1], dtype=made.down_DF.dtype, device=made.down_DF.device)
         size, dtype = magnitude_F.to(gram_FF), self._dtypes[2]
@@ -370,30 +378,3 @@ def _add(sums: list[Tensor], terms: Sequence[Tensor], weight: float) -> None:
         return
     for total, term in zip(sums, terms, strict=True):
         total.add_(term, alpha=weight)
-
-
-def _sliced(moments: InputMoments, kept_X: Tensor) -> InputMoments:
-    """Return the moments of some of the inputs."""
-    square_X, gram_XX = moments
-    return InputMoments(
-        None if square_X is None else square_X[kept_X], None if gram_XX is None else gram_XX[kept_X][:, kept_X]
-    )
-
-
-def _on(moments: InputMoments | None, weight: Tensor) -> InputMoments | None:
-    """Return ``moments`` on the device of ``weight``."""
-    if moments is None:
-        return None
-    return InputMoments(*(None if value is None else value.to(weight.device) for value in moments))
-
-
-def _gram(moments: InputMoments | None, weight: Tensor) -> Tensor | None:
-    return None if moments is None or moments.gram_XX is None else moments.gram_XX.to(weight.device)
-
-
-def _square(moments: InputMoments | None, weight_MX: Tensor) -> Tensor:
-    """Return the mean squares of the inputs of a matrix, ones where they were not measured."""
-    if moments is None:
-        return torch.ones(weight_MX.shape[1], dtype=torch.float64, device=weight_MX.device)
-    square_X = moments.square_X if moments.square_X is not None else moments.gram_XX.diagonal()  # type: ignore[union-attr]  # one of the two is there
-    return square_X.double().to(weight_MX.device)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, ROOM_OPTIONS, StoreOption, TrackOption
+from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, ROOM_OPTIONS, StoreOption, TrackOption, method_names
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.settings.method_settings import expand, parse_method
 from bench.settings.run_settings import RunConfig
@@ -15,8 +15,9 @@ from bench.settings.stage_settings import CalibrationConfig, EvaluationConfig
 from bench.settings.strict import read_settings, validated
 
 _CALIBRATION = (*CORPUS_OPTIONS, "propagation", *ROOM_OPTIONS)
-_CHAT = ("apply_chat_template", "system_instruction", "fewshot_as_multiturn", "enable_thinking")
-_EVALUATION = ("tasks", "include_path", "limit", "num_fewshot", "max_length", "batch_size", "dtype", *_CHAT)
+_CHAT = ("apply_chat_template", "system_instruction", "fewshot_as_multiturn", "enable_thinking", "template_arguments")
+_ANSWERS = ("shipped_generation", "generation", "stop", "think_end_token")
+_EVALUATION = ("tasks", "include_path", "limit", "num_fewshot", "max_length", "batch_size", "dtype", *_CHAT, *_ANSWERS)
 
 KEPT = "finished statistics, checkpoints, scores and timings are kept in the store; the same command goes on from there"
 """Said on Ctrl-C."""
@@ -30,7 +31,9 @@ KEPT = "finished statistics, checkpoints, scores and timings are kept in the sto
 )
 def run(
     given: Given,
-    method: Annotated[list[str], typer.Option(help="name[:knob=value,...]; may be repeated")] = [],  # noqa: B006  # typer reads it
+    method: Annotated[
+        list[str], typer.Option(help="name[:knob=value,...]; may be repeated", autocompletion=method_names)
+    ] = [],  # noqa: B006  # typer reads it
     keep: Annotated[list[float], typer.Option(help="every method at every share; may be repeated")] = [],  # noqa: B006  # as above
     recipe: Annotated[list[Path], typer.Option(help="YAML file of methods applied as one; may be repeated")] = [],  # noqa: B006  # as above
     plan: Annotated[list[Path], typer.Option(help="plan file, run as a method is; may be repeated")] = [],  # noqa: B006  # as above

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from bench.families.expression import parse
 from methods.framework.errors import ConfigError
+from methods.framework.wording import wording
 
 
 def _expression(text: str) -> str:
@@ -253,12 +254,22 @@ class VllmRule(_Part):
     """Where vLLM has its own classes for a family, so that our plug-in can serve layers that differ.
 
     Args:
-        module: Python module that defines a class named like ``FamilyFile.architecture``.
+        module: Python module that defines the class of the model.
         block: name of the class of the MoE block in that module.
+        architecture: name of that class where it is not ``FamilyFile.architecture``; vLLM knows the model by it.
+        parts: module that builds the router and the experts of the block, where that is another.
+        one_group: whether it gives its router a correction bias without groups, which vLLM's router for processors does not
+            know; our class then states the one group that there is.
+        plain_rotary: whether it hands queries head by head to the rotary embedding, whose kernel for processors turns them
+            wrongly.
     """
 
     module: str
     block: str
+    architecture: str | None = None
+    parts: str | None = None
+    one_group: bool = False
+    plain_rotary: bool = False
 
 
 class FamilyFile(_Part):
@@ -284,6 +295,7 @@ class FamilyFile(_Part):
         layer_requires: conditions in ``layer`` that each decoder layer meets.
         block_drop_requires: conditions for dropping decoder layers.
         vllm: vLLM's classes; None where the plug-in does not serve the family.
+        published: values of the tiny model's config, as published models have them, without which vLLM does not take it.
         norm_offset: added to the stored weights of norms before they multiply.
         embedding_scale: factor on the embeddings of tokens.
         sublayer: what becomes of the output of feed-forward sub-layers.
@@ -318,6 +330,7 @@ class FamilyFile(_Part):
     layer_requires: tuple[Requirement, ...] = ()
     block_drop_requires: tuple[Requirement, ...] = ()
     vllm: VllmRule | None = None
+    published: Values = Field(default_factory=dict)
     norm_offset: float = 0.0
     embedding_scale: Expression = "1.0"
     sublayer: SublayerRule = SublayerRule()
@@ -340,13 +353,12 @@ def read_family_file(path: Traversable) -> FamilyFile:
         ConfigError: not TOML, an unknown key, or a value that is not allowed; the message names the place.
     """
     try:
-        family = FamilyFile.model_validate(_document(path))
+        document = _document(path)
+        family = FamilyFile.model_validate(document)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"family file {path.name} is not TOML: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"family file {path.name}: {where}: {first['msg']}") from None
+        raise ConfigError(f"family file {path.name}: {wording(error, document)}") from None
     if family.dense == bool(family.tensors.moe) or family.dense == bool(family.tensors.fused):
         raise ConfigError(
             f"family file {path.name}: a family states tensors.moe and tensors.fused, one with dense = true neither"

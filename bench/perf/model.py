@@ -1,4 +1,4 @@
-"""m64: the random Qwen3-MoE that calibration is measured on."""
+"""m64 and w64: random Qwen3-MoE models that calibration and compressing are measured on."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ SIZES = {
     "norm_topk_prob": True,
     "tie_word_embeddings": False,
 }
+WIDE = {**SIZES, "hidden_size": 1024, "moe_intermediate_size": 512, "intermediate_size": 2048}
+"""Matrices that are large enough for the arithmetic on them to weigh more than what surrounds it."""
 
 
 def build_m64(cache: Path, layers: int = 8, seed: int = 0) -> Path:
@@ -33,14 +35,28 @@ def build_m64(cache: Path, layers: int = 8, seed: int = 0) -> Path:
         layers: decoder layers.
         seed: of the weights.
     """
-    folder = cache / f"m64-v{VERSION}-{layers}-{seed}"
+    return _built(cache / f"m64-v{VERSION}-{layers}-{seed}", SIZES, layers, seed)
+
+
+def build_w64(cache: Path, layers: int = 2, seed: int = 0) -> Path:
+    """Return the folder of w64, m64 with matrices twice as wide, built likewise.
+
+    Args:
+        cache: folder that models are kept in.
+        layers: decoder layers.
+        seed: of the weights.
+    """
+    return _built(cache / f"w64-v{VERSION}-{layers}-{seed}", WIDE, layers, seed)
+
+
+def _built(folder: Path, sizes: dict[str, int], layers: int, seed: int) -> Path:
     if (folder / "config.json").exists():
         return folder
     import torch
     from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
-    cache.mkdir(parents=True, exist_ok=True)
-    config = Qwen3MoeConfig(**SIZES, num_hidden_layers=layers)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    config = Qwen3MoeConfig(**sizes, num_hidden_layers=layers)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

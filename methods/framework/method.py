@@ -15,6 +15,7 @@ from methods.framework.layer_plan import INSIDE, WITHOUT_EXPERTS, LayerPlan
 from methods.framework.plan import Plan
 from methods.framework.probe import Probe
 from methods.framework.stats import Stats
+from methods.framework.wording import wording
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 Keep = Share | Annotated[tuple[Share, ...], Field(min_length=1, max_length=64)]
@@ -147,9 +148,7 @@ class Method(BaseModel, abc.ABC):
         try:
             return cls.model_validate(dict(knobs))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "knobs"
-            raise ConfigError(f"method {cls.name}, {where}: {first['msg']}, found {first['input']!r}") from error
+            raise ConfigError(f"method {cls.name}, {wording(error, knobs)}") from error
 
 
 class LayerwiseMethod(Method):

@@ -19,6 +19,7 @@ from methods.framework.inside_fit import inside_misfit, linear_misfit, normal_fo
 from methods.framework.inventory import Inventory, LayerInventory
 from methods.framework.layer_plan import LayerPlan, Merge
 from methods.framework.outside import an_object, parse_json
+from methods.framework.wording import wording
 
 SCHEMA = 1
 
@@ -86,7 +87,7 @@ class Plan(BaseModel):
         try:
             return cls.model_validate(document)
         except (ValidationError, RecursionError) as error:
-            detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            detail = wording(error, document) if isinstance(error, ValidationError) else str(error)
             raise PlanError(f"{what}: {detail}") from error
 
     @property

@@ -19,12 +19,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from methods.kernels.quadratic import mean_squares
 from methods.kernels.quantisation import dequantised, round_to_nearest
 
 ALPHAS = tuple(step / 20 for step in range(21))
 """Exponents that are tried; 0 is no scale at all."""
 FLOOR = 1e-4
 """Least mean magnitude of an input that occurs, as a share of the largest."""
+ROWS = 256
+"""Rows of a matrix from which its loss is estimated, evenly spaced; a matrix with no more is taken whole."""
 
 
 def input_scale(
@@ -57,19 +60,22 @@ def input_scale(
     *Source*: arXiv 2306.00978, equations 4 and 5, with the grid and the normalisation of the official code.
 
     *Differs*: the loss is that of each expert on the tokens routed to it, where the official code runs a whole block. Weights are
-    not clipped. Inputs that never occur are not scaled, and the magnitude of the others is at least 1e-4 of the largest.
+    not clipped. Inputs that never occur are not scaled, and the magnitude of the others is at least 1e-4 of the largest. A matrix
+    of more than ``ROWS`` rows is judged by at least as many of them, evenly spaced, whose losses stand for all.
     """
     candidates_AX = _candidates(magnitude_X)
     losses = [0.0] * len(ALPHAS)
     for place, count in enumerate(tokens):
         if count <= 0:
             continue
-        weight_OX = matrices[place]
+        whole_OX = matrices[place]
+        weight_OX = whole_OX[:: max(1, len(whole_OX) // ROWS)]
+        factor = float(count) * len(whole_OX) / len(weight_OX)
         gram_XX = grams[place].to(weight_OX)
         for step, scale_X in enumerate(candidates_AX.to(weight_OX)):
             rounded = round_to_nearest(weight_OX * scale_X, bits, group, scale_dtype, symmetric)
             error_OX = dequantised(rounded, weight_OX.dtype) / scale_X - weight_OX
-            losses[step] += float(count) * float(((error_OX @ gram_XX) * error_OX).sum(dtype=torch.float64))
+            losses[step] += factor * float(mean_squares(error_OX, gram_XX).sum(dtype=torch.float64))
     return candidates_AX[min(range(len(ALPHAS)), key=losses.__getitem__)]
 
 

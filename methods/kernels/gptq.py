@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from methods.kernels.quadratic import mean_squares
 from methods.kernels.quantisation import Quantised, codes, dequantised, grid, round_to_nearest, values
 from methods.kernels.sparsity import inverse_factor
 
@@ -56,15 +57,17 @@ def gptq(
     if gram_XX is None or not bool(gram_XX.diagonal().any()):
         return nearest
     order_X = gram_XX.diagonal().argsort(descending=True, stable=True) if act_order else None
-    factor_XX = inverse_factor(gram_XX if order_X is None else gram_XX[order_X][:, order_X])
-    if factor_XX is None:
+    found = inverse_factor(gram_XX if order_X is None else gram_XX[order_X][:, order_X])
+    if found is None:
         return nearest
+    factor_XX, damping = found[0].to(weight_OX), found[1]
     if order_X is None:
-        adjusted = _adjusted(weight_OX, bits, group, factor_XX.to(weight_OX), scale_dtype, zero_OX, symmetric)
+        adjusted, damped_O = _adjusted(weight_OX, bits, group, factor_XX, scale_dtype, zero_OX, symmetric)
     else:
-        adjusted = _in_order(weight_OX, bits, nearest, factor_XX.to(weight_OX), zero_OX, order_X)
-    gram_XX = gram_XX.to(weight_OX)
-    better_O1 = (_loss(weight_OX, adjusted, gram_XX) < _loss(weight_OX, nearest, gram_XX)).unsqueeze(1)
+        adjusted, damped_O = _in_order(weight_OX, bits, nearest, factor_XX, zero_OX, order_X)
+    # W - Q is the errors times U, so their squares add up to the loss with the damping in it.
+    loss_O = damped_O - damping * _change(weight_OX, adjusted).square().sum(dim=1)
+    better_O1 = (loss_O < mean_squares(_change(weight_OX, nearest), gram_XX.to(weight_OX))).unsqueeze(1)
     chosen = [
         None if ours is None or theirs is None else torch.where(better_O1, ours, theirs)
         for ours, theirs in zip(adjusted, nearest, strict=True)
@@ -74,16 +77,16 @@ def gptq(
     return Quantised(codes_OX, scale_OG, best_zero_OG)
 
 
-def _loss(weight_OX: Tensor, quantised: Quantised, gram_XX: Tensor) -> Tensor:
-    """Return the mean squared change of each output, [O]."""
-    change_OX = weight_OX - dequantised(quantised, weight_OX.dtype)
-    return ((change_OX @ gram_XX) * change_OX).sum(dim=1)
+def _change(weight_OX: Tensor, quantised: Quantised) -> Tensor:
+    return weight_OX - dequantised(quantised, weight_OX.dtype)
 
 
 def _in_order(
     weight_OX: Tensor, bits: int, nearest: Quantised, factor_XX: Tensor, zero_OX: Tensor | None, order_X: Tensor
-) -> Quantised:
+) -> tuple[Quantised, Tensor]:
     """Return what the recursion gives with inputs in another order and the scales and zero points of ``nearest``.
+
+    With it goes the sum of the squared errors of each output, [O].
 
     Args:
         weight_OX: the matrix.
@@ -101,6 +104,7 @@ def _in_order(
         torch.zeros_like(scale_GO, dtype=torch.int8) if nearest.zero_OG is None else nearest.zero_OG.T.contiguous()
     )
     codes_XO = torch.empty_like(weight_XO, dtype=torch.int8)
+    loss_O = torch.zeros_like(weight_XO[0])
     for start in range(0, inputs, BLOCK):
         stop = min(start + BLOCK, inputs)
         factor_BB, block_BO = factor_XX[start:stop, start:stop], weight_XO[start:stop]
@@ -115,7 +119,8 @@ def _in_order(
             error_BO[place] = (block_BO[place] - value_O) / factor_BB[place, place]
             block_BO[place + 1 :].addr_(factor_BB[place, place + 1 :], error_BO[place], alpha=-1.0)
         weight_XO[stop:].addmm_(factor_XX[start:stop, stop:].T, error_BO, alpha=-1.0)
-    return Quantised(codes_XO.T.contiguous(), nearest.scale_OG, nearest.zero_OG)
+        loss_O += error_BO.square().sum(dim=0)
+    return Quantised(codes_XO.T.contiguous(), nearest.scale_OG, nearest.zero_OG), loss_O
 
 
 def _adjusted(
@@ -126,8 +131,8 @@ def _adjusted(
     scale_dtype: torch.dtype,
     zero_OX: Tensor | None,
     symmetric: bool,
-) -> Quantised:
-    """Return what the recursion over the inputs gives.
+) -> tuple[Quantised, Tensor]:
+    """Return what the recursion over the inputs gives, and the sum of the squared errors of each output, [O].
 
     Args:
         weight_OX: the matrix.
@@ -142,16 +147,20 @@ def _adjusted(
     weight_XO = weight_OX.T.clone(memory_format=torch.contiguous_format)
     zero_XO = None if zero_OX is None else zero_OX.T.contiguous()
     inputs, dtype = len(weight_XO), weight_XO.dtype
+    highest = 2 ** (bits - 1) - 1
     codes_XO = torch.empty_like(weight_XO, dtype=torch.int8)
     scale_GO = torch.empty_like(weight_XO[: inputs // group], dtype=scale_dtype)
     point_GO = None if symmetric else torch.empty_like(scale_GO, dtype=torch.int8)
+    loss_O = torch.zeros_like(weight_XO[0])
     size = group * max(1, BLOCK // group)  # whole groups, so that a group begins with weights that are up to date
     for start in range(0, inputs, size):
         stop = min(start + size, inputs)
         factor_BB = factor_XX[start:stop, start:stop]
         block_BO = weight_XO[start:stop]
-        error_BO = torch.empty_like(block_BO)
-        for place in range(stop - start):
+        error_BO, code_BO = torch.empty_like(block_BO), torch.empty_like(block_BO)
+        # Views of single rows are made once: making them costs as much as what is computed on them.
+        rows = zip(block_BO.unbind(), error_BO.unbind(), code_BO.unbind(), factor_BB.diagonal().unbind(), strict=True)
+        for place, (row_O, error_O, code_O, factor) in enumerate(rows):
             index = start + place
             if index % group == 0:
                 group_MO = block_BO[place : place + group]
@@ -162,14 +171,17 @@ def _adjusted(
                 if point_GO is not None and point_O is not None:
                     point_GO[index // group] = point_O
                 scale_O = stored_O.to(dtype)
-            code_O = codes(block_BO[place], scale_O, bits, point_O)
+            # As ``codes`` and ``values`` do it, with codes in the type of the weights, which holds them exactly.
+            torch.div(row_O, scale_O, out=code_O)
+            if point_O is not None:
+                code_O.add_(point_O)
+            code_O.clamp_(-highest - 1, highest).round_()
             if zero_XO is not None:
-                nothing_O = torch.zeros_like(code_O) if point_O is None else point_O
-                code_O = torch.where(zero_XO[index], nothing_O, code_O)
-            codes_XO[index] = code_O
-            error_BO[place] = (block_BO[place] - values(code_O, stored_O, point_O).to(dtype)) / factor_BB[place, place]
-            block_BO[place + 1 :].addr_(factor_BB[place, place + 1 :], error_BO[place], alpha=-1.0)
+                code_O.copy_(torch.where(zero_XO[index], 0.0 if point_O is None else point_O.to(dtype), code_O))
+            torch.sub(row_O, values(code_O, stored_O, point_O), out=error_O).div_(factor)
+            block_BO[place + 1 :].addr_(factor_BB[place, place + 1 :], error_O, alpha=-1.0)
+        codes_XO[start:stop] = code_BO
         weight_XO[stop:].addmm_(factor_XX[start:stop, stop:].T, error_BO, alpha=-1.0)
-    return Quantised(
-        codes_XO.T.contiguous(), scale_GO.T.contiguous(), None if point_GO is None else point_GO.T.contiguous()
-    )
+        loss_O += error_BO.square().sum(dim=0)
+    point_OG = None if point_GO is None else point_GO.T.contiguous()
+    return Quantised(codes_XO.T.contiguous(), scale_GO.T.contiguous(), point_OG), loss_O

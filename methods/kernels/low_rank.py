@@ -12,6 +12,8 @@ from torch import Tensor
 
 SMALLEST_DAMPING = 1e-12
 """Share of the mean square of the inputs that is first added to the diagonal of their second moment."""
+_STRIP = 256
+"""Columns of a triangular matrix that one product takes."""
 GROWTH = 10.0
 LARGEST_DAMPING = 1.0
 
@@ -23,7 +25,13 @@ class Factors(NamedTuple):
     right_RN: Tensor
 
 
-def factored(weight_MN: Tensor, rank: int, gram_NN: Tensor | None = None, damping: float = SMALLEST_DAMPING) -> Factors:
+def factored(
+    weight_MN: Tensor,
+    rank: int,
+    gram_NN: Tensor | None = None,
+    damping: float = SMALLEST_DAMPING,
+    root_NN: Tensor | None = None,
+) -> Factors:
     """Return the product of rank ``rank`` that is nearest to W: in its entries, or in its outputs where a moment is given.
 
     With S S^T = G + damping and W S = U diag(sigma) V^T, the product A B = U_R diag(sigma_R) V_R^T S^-1 makes the mean of
@@ -37,6 +45,7 @@ def factored(weight_MN: Tensor, rank: int, gram_NN: Tensor | None = None, dampin
         rank: R, from 1 to min(M, N), where the product is W.
         gram_NN: G, mean of x x^T over the inputs x, on any scale; None or all zero (no tokens) means unknown, and entries count.
         damping: see ``root``.
+        root_NN: S, where it is known; G is not looked at then.
 
     Returns:
         Both factors in the dtype of W, computed in float64.
@@ -55,8 +64,9 @@ def factored(weight_MN: Tensor, rank: int, gram_NN: Tensor | None = None, dampin
             f"rank {rank} of a matrix of shape {tuple(weight_MN.shape)}; it can be 1 to {min(weight_MN.shape)}"
         )
     wide_MN = weight_MN.double()
-    vectors_MQ, _, _ = torch.linalg.svd(_seen(wide_MN, gram_NN, damping), full_matrices=False)
-    left_MR = vectors_MQ[:, :rank]
+    if root_NN is None and gram_NN is not None and bool(gram_NN.any()):
+        root_NN = root(gram_NN, damping)
+    left_MR = _largest_outputs(wide_MN if root_NN is None else _through(wide_MN, root_NN), rank)
     right_RN = left_MR.T @ wide_MN
     scale_R = torch.linalg.vector_norm(right_RN, dim=1).sqrt()
     right_RN = right_RN / torch.where(scale_R > 0, scale_R, 1.0).unsqueeze(1)
@@ -128,4 +138,27 @@ def _seen(wide_MN: Tensor, gram_NN: Tensor | None, damping: float) -> Tensor:
     """Return W S, or W where nothing is known of the inputs."""
     if gram_NN is None or not bool(gram_NN.any()):
         return wide_MN
-    return wide_MN @ root(gram_NN, damping)
+    return _through(wide_MN, root(gram_NN, damping))
+
+
+def _through(wide_MN: Tensor, root_NN: Tensor) -> Tensor:
+    """Return W S for a lower triangular S, without the products with the zeros above its diagonal."""
+    strips = range(0, len(root_NN), _STRIP)
+    return torch.cat([wide_MN[:, at:] @ root_NN[at:, at : at + _STRIP] for at in strips], dim=1)
+
+
+def _largest_outputs(seen_MN: Tensor, rank: int) -> Tensor:
+    """Return ``rank`` orthonormal columns that span the left singular vectors of the largest singular values, [M, R].
+
+    They are eigenvectors of the smaller of the two Gram matrices. Its rounding moves singular values by some 1e-8 of the largest,
+    far below that of the second moments that the matrix was multiplied by.
+    """
+    outputs, inputs = seen_MN.shape
+    if outputs <= inputs:
+        _, vectors_MM = torch.linalg.eigh(seen_MN @ seen_MN.T)
+        largest_MR: Tensor = vectors_MM[:, -rank:].flip(1)
+        return largest_MR
+    _, vectors_NN = torch.linalg.eigh(seen_MN.T @ seen_MN)
+    # The columns of this are orthogonal, but for rounding, which the factorisation removes.
+    left_MR: Tensor = torch.linalg.qr(seen_MN @ vectors_NN[:, -rank:].flip(1)).Q
+    return left_MR

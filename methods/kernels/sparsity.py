@@ -60,15 +60,15 @@ def sparsified(weight_OX: Tensor, sparsity: Sparsity, inputs: InputMoments | Non
     if sparsity.kernel == "sparsegpt":
         if inputs.gram_XX is None:
             raise ValueError("sparsegpt needs the Gram matrix of the inputs")
-        factor_XX = inverse_factor(inputs.gram_XX)
-        if factor_XX is not None:
-            return _adjusted(weight_OX, sparsity, factor_XX.to(weight_OX), inputs.gram_XX.diagonal() <= 0)
+        found = inverse_factor(inputs.gram_XX)
+        if found is not None:
+            return _adjusted(weight_OX, sparsity, found[0].to(weight_OX), inputs.gram_XX.diagonal() <= 0)
     norm_X = square_X.double().clamp(min=0).sqrt().to(weight_OX)
     return _masked(weight_OX, weight_OX.abs() * norm_X, sparsity)
 
 
-def inverse_factor(gram_XX: Tensor) -> Tensor | None:
-    """Return the upper triangular U with U^T U = (H + damping)^-1, in float64; None where H cannot be factorised.
+def inverse_factor(gram_XX: Tensor) -> tuple[Tensor, float] | None:
+    """Return the upper triangular U with U^T U = (H + damping)^-1, in float64, and the damping; None where there is no factor.
 
     Row i of U holds, up to the factor U_ii, how the inputs after i make up for a change of weight i, and 1/U_ii^2 is what
     remains of the square of input i then. The inverse itself is never formed: if R R^T = H with R upper triangular (a
@@ -85,10 +85,24 @@ def inverse_factor(gram_XX: Tensor) -> Tensor | None:
         reversed_XX.diagonal().add_(damping * mean)
         lower_XX, failed = torch.linalg.cholesky_ex(reversed_XX)
         if not bool(failed):
-            unit_XX = torch.eye(len(lower_XX), dtype=lower_XX.dtype, device=lower_XX.device)
-            inverse_XX: Tensor = torch.linalg.solve_triangular(lower_XX, unit_XX, upper=False)
-            return inverse_XX.flip(0, 1)
+            return _inverse(lower_XX).flip(0, 1), damping * float(mean)
     return None
+
+
+def _inverse(lower_XX: Tensor) -> Tensor:
+    """Return the inverse of a lower triangular matrix; by halves, which leaves out the products with zeros."""
+    inputs = len(lower_XX)
+    if inputs <= BLOCK:
+        unit_XX = torch.eye(inputs, dtype=lower_XX.dtype, device=lower_XX.device)
+        small_XX: Tensor = torch.linalg.solve_triangular(lower_XX, unit_XX, upper=False)
+        return small_XX
+    half = inputs // 2
+    first_YY, last_ZZ = lower_XX[:half, :half], lower_XX[half:, half:]
+    inverse_XX = torch.zeros_like(lower_XX)
+    inverse_XX[:half, :half], inverse_XX[half:, half:] = _inverse(first_YY), _inverse(last_ZZ)
+    below_ZY = torch.linalg.solve_triangular(last_ZZ, lower_XX[half:, :half], upper=False)
+    inverse_XX[half:, :half] = torch.linalg.solve_triangular(first_YY, below_ZY, upper=False, left=False).neg_()
+    return inverse_XX
 
 
 def _squares(inputs: InputMoments) -> Tensor:

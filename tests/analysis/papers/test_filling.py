@@ -209,6 +209,20 @@ def test_a_speed_has_its_interval_and_says_when_it_is_noise() -> None:
         "not timed, no engine." in markdown(sheet(), [one])
         and "SpeedUp |" not in markdown(sheet(), [one]).split("Printed")[0]
     )
+    assert one.untimed and filled(BASE, HALF).untimed is False, "the paper prints no speed there"
+    failed = untimed.model_copy(update={"id": "f" * 16, "created": "2030-01-01T00:00:00Z"})
+    again = filled(BASE, HALF, records=[base, quiet, failed], columns=(SPEED, *COLUMNS))
+    assert again.rows[1].record is not None and again.rows[1].record.id == quiet.id, "a later timing failed"
+    assert not again.untimed
+
+
+def test_a_run_that_read_the_text_goes_before_a_later_one_that_did_not() -> None:
+    text = Column("text", "Text", "perplexity", "zoo_text")
+    early = record(
+        None, "hub/zoo-7b", scores=(score("zoo_text", 9.0, metric="word_perplexity"),), created="2020-01-01T00:00:00Z"
+    )
+    row = filled(BASE, records=[early, *runs()], columns=(text,)).rows[0]
+    assert row.cells["text"].ours == pytest.approx(9.0)
 
 
 def test_the_order_by_perplexity_has_the_smaller_first() -> None:

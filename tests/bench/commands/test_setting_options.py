@@ -87,7 +87,7 @@ def test_one_value_given_again_is_refused(option: str, capsys: pytest.CaptureFix
 def test_every_option_of_every_verb_takes_several_or_refuses_them() -> None:
     """So none keeps the last value in silence; lists with commas in a text of their own would be split by none."""
     for verb in VERBS:
-        command = verb._command()
+        command = verb.command()
         with command.make_context(verb.name, [], resilient_parsing=True) as context:
             for option in (one for one in command.params if one.param_type_name == "option" and one.name != "help"):
                 word = option.opts[0]
@@ -125,7 +125,7 @@ def test_methods_at_every_share(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def test_the_settings_refuse_in_their_own_words(capsys: pytest.CaptureFixture[str]) -> None:
     status, told = moebench(capsys, "run", "--model", "m", "--propagation", "twice")
     assert status == 1
-    assert "options: calibration.propagation: Input should be 'one_shot' or 'sequential', found 'twice'" in told
+    assert "options: calibration.propagation: should be 'one_shot' or 'sequential', found 'twice'" in told
 
 
 def test_help_tells_what_the_settings_say(capsys: pytest.CaptureFixture[str]) -> None:

@@ -252,3 +252,19 @@ def test_the_scale_makes_up_for_the_rounding_of_the_norm(dtype: torch.dtype) -> 
     torch.testing.assert_close(scale.double(), wanted.double(), rtol=2 * torch.finfo(dtype).eps, atol=0.0)
     assert torch.equal(folded_norm(norm, torch.ones(HIDDEN))[0], norm), "no scale, no change"
     assert torch.equal(folded_norm(norm, torch.ones(HIDDEN))[1].double(), torch.ones(HIDDEN).double())
+
+
+def test_a_tall_matrix_is_judged_by_rows_that_stand_for_all() -> None:
+    """Beside a small matrix it counts with all its rows, though every third of them is looked at."""
+    tokens = [40, 40]
+    inputs = [inputs_of(16, 5, 40), drawn(40, 16, seed=9)]
+    tall = drawn(256, 16, seed=7).repeat_interleave(3, dim=0)
+    small = 5 * drawn(8, 16, seed=8)
+    magnitude = inputs[0].abs().mean(dim=0)
+    grams = [gram(x) for x in inputs]
+    found = input_scale([tall, small], grams, magnitude, 4, 16, tokens, torch.bfloat16)
+    whole = input_scale(
+        [*[tall[::3]] * 3, small], [*[grams[0]] * 3, grams[1]], magnitude, 4, 16, [40] * 4, torch.bfloat16
+    )
+    light = input_scale([tall[::3], small], grams, magnitude, 4, 16, tokens, torch.bfloat16)
+    assert torch.equal(found, whole) and not torch.equal(found, light)

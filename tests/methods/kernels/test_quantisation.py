@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from methods.kernels import gptq as kernel
 from methods.kernels.gptq import gptq
+from methods.kernels.quadratic import mean_squares
 from methods.kernels.quantisation import Quantised, dequantised, round_to_nearest
 from methods.kernels.shrinkage import pooled, shrunk
+from methods.kernels.sparsity import inverse_factor
 from tests.support.sparsity_reference import loss
 
 Array = NDArray[np.float64]
@@ -206,17 +208,43 @@ def test_a_row_that_the_recursion_serves_worse_keeps_the_nearest(monkeypatch: py
     assert all(not torch.equal(honest.codes_OX[row], nearest.codes_OX[row]) for row in range(4))
     adjusted = kernel._adjusted
 
-    def spoiled(*args: object) -> Quantised:
-        made = adjusted(*args)  # type: ignore[arg-type]  # drawn arguments of several types
-        made.codes_OX[1] = 0
-        made.scale_OG[2] = float("nan")
-        return made
+    def spoiled(*args: object) -> tuple[Quantised, torch.Tensor]:
+        made, errors = adjusted(*args)  # type: ignore[arg-type]  # drawn arguments of several types
+        made.codes_OX[1:3] = 0
+        errors[1], errors[2] = 1e6, float("nan")
+        return made, errors
 
     monkeypatch.setattr(kernel, "_adjusted", spoiled)
     made = gptq(weight, 4, 16, gram, torch.float32)
     for row, source in enumerate((honest, nearest, nearest, honest)):
         assert torch.equal(made.codes_OX[row], source.codes_OX[row])
         assert torch.equal(made.scale_OG[row], source.scale_OG[row])
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_errors_of_the_recursion_add_up_to_its_loss(act_order: bool, symmetric: bool) -> None:
+    weight, gram = drawn(6, 300, seed=9), gram_of(300, 900, seed=9)
+    damped = gram + 0.01 * np.trace(gram) / 300 * np.eye(300)
+    zero = torch.rand(6, 300, generator=torch.Generator().manual_seed(1)) < 0.3
+    wide, found = torch.from_numpy(weight), inverse_factor(torch.from_numpy(gram))
+    assert found is not None and found[1] == pytest.approx(0.01 * np.trace(gram) / 300)
+    if act_order:
+        order = torch.arange(300)
+        nearest = round_to_nearest(wide.masked_fill(zero, 0.0), 4, 20, torch.float32, symmetric)
+        made, errors = kernel._in_order(wide, 4, nearest, found[0], zero, order)
+    else:
+        made, errors = kernel._adjusted(wide, 4, 20, found[0], torch.float32, zero, symmetric)
+    change = weight - dequantised(made, torch.float64).numpy()
+    np.testing.assert_allclose(errors.numpy(), np.einsum("ox,xy,oy->o", change, damped, change), rtol=1e-6)
+
+
+@pytest.mark.parametrize("inputs", [5, 256, 700])
+def test_mean_squares_are_those_of_the_outputs(inputs: int) -> None:
+    rows, tokens = drawn(3, inputs, seed=1), drawn(40, inputs, seed=2)
+    gram = torch.from_numpy(tokens.T @ tokens / 40)
+    expected = np.square(tokens @ rows.T).mean(axis=0)
+    np.testing.assert_allclose(mean_squares(torch.from_numpy(rows), gram).numpy(), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("zeroed", [False, True])

@@ -109,12 +109,14 @@ def test_sparsegpt_is_the_surgeon_with_explicit_inverses(
     np.testing.assert_allclose(single.numpy(), expected, atol=1e-4)
 
 
-def test_the_factor_is_that_of_the_inverse() -> None:
-    gram = gram_of(30, 100, seed=4)
-    damped = gram + 0.01 * np.trace(gram) / 30 * np.eye(30)
-    factor = inverse_factor(torch.from_numpy(gram))
-    assert factor is not None
-    np.testing.assert_allclose(factor.numpy(), np.linalg.cholesky(np.linalg.inv(damped)).T, rtol=1e-9, atol=1e-12)
+@pytest.mark.parametrize("inputs", [30, 301])
+def test_the_factor_is_that_of_the_inverse(inputs: int) -> None:
+    gram = gram_of(inputs, 4 * inputs, seed=4)
+    damping = 0.01 * np.trace(gram) / inputs
+    found = inverse_factor(torch.from_numpy(gram))
+    assert found is not None and found[1] == pytest.approx(damping)
+    expected = np.linalg.cholesky(np.linalg.inv(gram + damping * np.eye(inputs))).T
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-7, atol=1e-10)
 
 
 def test_a_weight_that_goes_is_made_up_for_exactly() -> None:

@@ -104,6 +104,7 @@ def test_the_loss_of_a_word_is_the_logarithm_of_its_perplexity() -> None:
     line = losses(Filled(Block("Zoo", "zoo", (), (), ()), rows), "text", 8)["merged"]
     assert [(point.x, point.loss) for point in line] == [(8, math.log(4)), (6, math.log(8)), (4, math.log(16))]
     assert [point.error for point in line] == [pytest.approx(0.2 / p) for p in (4, 8, 16)], "by the delta method"
+    assert losses(Filled(Block("Zoo", "zoo", (), (), ()), rows[1:]), "text", 8) == {}, "nothing to hold them against"
 
 
 def test_each_length_is_timed_with_as_many_tokens_generated() -> None:
