@@ -95,7 +95,7 @@ def page(
         failures=failures(frame),
         beside=_beside(frame),
         notes=notes(floor),
-        blocks=provenance(loaded.records),
+        blocks=provenance(loaded.records, loaded.origins),
         glossary=Block("Columns", ("column", "unit", "meaning"), tuple(describe())),
         plot=plot if plot and plot["qualities"] else None,
         data=packed(plot),

@@ -98,6 +98,7 @@ def report(
             title=title,
             floor=floor,
             problems=loaded.problems,
+            origins=loaded.origins,
         ),
         "leaderboard.csv": csv(runs),
         "scores.csv": csv(scores),

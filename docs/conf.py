@@ -22,6 +22,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_context = {"default_mode": "auto"}
 html_math_renderer = "mathml"
+html_sidebars = {"index": [], "readme": []}
 html_theme_options = {
     "navbar_align": "left",
     "navigation_depth": 2,

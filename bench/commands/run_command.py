@@ -40,12 +40,12 @@ def run(
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; options given here win")] = None,
     timing: Annotated[bool | None, typer.Option("--time/--no-time", help="time under vLLM")] = None,
     recovery: Annotated[str | None, typer.Option(help="train each result: a kind, or a YAML file of settings")] = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="tell what it would take, and run nothing")] = False,
+    on: Annotated[str, typer.Option(help="device whose hours --estimate tells: h100, h200 or a100")] = "h100",
     store: StoreOption = DEFAULT_STORE,
     track: TrackOption = None,
 ) -> None:
-    """Read the settings, and run them under a live table."""
-    from bench.commands.live import run_with_table
-
+    """Read the settings, and run them under a live table, or tell what that would take."""
     document = merged(read_settings(config) if config else {}, given)
     if timing is not None:
         document = merged(document, {"timing": {"enabled": timing}})
@@ -57,7 +57,15 @@ def run(
         document["recipes"] = [read_settings(path) for path in recipe]
     if plan:
         document["plans"] = plan
-    run_with_table([validated(document, RunConfig, str(config or "options"))], store, track)
+    asked = validated(document, RunConfig, str(config or "options"))
+    if estimate:
+        from bench.commands.estimating import print_estimate
+
+        print_estimate(asked, store, on)
+        return
+    from bench.commands.live import run_with_table
+
+    run_with_table([asked], store, track)
 
 
 def merged(document: dict[str, Any], given: Given) -> dict[str, Any]:
