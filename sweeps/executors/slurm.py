@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -143,6 +144,7 @@ class Task:
         except KeyboardInterrupt:
             code = INTERRUPTED
         if self._asked_to_end:
+            come_again()
             sys.exit(code)
         return code
 
@@ -156,6 +158,22 @@ class Task:
 
         self._requeued = True
         return DelayedSubmission(Task(self._worker, self._threads))
+
+
+def come_again() -> None:
+    """Have Slurm queue this task again if it is preempted: one that ends by itself in the time that it is given has failed."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or shutil.which("scontrol") is None:
+        return
+    shown = subprocess.run(["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True).stdout
+    if is_preempted(shown):
+        subprocess.run(["scontrol", "requeue", job], capture_output=True)
+
+
+def is_preempted(text: str) -> bool:
+    """Tell whether another job takes the place of the one that ``scontrol show job`` describes."""
+    found = re.search(r"\bPreemptTime=(\S+)", text)
+    return found is not None and found[1] not in ("None", "Unknown", "N/A")
 
 
 class Queue:

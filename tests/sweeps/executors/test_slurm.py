@@ -14,7 +14,7 @@ from submitit.core.utils import DelayedSubmission
 
 from methods.framework.errors import ConfigError, EvaluationError
 from sweeps.executor import Worker, parse_executor
-from sweeps.executors.slurm import Slurm, Task, read_states
+from sweeps.executors.slurm import Slurm, Task, come_again, read_states
 
 QUEUE = "7_0|RUNNING\n7_1|PENDING\n"
 
@@ -138,3 +138,26 @@ def test_a_task_runs_the_program_and_keeps_its_output(
     assert found == code
     assert "GPUs 1,3" in (tmp_path / "log").read_text()
     assert isinstance(task.checkpoint(), DelayedSubmission)
+
+
+@pytest.mark.parametrize(
+    ("since", "again"), [("2026-03-01T12:00:00", True), ("None", False), ("Unknown", False), (None, False)]
+)
+def test_a_task_that_is_preempted_asks_to_be_queued_again(
+    commands: Path, monkeypatch: pytest.MonkeyPatch, since: str | None, again: bool
+) -> None:
+    told = "JobId=9 JobState=RUNNING PreemptEligibleTime=2026-03-01T11:59:58 " + (
+        f"PreemptTime={since}" if since else ""
+    )
+    script = commands / "bin" / "scontrol"
+    script.write_text(
+        f'#!/bin/sh\necho scontrol "$@" >> {shlex.quote(str(commands))}/asked\necho {shlex.quote(told)}\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    come_again()
+    assert not (commands / "asked").exists(), "not a task of Slurm"
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    come_again()
+    asked = (commands / "asked").read_text().splitlines()
+    assert asked == ["scontrol --oneliner show job 9", *(["scontrol requeue 9"] if again else [])]
