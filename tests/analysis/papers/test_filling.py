@@ -141,6 +141,8 @@ def test_what_is_missing_is_said() -> None:
         "Zoo-7B, half: refused: too small",
     ]
     assert filled(BASE, records=[]).missing == ["Zoo-7B, Baseline: no run of it is in the store"]
+    absent = replace(HALF, method="gamma", x=3.0)
+    assert filled(BASE, absent).missing == ["Zoo-7B, half at 3: no run of it is in the store"], "a point by its place"
     assert fill(block(HALF), runs(), only={"none"}).missing == ["Zoo-7B, half: no run of it is in the store"]
 
 
