@@ -2,8 +2,8 @@
 
     python -m bench.perf.planning [--size 48x128] [--methods NAME,...] [--tokens 4096] [--json results.json]
 
-No model is read: shapes come from a config, statistics are drawn (``bench.perf.drawn_stats``). Leaves with status 1 where a bar
-is missed.
+No model is read: shapes come from a config, statistics are drawn (``bench.perf.drawn_stats``). The file of results is written
+after each method, and the same command goes on with those that it lacks. Leaves with status 1 where a bar is missed.
 """
 
 from __future__ import annotations
@@ -151,6 +151,21 @@ def _counting(plan: Plan, inventory: Inventory) -> float:
     return median(found)
 
 
+def kept_rows(path: Path | None, size: str, tokens: int) -> list[dict[str, Any]]:
+    """Return what was measured before, under the same size and number of tokens.
+
+    Args:
+        path: file of results; None or a missing one holds nothing.
+        size: name of the size.
+        tokens: sampled tokens.
+    """
+    if path is None or not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    rows: list[dict[str, Any]] = found["rows"] if (found["size"], found["tokens"]) == (size, tokens) else []
+    return rows
+
+
 def missed(row: dict[str, Any], size: Size) -> list[str]:
     """Return the bars that a row misses."""
     bars = {"seconds": size.seconds, "cost": size.cost, "bytes": size.bytes}
@@ -163,14 +178,18 @@ def main() -> None:
     parser.add_argument("--size", choices=sorted(SIZES), default="48x128")
     parser.add_argument("--methods", default=",".join(names()), help="names with commas between")
     parser.add_argument("--tokens", type=int, default=4096, help="sampled tokens")
-    parser.add_argument("--json", type=Path, help="write the measurements here")
+    parser.add_argument("--json", type=Path, help="write the measurements here, after each; those that are there stay")
     asked = parser.parse_args()
     size = SIZES[asked.size]
     inventory = model_of(size)
-    rows = []
+    rows = kept_rows(asked.json, asked.size, asked.tokens)
     for name in asked.methods.split(","):
+        if name in {row["method"] for row in rows}:
+            continue
         rows.append(measured(name, inventory, asked.tokens))
         print(rows[-1], file=sys.stderr, flush=True)
+        if asked.json:
+            write_json(asked.json, {"size": asked.size, "tokens": asked.tokens, "rows": rows})
     table = Table(title=f"{asked.size}, {asked.tokens} sampled tokens, one thread, CPU seconds")
     for column in ("method", "plan, s", "cost, ms", "file, kB", "bars"):
         table.add_column(column, justify="left" if column in ("method", "bars") else "right")
@@ -182,8 +201,6 @@ def main() -> None:
         shown = (f"{row['seconds']:.2f}", f"{1e3 * row['cost']:.1f}", f"{row['bytes'] / 1e3:.0f}")
         table.add_row(row["method"], *shown, f"MISSED: {bars}" if bars else "met")
     Console(width=None if sys.stdout.isatty() else 150).print(table)
-    if asked.json:
-        asked.json.write_text(json.dumps({"size": asked.size, "tokens": asked.tokens, "rows": rows}, indent=1) + "\n")
     sys.exit(any(missed(row, size) for row in rows))
 
 
