@@ -27,6 +27,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
         "ancestry",
         "slimming",
         "searches",
+        "scale",
         "papers/holistic",
         "papers/moe_i2",
         "papers/diversifying",
