@@ -12,7 +12,7 @@ import typer
 from bench.checkpoint.source import at_revision
 from bench.commands.library_log import library_log
 from bench.commands.options import DEFAULT_STORE, Model, RevisionOption, StoreOption, TrustOption
-from bench.commands.printing import console, print_ending
+from bench.commands.printing import console, print_ending, say_stage
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.settings.recovery import RecoverySettings
 from bench.settings.strict import read_settings, validated
@@ -144,8 +144,13 @@ def loss_bar(title: str) -> Iterator[Callable[[int, int, float], None]]:
     """Yield a function that draws the steps done out of all, with the loss of the last one and the time left."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    out = console()
+    if not out.is_terminal:
+        say_stage(title)
+        yield lambda done, total, loss: None
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as progress:
+    with Progress(*columns, console=out, transient=True) as progress:
         task = progress.add_task(title, total=None)
 
         def draw(done: int, total: int, loss: float) -> None:

@@ -79,6 +79,11 @@ class Method(BaseModel, abc.ABC):
         """Names of all statistics that a run has to measure: those that it reads, and those that it writes."""
         return self.needs | self.moments
 
+    @property
+    def maps(self) -> bool:
+        """Whether its plans let several router rows lead to one expert, or rows lead to constants."""
+        return getattr(self, "router", None) == "map"
+
     def refuse(self, inventory: Inventory) -> str | None:
         """Return the reason why the method does not apply to this model, or None."""
         if not (inventory.droppable_layers if self.stages <= WITHOUT_EXPERTS else inventory.moe_layers):
@@ -91,6 +96,12 @@ class Method(BaseModel, abc.ABC):
             )
         if not self.stages.isdisjoint(INSIDE) and any(layer.biased for layer in inventory.layers):
             return "experts of this model have biases, and nothing that loads experts in another form knows these"
+        if self.maps and inventory.router.weighs_inputs:
+            other = "; set router to slice" if hasattr(self, "router") else ""
+            return (
+                "its router rows would lead to other experts or to constants, and the router of this model multiplies what one "
+                f"expert takes in{other}"
+            )
         if "experts" in self.stages and any(layer.expert_map is not None for layer in inventory.layers):
             return "router rows of this model share experts already, so experts cannot be selected or merged again"
         return None
