@@ -170,9 +170,10 @@ def _finish(model: nn.Module, family: Family, inventory: Inventory) -> None:
     """Take the norms of dropped sub-layers out of a model that was just built; those of other devices are not in it."""
     here = dict(model.named_modules())
     for index, layer in enumerate(inventory.layers):
-        norm, _ = family.mlp_modules(index)
-        if layer.mlp == "none" and norm in here:
-            model.set_submodule(norm, ResidualOnly())
+        norms = (family.mlp_modules(index)[0], family.output_norm_module(index))
+        for norm in filter(None, norms if layer.mlp == "none" else ()):
+            if norm in here:
+                model.set_submodule(norm, ResidualOnly())
 
 
 @contextmanager
