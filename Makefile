@@ -17,7 +17,7 @@ TIMES := $(VENV)/times.txt
 timed = $(BIN)/python tests/support/timed.py "$(1)" $(TIMES)
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: demo test setup lint types suite fast laws e2e mutations report papers perf clean
+.PHONY: demo test setup lint types suite fast laws e2e mutations report papers docs perf clean
 
 demo: setup
 	$(BIN)/moebench demo --store $(STORE)
@@ -72,6 +72,19 @@ report: setup
 papers: setup
 	for paper in holistic moe_i2 diversifying field; do \
 	  OMP_NUM_THREADS=1 $(BIN)/moebench paper $$paper all --store runs/papers --out docs/papers --track disabled || exit 1; done
+
+# The documentation as a site, in build/docs/site; a warning is an error.
+docs: setup $(VENV)/.ready-docs
+	$(BIN)/python -m bench.site build/docs/source
+	PYTHONPATH=$(VENV)/docs $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs -d build/docs/trees \
+	  build/docs/source build/docs/site
+	@echo "the site begins with build/docs/site/index.html"
+
+# Beside the environment, not in it: what builds the site never decides about what moebench runs with.
+$(VENV)/.ready-docs: requirements/docs.txt
+	rm -rf $(VENV)/docs
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/docs -r requirements/docs.txt
+	touch $@
 
 perf: setup
 	$(BIN)/python -m bench.perf.calibration

@@ -100,3 +100,11 @@ def p_value(value: float | None) -> str:
 def slug(name: str) -> str:
     """Return ``name`` in letters that any file system takes."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "model"
+
+
+def clock_time(seconds: float) -> str:
+    """Return seconds as a clock shows them: ``0:07``, ``12:30``, ``3:04:05``."""
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    minutes, rest = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -6,6 +6,7 @@ import functools
 import json
 import re
 
+from bench.records.depth_profile import depth_profile
 from bench.records.record import Record
 from bench.records.usual import default_knobs
 
@@ -38,13 +39,25 @@ def compact(value: object) -> str:
 def shown_knobs(method: str | None, knobs: str) -> str:
     """Return those of ``knobs_text`` that tables show: the method's own that are not as they come, and always ``keep``.
 
-    Of the dozens of a recipe what its steps keep is shown.
+    Of the dozens of a recipe what its steps keep is shown. A number for each of many layers is told by mean and range.
     """
-    own = split_training(knobs)[0]
+    own = _KNOB.split(split_training(knobs)[0])
     if method != "recipe":
         usual = _default_texts(method)
-        return ", ".join(one for one in _KNOB.split(own) if one.startswith("keep=") or one not in usual)
-    return ", ".join(one.partition(".")[2] for one in own.split(", ") if one.partition("=")[0].endswith(".keep"))
+        return ", ".join(_in_short(one) for one in own if one.startswith("keep=") or one not in usual)
+    return ", ".join(_in_short(one.partition(".")[2]) for one in own if one.partition("=")[0].endswith(".keep"))
+
+
+def _in_short(knob: str) -> str:
+    """Return ``name=value`` with a long list of numbers by its mean and range."""
+    name, _, value = knob.partition("=")
+    if not value.startswith("["):
+        return knob
+    try:
+        told = depth_profile(json.loads(value))
+    except ValueError:  # a text that begins like a list
+        return knob
+    return knob if told is None else f"{name}={told}"
 
 
 _KNOB = re.compile(r", (?=[\w.]+=)")

@@ -15,7 +15,7 @@ from methods.framework.inventory import Inventory
 from methods.framework.method import Method
 from methods.framework.plan import Plan
 from sweeps.latency import MICROSECONDS, Timed
-from sweeps.space.levels import Levels, LevelSpace
+from sweeps.space.levels import LevelSpace
 from sweeps.space.menu import Menu
 
 Quantity: TypeAlias = Literal[
@@ -99,11 +99,6 @@ class Limits:
         """Return the assignments of a menu with their limits, and with measured times where there are any."""
         space = menu.space if self.times is None else self.times.added(menu)
         return replace(space, limits=dict(self.limits))
-
-    def timed(self, space: LevelSpace, levels_A: Levels) -> dict[str, int]:
-        """Return the times of an assignment by quantity; nothing where none are measured."""
-        names = () if self.times is None else self.times.source
-        return {name: round(space.size(name, levels_A)) for name in names}
 
     @property
     def projecting(self) -> bool:

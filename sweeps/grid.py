@@ -11,7 +11,7 @@ import time
 from sweeps.executor import Executor
 from sweeps.grid_config import GridConfig, Job, jobs
 from sweeps.grid_pool import Pool, Told, without_result
-from sweeps.grid_progress import GridResult, Progress
+from sweeps.grid_progress import GridResult, Progress, Step
 
 
 def run_grid(
@@ -48,7 +48,9 @@ def run_grid(
                 continue
             if reason := lost.get(job.config.model):
                 progress.begun += job.runs
-                progress.ended += without_result(job, "cancelled", f"the base could not be measured: {reason}")
+                told_reason = f"the base could not be measured: {reason}"
+                progress.ended += without_result(job, "cancelled", told_reason)
+                progress.steps += [Step(row, "cancelled", reason=told_reason) for row in job.rows]
             else:
                 ready.append(job)
         pool.run(ready)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
+from bench.records.run_contents import setting
 from bench.settings.method_settings import MethodConfig, RecipeConfig, expand, parse_method
 from bench.settings.mixture import CorpusLine
 from bench.settings.recovery import RecoverySettings
@@ -16,6 +17,7 @@ from bench.settings.run_settings import RunConfig
 from bench.settings.stage_settings import POCKET, TRUST, Bos, CalibrationConfig, EvaluationConfig
 from bench.settings.strict import Strict, load_settings, read_settings
 from bench.settings.timing_settings import TimingConfig
+from bench.store.store import digest_of
 from methods.framework.method import Method, Share
 from methods.framework.stats import CATALOGUE
 from sweeps.executor import Executor, parse_executor
@@ -46,7 +48,8 @@ class GridCalibration(Strict):
 class GridConfig(Strict):
     """Every model by every method, share, corpus and seed."""
 
-    models: tuple[str, ...] = Field(min_length=1, description="folders, hub ids or names of pocket models")
+    models: tuple[str, ...] = Field(min_length=1, description="folders, hub ids[@revision] or names of pocket models")
+    revision: str | None = Field(default=None, description="hub branch, tag or commit of every model")
     trust_remote_code: bool = Field(default=False, description=TRUST)
     methods: tuple[Annotated[MethodConfig, BeforeValidator(_method)], ...] = Field(
         default=(), description="name, name:knob=value,..., or name and knobs"
@@ -125,6 +128,26 @@ class Job:
         calibration = self.config.calibration
         return self.config.model if self.base else f"{self.config.model}, {calibration.corpus}, seed {calibration.seed}"
 
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """What names each of its runs, however jobs are cut; in the order of a run's rows."""
+        shared = self.config.model_dump(mode="json", include={"model", "calibration", "recovery"})
+        own: list[MethodConfig | RecipeConfig | None] = [*self.config.methods, *self.config.recipes]
+        return tuple(digest_of([shared, self.base, one and one.model_dump(mode="json")]) for one in own or [None])
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Method and settings of each of its runs, in words."""
+        if self.base:
+            return ("base",)
+        told = []
+        for method in self.config.methods:
+            made = method.configured()
+            told.append(setting(method.name, made.title, made.knobs))
+        told += [recipe.title for recipe in self.config.recipes]
+        after = f" + {self.config.recovery.kind}" if self.config.recovery else ""
+        return tuple(one + after for one in told)
+
     def document(self) -> dict[str, Any]:
         """Return the job as JSON values, for ``of``."""
         return {"config": self.config.model_dump(mode="json"), "base": self.base}
@@ -152,6 +175,7 @@ def jobs(config: GridConfig, store: Path) -> list[Job]:
         "evaluation": evaluation,
         "timing": config.timing,
         "group": config.group,
+        "revision": config.revision,
         "trust_remote_code": config.trust_remote_code,
     }
     found = [Job(RunConfig(model=model, **settings), base=True) for model in config.models]

@@ -15,7 +15,7 @@ from methods.framework.errors import EvaluationError, RecordError
 from sweeps.executor import Executor, Handle, Worker, stop, wait
 from sweeps.grid_config import GridConfig, Job
 from sweeps.grid_messages import Switchboard
-from sweeps.grid_progress import Outcome, Progress
+from sweeps.grid_progress import Outcome, Progress, Step
 
 Told: TypeAlias = Callable[[Progress], None]
 
@@ -165,12 +165,18 @@ class Pool:
         kind, job = content["kind"], member.job
         if job is None:
             return
+        if kind == "stage":
+            found = {name: content[name] for name in ("stage", "reason", "average")}
+            self._progress.steps.append(Step(job.rows[content["row"]], slot=member.slot, **found))
+            return
         if kind == "begun":
             self._advance(member, min(content["count"], job.runs))
             self._progress.now[member.slot] = f"{job.label}: {content['title']}"
             return
         member.job = None
         self._progress.now.pop(member.slot, None)
+        if kind in ("crashed", "interrupted"):
+            self._progress.steps += [Step(row, "waiting", member.slot) for row in job.rows]
         if kind == "interrupted" and self._interrupted[id(job)] < INTERRUPTIONS:
             self._interrupted[id(job)] += 1
             self._progress.begun -= member.begun
@@ -186,6 +192,7 @@ class Pool:
             self._progress.ended += [Outcome(**outcome) for outcome in content["outcomes"]]
         else:
             self._progress.ended += without_result(job, "failed", content["reason"])
+            self._progress.steps += [Step(row, "failed", member.slot, content["reason"]) for row in job.rows]
 
     def _lose(self, number: int, member: _Member) -> dict[str, Any]:
         """Return how the job of a worker ended whose connection is gone; an executor may start that worker again."""

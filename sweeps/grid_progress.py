@@ -22,6 +22,25 @@ class Outcome:
     id: str = ""
 
 
+@dataclass(frozen=True)
+class Step:
+    """What became known of a run.
+
+    Args:
+        row: names it (``Job.rows``).
+        stage: that it enters, as a run reports it, or how it ended.
+        slot: of the process that works on it.
+        reason: why it ended so.
+        average: of its scores, once known.
+    """
+
+    row: str
+    stage: str
+    slot: int = 0
+    reason: str = ""
+    average: float | None = None
+
+
 @dataclass
 class Progress:
     """Where a grid stands.
@@ -31,12 +50,14 @@ class Progress:
         total: all runs.
         now: what each process does, by its number.
         ended: outcomes so far.
+        steps: what became known since whoever shows them took the last ones.
     """
 
     total: int
     begun: int = 0
     now: dict[int, str] = field(default_factory=dict)
     ended: list[Outcome] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

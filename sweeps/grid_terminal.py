@@ -1,21 +1,18 @@
-"""A grid in the terminal: one line that tells how far it is, and at the end what became of the runs."""
+"""A grid in the terminal: all of its runs as they stand, and at the end what became of them."""
 
 from __future__ import annotations
 
-import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.live import Live
 from rich.table import Table
 
+from analysis.board import Board
 from sweeps.grid import run_grid
-from sweeps.grid_config import GridConfig
+from sweeps.grid_config import GridConfig, Job, jobs
 from sweeps.grid_progress import GridResult, Progress
-
-_EVERY = 30.0
-"""Seconds between lines where the output is no terminal."""
 
 
 def show_grid(config: GridConfig, track: str | None, console: Console) -> GridResult:
@@ -26,30 +23,52 @@ def show_grid(config: GridConfig, track: str | None, console: Console) -> GridRe
         track: W&B mode, None for the default of `moebench run`.
         console: where to write.
     """
-    columns = (
-        TextColumn("grid"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    said = time.monotonic()
-    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
+    board = board_of(config, console)
 
-        def told(progress: Progress) -> None:
-            nonlocal said
-            now = " | ".join(progress.now.values())
-            bar.update(task, completed=progress.begun, total=progress.total, description=now)
-            if not console.is_terminal and time.monotonic() - said > _EVERY:
-                said = time.monotonic()
-                console.print(f"{progress.begun} of {progress.total} runs begun; {now}", highlight=False, markup=False)
+    def told(progress: Progress) -> None:
+        while progress.steps:
+            step = progress.steps.pop(0)
+            board.note(step.row, step.stage, lane=step.slot, reason=step.reason, average=step.average)
 
+    with Live(board, console=console, refresh_per_second=4) if console.is_terminal else nullcontext():
         result = run_grid(config, track=track, told=told)
     for line in summary(result):
         console.print(line, highlight=False, soft_wrap=True)
     return result
+
+
+def board_of(config: GridConfig, console: Console) -> Board:
+    """Return all runs of a grid, listed before any begins.
+
+    Args:
+        config: the grid.
+        console: where it is shown.
+    """
+    board = Board(console)
+    several = len(config.calibration.corpora) > 1, len(config.calibration.seeds) > 1
+    for job in jobs(config, config.store):
+        for row, told in zip(job.rows, job.settings, strict=True):
+            where = "" if job.base else _where(job, *several)
+            board.add(
+                row,
+                Path(job.config.model).name,
+                told + where,
+                _stages(job),
+                base=job.base,
+                parts=max(len(job.config.evaluation.tasks), 1),
+            )
+    return board
+
+
+def _where(job: Job, corpora: bool, seeds: bool) -> str:
+    own = job.config.calibration
+    return (f" · {own.corpus}" if corpora else "") + (f" · seed {own.seed}" if seeds else "")
+
+
+def _stages(job: Job) -> list[str]:
+    config = job.config
+    own = [] if job.base else ["calibrate", "plan", "apply", *(["recover"] if config.recovery else [])]
+    return [*own, *(["evaluate"] if config.evaluation.tasks else []), *(["time"] if config.timing.enabled else [])]
 
 
 def summary(result: GridResult) -> list[Table | str]:

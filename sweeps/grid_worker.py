@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,9 @@ from sweeps.grid_progress import Outcome
 
 if TYPE_CHECKING:
     from bench.records.mirror import Tracker
+
+_EVERY = 1.0
+"""Seconds between two messages about the progress of one stage."""
 
 
 def run_jobs(line: Line, store: Path, track: Any, threads: int) -> None:
@@ -50,12 +55,15 @@ def run_jobs(line: Line, store: Path, track: Any, threads: int) -> None:
     # OSError: the grid is gone, and nobody waits for what is under way.
     with Tracker(track, folder=store, average=average) as tracker, suppress(KeyboardInterrupt, OSError):
         while (document := line.job()) is not None:
-            line.tell(**_answer(Job.of(document), store, tracker, begun))
+            line.tell(**_answer(Job.of(document), store, tracker, begun, partial(line.tell, kind="stage")))
 
 
-def _answer(job: Job, store: Path, tracker: Tracker, begun: Callable[[str, int], None]) -> dict[str, Any]:
+def _answer(
+    job: Job, store: Path, tracker: Tracker, begun: Callable[[str, int], None], stages: Callable[..., None]
+) -> dict[str, Any]:
     try:
-        return {"kind": "done", "outcomes": [asdict(outcome) for outcome in execute(job, store, tracker, begun)]}
+        ended = execute(job, store, tracker, begun, stages)
+        return {"kind": "done", "outcomes": [asdict(outcome) for outcome in ended]}
     except MoebenchError as error:
         return {"kind": "failed", "reason": str(error)}
     except Exception as error:  # any code of any method may run here; the others must not suffer
@@ -64,7 +72,13 @@ def _answer(job: Job, store: Path, tracker: Tracker, begun: Callable[[str, int],
         return {"kind": "crashed", "reason": f"{type(error).__name__} at {place}: {error}"}
 
 
-def execute(job: Job, store: Path, tracker: Tracker, begun: Callable[[str, int], None]) -> list[Outcome]:
+def execute(
+    job: Job,
+    store: Path,
+    tracker: Tracker,
+    begun: Callable[[str, int], None],
+    stages: Callable[..., None] = lambda **step: None,
+) -> list[Outcome]:
     """Execute one job and return how its runs ended.
 
     Args:
@@ -72,21 +86,33 @@ def execute(job: Job, store: Path, tracker: Tracker, begun: Callable[[str, int],
         store: folder of records and cached artefacts.
         tracker: the mirror.
         begun: called with the title and the number of each run that begins, from 1.
+        stages: called with ``row`` (the place of a run in the job), ``stage``, ``reason`` and ``average``.
     """
+    from analysis.mean import average
     from bench.running.run import Run
     from bench.running.subject import Subject
     from bench.store.store import Store
 
     seen: set[int] = set()
+    told: dict[str, Any] = {"word": "", "at": 0.0}
 
     def report(subject: Subject, stage: str) -> None:
-        wanted = (subject.method is None) == job.base
-        if wanted and id(subject) not in seen:
+        if (subject.method is None) != job.base:
+            return
+        if id(subject) not in seen:
             seen.add(id(subject))
             keep = "" if subject.method is None else f" keep={subject.method.knobs.get('keep')}"
             begun(subject.title + keep, len(seen))
+        word, now = f"{id(subject)} {stage.partition(' ')[0]}", time.monotonic()
+        if word == told["word"] and now < told["at"] + _EVERY:
+            return
+        told.update(word=word, at=now)
+        scores = subject.record.scores if subject.record else subject.evaluation.scores if subject.evaluation else ()
+        row = run.subjects.index(subject) - (not job.base)
+        stages(row=row, stage=stage, reason=subject.reason or "", average=average(scores))
 
-    records = Run(job.config, Store(store), tracker, report).execute()
+    run = Run(job.config, Store(store), tracker, report)
+    records = run.execute()
     return [
         Outcome(job.config.model, record.method or "base", record.status, record.reason or "", record.id)
         for record in records

@@ -33,8 +33,13 @@ _COMBINATIONS = 4096
 """Combinations of knobs that are asked for what they need."""
 
 
-def open_resident(config: SweepConfig, store: Path) -> Resident:
+def open_resident(config: SweepConfig, store: Path, judge: Windows | None = None) -> Resident:
     """Load the model, measure (or recall) what the trials need, and read the held-out windows.
+
+    Args:
+        config: the sweep.
+        store: folder of the store.
+        judge: further windows, which keep apart from all others; None: none.
 
     Raises:
         MoebenchError: the model, a corpus or a task cannot be read.
@@ -54,7 +59,7 @@ def open_resident(config: SweepConfig, store: Path) -> Resident:
             "objective windows of its own, or count every token (answers_only: false)"
         )
     text = _calibration(settings, checkpoint) if of_tokens or sliced else None
-    held_out = _held_out(config, checkpoint, text)
+    held_out = _held_out(config, checkpoint, text, judge)
     stats = calibrate(
         checkpoint,
         text if of_tokens else None,
@@ -69,7 +74,7 @@ def open_resident(config: SweepConfig, store: Path) -> Resident:
         return ModelProbe(checkpoint, corpus, tokens=settings.sampled_tokens, device=device, cache=folder / "probe")
 
     with _no_bars():
-        model = load_model(checkpoint.path, getattr(torch, config.dtype)).to(device)
+        model = load_model(checkpoint.complete(), getattr(torch, config.dtype)).to(device)
     tensors = {asked: _tensor(corpus, label) for label, (asked, corpus) in held_out.items()}
     return Resident(
         inventory=checkpoint.inventory,
@@ -116,17 +121,25 @@ def _check(config: SweepConfig, checkpoint: Checkpoint, include_path: Path | Non
 
 
 def _held_out(
-    config: SweepConfig, checkpoint: Checkpoint, calibration: Corpus | None
+    config: SweepConfig, checkpoint: Checkpoint, calibration: Corpus | None, judge: Windows | None
 ) -> Mapping[str, tuple[Windows, Corpus]]:
-    """Return by label what objectives read, once it is known to share no window with ``calibration``."""
+    """Return by label what objectives read, once it is known to share no window with ``calibration``.
+
+    Args:
+        config: the sweep.
+        checkpoint: whose tokenizer reads.
+        calibration: text of the statistics.
+        judge: windows that keep apart from all others, as those of ``final`` do.
+    """
     asked = {label: objective.held_out for label, objective in config.labelled.items()}
-    asked |= {"final.choose": config.final.choose, "final.report": config.final.report}
+    later = {"final.choose": config.final.choose, "final.report": config.final.report, "judge": judge}
+    asked |= later
     texts: dict[str, tuple[Windows, Corpus]] = {}
     seen = {} if calibration is None else {"calibration": calibration}
     for label, windows in asked.items():
         if windows is None:
             continue
-        final, apart = label.startswith("final."), Apart()
+        final, apart = label in later, Apart()
         others = {other: read for other, read in seen.items() if other == "calibration" or final}
         for read in others.values():
             apart.add(read.windows, read.documents)

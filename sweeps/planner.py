@@ -189,11 +189,12 @@ class LayerPlanner(Planner):
             levels_A: a level for each axis.
             parameters: that the shared knobs are taken from.
         """
-        menu = self.menu(parameters)
-        plan = menu.plan(levels_A)
+        menu, space = self.menu(parameters), self.space(parameters)
         return Drawn(
             {**_of_all(parameters), **in_depth(menu.space.values(levels_A))},
-            plan,
-            self.limits.sizes(plan) | self.limits.timed(self.space(parameters), levels_A),
+            menu.plan(levels_A),
+            {
+                name: round(space.size(name, levels_A)) for name in space.sizes
+            },  # those of the plan, which is not counted anew
             tuple(int(level) for level in levels_A),
         )

@@ -127,6 +127,7 @@ def promoted_run(
     document = {
         "model": config.model,
         "revision": config.revision,
+        "trust_remote_code": config.trust_remote_code,
         "plans": list(plans) or best_plans(config, folder, top or own.top),
         "group": config.name,
         **given,

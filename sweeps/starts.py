@@ -1,4 +1,4 @@
-"""First points of a search: all units alike, and the best plans of the score table."""
+"""First points of a search: all units alike, shapes over the depth, and the best plans of the score table."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from bench.settings.strict import Extended
 from methods.framework.errors import RefusedError
 from sweeps.budget import Limits
 from sweeps.planner import LayerPlanner, prefix
+from sweeps.samplers.moves import MANY, shapes
 from sweeps.scoring import Named, Scoring
 from sweeps.solving.limits import Limit
 from sweeps.solving.solve import frontier, solve
@@ -25,16 +26,23 @@ if TYPE_CHECKING:
     from optuna import Study
 
 TABLE = "table.json"
+_FEWEST = 2
+"""Options of a unit that a table needs at least, beside the largest."""
 
 
 class Starts(Extended):
     """What a search of layers begins with."""
 
-    later: ClassVar[tuple[str, ...]] = ("studies",)
+    later: ClassVar[tuple[str, ...]] = ("studies", "shapes")
 
     alike: bool = Field(default=True, description="all layers alike, on the budget")
     table: bool = Field(
         default=True, description="measure each option of each layer alone, and start from the best plans of that table"
+    )
+    shapes: bool | None = Field(
+        default=None,
+        description="ten shapes over the depth are tried; null: in place of the table, where there are 12 units or more and "
+        "two options of each would take more than half of `trials`",
     )
     best: int = Field(
         default=8, ge=1, description="plans of the table that are tried; without a budget, points of its frontier"
@@ -43,6 +51,18 @@ class Starts(Extended):
         default=None,
         description="earlier studies of the same space, by name or folder: `best` plans of each, on this budget",
     )
+
+    def settled(self, units: int, trials: int) -> Starts:
+        """Return the settings with ``shapes`` true or false, and with no table where shapes take its place.
+
+        Args:
+            units: that choose for themselves.
+            trials: of the search.
+        """
+        if self.shapes is not None:
+            return self
+        instead = self.table and units >= MANY and 2 * _FEWEST * units > trials
+        return self.model_copy(update={"table": self.table and not instead, "shapes": instead})
 
 
 def usual_parameters(steps: Sequence[SearchStep]) -> dict[str, Any]:
@@ -125,7 +145,7 @@ def enqueue_starts(
 
     Args:
         study: the study.
-        settings: which points.
+        settings: which points, settled.
         planner: plans of the space.
         scoring: measured cells; None: no table.
         named: where the table comes from.
@@ -136,6 +156,8 @@ def enqueue_starts(
     points: list[tuple[str, Levels]] = []
     if settings.alike:
         points.append(("alike", alike(space)))
+    if settings.shapes:
+        points += [(f"shape {place}", levels_A) for place, levels_A in enumerate(shapes(space), start=1)]
     if scoring is not None:
         try:
             found = best_of(table_of(scoring, named, folder), planner.limits, settings.best)

@@ -70,7 +70,7 @@ class SweepConfig(Extended):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the study and of its folder")
     model: str = Field(description="folder or hub id")
-    revision: str | None = Field(default=None, description="hub revision")
+    revision: str | None = Field(default=None, description="hub branch, tag or commit")
     trust_remote_code: bool = Field(default=False, description=TRUST)
     method: str | None = Field(default=None, description="name of the one step (see recipe)")
     fixed: dict[str, Any] = Field(default_factory=dict, description="its knobs that are not searched")

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from bench.records.depth_profile import depth_profile
 from sweeps.final import told
 from sweeps.outcome import SweepResult, TrialRow, read_choice
 from sweeps.study import run_sweep
@@ -78,7 +79,7 @@ def table(result: SweepResult, config: SweepConfig) -> Table:
 
 
 def _short(value: object) -> str:
-    """Return a knob's value with three digits; knots joined by ``/``, as `moebench run` takes them."""
+    """Return a knob's value with three digits; knots joined by ``/``, as `moebench run` takes them, many layers by their mean."""
     if isinstance(value, (list, tuple)):
-        return "/".join(_short(item) for item in value)
+        return depth_profile(value) or "/".join(_short(item) for item in value)
     return f"{value:.3g}" if isinstance(value, float) else str(value)

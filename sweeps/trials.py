@@ -117,7 +117,7 @@ def prepare(
     worker: int = 0,
     advance: Advance = lambda done, number: None,
 ) -> None:
-    """Measure the score table, where the sweep asks for one, and put the first points into the study's queue.
+    """Measure the score table, where the sweep asks for one that it can afford, and put the first points into the study's queue.
 
     Args:
         config: the sweep.
@@ -130,12 +130,13 @@ def prepare(
     """
     label = sought(config.labelled)
     scoring = None
-    if config.starts.table and label is not None:
+    starts = config.starts.settled(len(planner.space({}).units), config.trials)
+    if starts.table and label is not None:
         direction = config.labelled[label].direction
         scoring = Scoring(planner, meter, usual_parameters(planner.steps), label, direction)
         scoring.measure(worker, config.jobs, advance)
     named = Named(config.name, config.model, str(meter.resident.identity["model"]))
-    enqueue_starts(study, config.starts, planner, scoring, named, config.folder(store))
+    enqueue_starts(study, starts, planner, scoring, named, config.folder(store))
     enqueue_earlier(config, study, planner, store, named.content)
 
 

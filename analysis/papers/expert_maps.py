@@ -130,7 +130,7 @@ def importance_maps(models: Mapping[str, Values], words: str) -> dict[str, bytes
             above, below = panels[:, place]
             sums = {layer: sum(row) for layer, row in enumerate(values) if row is not None}
             whole = sum(sums.values())
-            above.plot(list(sums), [100 * value / whole for value in sums.values()], **stroke(0))
+            above.plot(list(sums), [100 * value / whole for value in sums.values()], **stroke(0, points=len(sums)))
             above.set_ylim(bottom=0.0)
             dress(above, title=name, x="decoder layer", y="sum over experts,\n% of all layers", whole=True)
             shown = map_of(below, grid_of(values, relative=True), low=0.0, high=1.0)

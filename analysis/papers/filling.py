@@ -30,6 +30,8 @@ class Cell:
         difference: to our uncompressed model on the same items, in the unit of ``ours``.
         published: None where the paper prints none.
         published_difference: to the paper's uncompressed model.
+        ends: of the interval of a ratio of speeds.
+        noise: marks of a timing that make its ratio doubtful.
     """
 
     ours: float | None = None
@@ -37,6 +39,8 @@ class Cell:
     difference: Difference | None = None
     published: float | None = None
     published_difference: float | None = None
+    ends: tuple[float, float] | None = None
+    noise: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,13 @@ class Filled:
     items: tuple[int, int] = field(default=(0, 0))
 
     @property
+    def untimed(self) -> bool:
+        """Whether the paper prints speeds, and no compressed model here has one."""
+        names = [column.name for column in self.block.columns if column.kind == "speedup"]
+        ratios = [row.cells[name].ends for row in self.rows for name in names if name in row.cells]
+        return bool(names) and bool(self.block.model) and not any(ratios)
+
+    @property
     def missing(self) -> list[str]:
         """One sentence for each row without a number of ours, or for the model where all lack one for the same reason."""
         reasons = {row.missing for row in self.rows}
@@ -79,7 +90,9 @@ def fill(block: Block, records: Iterable[Record], only: Collection[str] | None =
     chosen = [
         record
         for record in records
-        if (only is None or record.id in only) and block.model and _is_of(block.model, record.model.name)
+        if (only is None or record.id in only)
+        and block.model
+        and _is_of(block.recorded or block.model, record.model.name)
     ]
     found = average_seeds(compare(sorted(chosen, key=lambda record: record.id)))
     base = next((line for line in block.lines if line.method is None and line.reason is None), None)
@@ -102,7 +115,7 @@ def matches(line: Line, record: Record) -> bool:
 
 
 def _is_of(model: str, name: str) -> bool:
-    return name in (model, model.rsplit("/", 1)[-1]) or name.rsplit("/", 1)[-1] == model
+    return name in (model, model.rsplit("/", 1)[-1], model.partition("@")[0]) or name.rsplit("/", 1)[-1] == model
 
 
 def _json(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,13 +131,26 @@ def _row(line: Line, base: Line | None, block: Block, found: Sequence[Comparison
     if not complete:
         said = {f"{one.record.status}: {one.record.reason}" for one in fitting}
         return Row(line, _published(line, base, block), "; ".join(sorted(said)) or "no run of it is in the store")
-    best = max(complete, key=lambda one: (_nearness(line, one.record), _tasks(block, one.record), one.record.created))
+    best = max(complete, key=lambda one: _fitness(line, block, one.record))
     cells = dict(_published(line, base, block))
     for column in block.columns:
         theirs = cells.get(column.name, Cell())
         own = _ours(column, block, best)
         cells[column.name] = replace(own, published=theirs.published, published_difference=theirs.published_difference)
-    return Row(line, cells, None, tuple(_notes(line, best)), best.record)
+    notes = [*_notes(line, best), *(_timed_how(best.record) if _has_speeds(block) else ())]
+    return Row(line, cells, None, tuple(notes), best.record)
+
+
+def _fitness(line: Line, block: Block, record: Record) -> tuple[int, int, bool, str]:
+    """Return what is compared where several runs fit a row: the largest stands in it.
+
+    Args:
+        line: the row.
+        block: its model.
+        record: the run; one that was timed goes before one that was not, or could not be.
+    """
+    timed = _speed(record).ours is not None
+    return _nearness(line, record), _tasks(block, record), timed, record.created
 
 
 def _published(line: Line, base: Line | None, block: Block) -> dict[str, Cell]:
@@ -146,7 +172,9 @@ def _nearness(line: Line, record: Record) -> int:
 
 
 def _tasks(block: Block, record: Record) -> int:
-    return sum(_score(record, column, block.metrics) is not None for column in block.columns if column.kind == "task")
+    metrics = {"task": block.metrics, "perplexity": _PERPLEXITY}
+    scored = [column for column in block.columns if column.kind in metrics]
+    return sum(_score(record, column, metrics[column.kind]) is not None for column in scored)
 
 
 def _notes(line: Line, one: Comparison) -> Iterable[str]:
@@ -166,7 +194,7 @@ def _ours(column: Column, block: Block, one: Comparison) -> Cell:
     if column.kind == "tflops":
         return Cell(record.cost.flops / 1e12 if record.cost else None)
     if column.kind == "speedup":
-        return Cell(_speed(record))
+        return _speed(record)
     if column.kind == "perplexity":
         score = _score(record, column, _PERPLEXITY)
         return Cell() if score is None else Cell(score.value, error_of(score))
@@ -181,12 +209,38 @@ def _ours(column: Column, block: Block, one: Comparison) -> Cell:
     return Cell(100 * value, None if error is None else 100 * error, gap and _scaled(gap))
 
 
-def _speed(record: Record) -> float | None:
-    if record.timing is None or record.timing.reason:
-        return None
-    if record.method is None:
-        return 1.0
-    return record.timing.decode_ratio.median if record.timing.decode_ratio else None
+def _has_speeds(block: Block) -> bool:
+    return any(column.kind == "speedup" for column in block.columns)
+
+
+def _speed(record: Record) -> Cell:
+    """Return how much faster a model generates than the uncompressed one, which is timed in alternation with it."""
+    times = record.timing
+    if times is None or times.reason or (record.method is not None and times.decode_ratio is None):
+        return Cell()
+    if record.method is None or times.decode_ratio is None:
+        return Cell(1.0)
+    ratio = times.decode_ratio
+    return Cell(ratio.median, ends=(ratio.low, ratio.high), noise=times.marks)
+
+
+def _timed_how(record: Record) -> Iterable[str]:
+    """Yield in words how a compressed model was timed, or why it was not."""
+    times = record.timing
+    if times is None or record.method is None:
+        return
+    if times.reason is not None:
+        yield f"{record.title}: not timed, {times.reason}."
+        return
+    stated = times.protocol
+    words = {"engine": "with {}", "platform": "on {}", "batch": "a batch of {}", "prompt": "prompts of {} tokens"}
+    how = ", ".join(
+        text.format(stated[name]) for name, text in (words | {"generate": "{} generated"}).items() if name in stated
+    )
+    yield (
+        f"SpeedUp: generating {how}, in alternation with the uncompressed model; median over pairs with an interval of 94 % or "
+        "more; ~ marks times that are noisy, drifting or uneven."
+    )
 
 
 def _score(record: Record, column: Column, metrics: Sequence[str]) -> Score | None:

@@ -15,22 +15,26 @@ LINES: tuple[Any, ...] = ("-", (0, (1, 1.2)), "--", "-.", (0, (4, 1.2, 1, 1.2, 1
 MARKS = ("o", "s", "^", "D", "v")
 SIZES = (5.5, 3.5, 2.8, 2.2)
 """Points of the markers of each line; the last counts for all further ones."""
+MANY = 12
+"""Points of a line from which on its markers are small."""
 SCALE = "cividis"
 """Colours that grow lighter evenly, also in grey."""
 NOTHING = "#d9d9d9"
 """Ground of a map where there is nothing to show."""
 
 
-def stroke(place: int) -> Mapping[str, Any]:
+def stroke(place: int, points: int = 0) -> Mapping[str, Any]:
     """Return how the line of a place is drawn: colour, dashes and marker differ, so that grey tells them apart, too.
 
-    Markers grow smaller from line to line and the first are hollow, so that lines which coincide are all seen.
+    Markers grow smaller from line to line and the first are hollow, so that lines which coincide are all seen; those of a
+    line of many ``points`` are all small, so that they do not run into each other.
     """
+    sizes = SIZES if points <= MANY else SIZES[-1:]
     return {
         "color": LIGHT[place % len(LIGHT)],
         "ls": LINES[place % len(LINES)],
         "marker": MARKS[place % len(MARKS)],
-        "ms": SIZES[min(place, len(SIZES) - 1)],
+        "ms": sizes[min(place, len(sizes) - 1)],
         "mfc": "none" if place == 0 else LIGHT[place % len(LIGHT)],
         "mew": 0.8,
         "lw": 1.2,

@@ -18,6 +18,8 @@ from analysis.papers.ink import COLUMN, SIZE, bar_beside, dress, map_of, stroke
 Matrix = Sequence[Sequence[float]]
 _SHOWN = 4
 """Layers whose matrix is drawn."""
+_FEW, _LINE = 12, 0.6
+"""Layers up to which lines between them are as wide as that, in points; of more, they would hide the experts."""
 
 
 def off_diagonal(matrix: Matrix) -> tuple[float, float, float]:
@@ -43,7 +45,7 @@ def likeness_maps(models: Mapping[str, Mapping[int, Matrix]], words: str) -> dic
     if not models:
         return {}
     with style():
-        figure = canvas(2 * COLUMN, 0.3 + 1.5 * len(models))
+        figure = canvas(2 * COLUMN, 0.5 + 1.5 * len(models))
         panels = figure.subplots(
             len(models), _SHOWN + 1, squeeze=False, width_ratios=(*(1.0,) * _SHOWN, 1.5), gridspec_kw={"wspace": 0.05}
         )
@@ -59,9 +61,9 @@ def likeness_maps(models: Mapping[str, Mapping[int, Matrix]], words: str) -> dic
                 last = len(layers[layer]) - 1
                 axes.set_xticks([0, last])
                 axes.set_yticks([0, last] if axes is line[0] else [])
-                dress(axes, title=f"layer {layer}: {fixed(off_diagonal(layers[layer])[1], 2)}")
+                dress(axes, title=f"layer {layer}\nmean {fixed(off_diagonal(layers[layer])[1], 2)}")
             dress(line[0], y="\n".join((*name.split(" (", 1), "expert")).replace(")", ""))
-            _means(line[-1], layers)
+            _means(line[-1], layers, words)
         for axes in panels[-1][:_SHOWN]:
             axes.set_xlabel("expert", fontsize=SIZE)
         panels[-1][-1].set_xlabel("decoder layer", fontsize=SIZE)
@@ -76,14 +78,20 @@ def _ends(models: Mapping[str, Mapping[int, Matrix]]) -> tuple[float, float]:
     return math.floor(10 * low) / 10, max(math.ceil(10 * high), math.floor(10 * low) + 1) / 10
 
 
-def _means(axes: Any, layers: Mapping[int, Matrix]) -> None:
-    """Draw the mean over pairs of each layer, and lowest to highest as a band."""
+def _means(axes: Any, layers: Mapping[int, Matrix], words: str) -> None:
+    """Draw the mean over pairs of each layer, and lowest to highest as a band.
+
+    Args:
+        axes: the panel.
+        layers: the matrix of each layer.
+        words: what is compared, in short.
+    """
     places = sorted(layers)
     ends = [off_diagonal(layers[layer]) for layer in places]
     axes.fill_between(places, [low for low, _, _ in ends], [high for _, _, high in ends], color="#bbbbbb", lw=0)
-    axes.plot(places, [mean for _, mean, _ in ends], **stroke(0))
+    axes.plot(places, [mean for _, mean, _ in ends], **stroke(0, points=len(places)))
     axes.set_ylim(0.0, 1.0)
-    dress(axes, title="mean and range", whole=True)
+    dress(axes, title="mean and range", y=words, whole=True)
 
 
 def across_maps(models: Mapping[str, tuple[Sequence[int], Matrix]], words: str) -> dict[str, bytes]:
@@ -107,9 +115,10 @@ def across_maps(models: Mapping[str, tuple[Sequence[int], Matrix]], words: str) 
             every = -(-len(starts) // 8)
             for axis in (axes.set_xticks, axes.set_yticks):
                 axis(middles[::every], [str(layers[start]) for start in starts[::every]])
+            width = _LINE if len(starts) <= _FEW else _LINE / 4
             for start in starts[1:]:
-                axes.axhline(start - 0.5, color="white", lw=0.6)
-                axes.axvline(start - 0.5, color="white", lw=0.6)
+                axes.axhline(start - 0.5, color="white", lw=width)
+                axes.axvline(start - 0.5, color="white", lw=width)
             bar_beside(figure, shown, axes, words)
             dress(axes, title=name, x="experts by decoder layer", y="experts by decoder layer")
         return render(figure)

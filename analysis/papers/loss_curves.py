@@ -10,6 +10,8 @@ from analysis.inference import Z95
 from analysis.palette import NEUTRAL
 from analysis.papers.ink import COLUMN, dress, legend_below, stroke
 
+_MOST_TICKS = 8
+
 
 class LossPoint(NamedTuple):
     """One model: how many experts are left in each layer, its loss in nats of a word, and the standard error of that."""
@@ -44,7 +46,14 @@ def loss_curves(models: Mapping[str, Mapping[str, Sequence[LossPoint]]], x: str,
                 )
             whole = max((points[0] for points in series.values()), key=lambda point: point.x)
             axes.invert_xaxis()
+            axes.set_xticks(_ticks({point.x for points in series.values() for point in points}))
             axes.axhline(whole.loss, color=NEUTRAL, lw=0.8, ls=(0, (1, 1.5)), label="uncompressed")
-            dress(axes, title=name, x=x, y=y, whole=True)
+            dress(axes, title=name, x=x, y=y)
         legend_below(figure, panels)
         return render(figure)
+
+
+def _ticks(places: set[float]) -> list[float]:
+    """Return where numbers stand below the axis: at points alone, from the largest on, so many that they do not meet."""
+    ordered = sorted(places, reverse=True)
+    return ordered[:: -(-len(ordered) // _MOST_TICKS)]

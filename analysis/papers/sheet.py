@@ -69,11 +69,12 @@ class Block:
 
     Args:
         title: the paper's model.
-        model: the one that was measured, as records call it; empty where none was.
+        model: the one that was measured; empty where none was.
         columns: of what was measured.
         paper_columns: of what the paper prints.
         metrics: admitted metrics of a task, the preferred first.
         chance: mean of what guessing scores in the tasks that were measured, in percent; None where that is not known.
+        recorded: how records call ``model``; empty: so, too.
     """
 
     title: str
@@ -83,6 +84,7 @@ class Block:
     lines: tuple[Line, ...]
     metrics: tuple[str, ...] = ("acc_norm", "acc")
     chance: float | None = None
+    recorded: str = ""
 
     @property
     def comparable(self) -> bool:
@@ -93,6 +95,25 @@ class Block:
         """Return the column of the mean, of what the paper prints or of what was measured."""
         columns = self.paper_columns if paper else self.columns
         return next((column for column in columns if column.kind == "mean"), None)
+
+
+@dataclass(frozen=True)
+class TextPoint:
+    """A point of a curve that the text tells in words.
+
+    Args:
+        model: the paper's, by its title.
+        series: label of the line.
+        x: the place on the horizontal axis here that has the same share of what is dropped.
+        words: what the text tells of what.
+        printed: the value, as the text has it.
+    """
+
+    model: str
+    series: str
+    x: float
+    words: str
+    printed: str
 
 
 @dataclass(frozen=True)
@@ -110,6 +131,7 @@ class Sheet:
         said: sentences that stand elsewhere on the page, and are not repeated.
         beside: the model that was measured, where the same table of other models stands above; then no more is told than
             what that one gave.
+        told: points of a curve that the text tells.
     """
 
     name: str
@@ -122,3 +144,4 @@ class Sheet:
     small: bool = False
     said: frozenset[str] = frozenset()
     beside: str = ""
+    told: tuple[TextPoint, ...] = ()

@@ -10,6 +10,7 @@ from analysis.formatting import NONE, fixed, interval
 from analysis.inference import Z95
 from analysis.papers.filling import Cell, Filled, Row
 from analysis.papers.sheet import Column, Sheet
+from analysis.papers.text_points import point_lines
 from analysis.table import latex_cell, markdown_cell
 from bench.records.derived import csv_cell
 
@@ -106,6 +107,9 @@ def figure_text(sheet: Sheet, blocks: Sequence[Filled], picture: str | None, cap
         told = [*said, "bars: 95 % intervals over the items (1.96 standard errors)"] if said else []
         caption = ". ".join(text[0].upper() + text[1:] for text in (*captions, *told))
         parts.append(f"{caption}. All values: [{values.removeprefix(BESIDE)}]({values}).")
+    if lines := point_lines(sheet.told, blocks):
+        head = ["told in the text of the paper", "there", "dropped here", "change of the mean here [95 %]", "left, %"]
+        parts.append("Points of the text; means here are over other tasks:\n\n" + _grid(head, lines))
     return "\n\n".join([*parts, *_notes(sheet, blocks)]) + "\n"
 
 
@@ -161,6 +165,9 @@ def csv_text(blocks: Sequence[Filled]) -> str:
             "printed_to_base",
             "mark",
             "measured_minus_printed",
+            "low",
+            "high",
+            "noise",
         ]
     )
     for filled in blocks:
@@ -175,7 +182,9 @@ def csv_text(blocks: Sequence[Filled]) -> str:
                 mark = row.line.mark if theirs is not None or row.line.mark == "lost" else ""
                 who = [csv_cell(text) for text in (block.title, block.model, row.line.label, name)]
                 between = _minus(cell) if block.comparable else None
-                writer.writerow([*who, *map(_number, numbers), mark, _number(between)])
+                ends = cell.ends or (None, None)
+                rest = (_number(between), *map(_number, ends), " ".join(cell.noise))
+                writer.writerow([*who, *map(_number, numbers), mark, *rest])
     return buffer.getvalue()
 
 
@@ -235,13 +244,21 @@ def _changes(filled: Filled) -> str:
         return ""
     head = ["", "printed", "measured [95 %]"]
     told = "Change of the mean against the uncompressed model, points:\n\n" + _grid(head, lines)
-    return told + _order(filled, ours, theirs)
+    read = [column for column in filled.block.columns if column.kind == "perplexity"]
+    return told + "".join(_order(filled, column, theirs) for column in (ours, *read))
 
 
 def _order(filled: Filled, ours: Column, theirs: Column) -> str:
-    """Return how many pairs of rows lie in the printed order, where two rows print unlike means."""
+    """Return how many pairs of rows lie in the printed order, where two rows print unlike means.
+
+    Args:
+        filled: the rows.
+        ours: column that orders them here: the mean, or a perplexity, of which less is better.
+        theirs: the paper's mean.
+    """
+    reads = ours.kind == "perplexity"
     values = [
-        (measured, printed)
+        (-measured if reads else measured, printed)
         for row in filled.rows
         if (measured := row.cells.get(ours.name, Cell()).ours) is not None
         and (printed := row.cells.get(theirs.name, Cell()).published) is not None
@@ -251,9 +268,9 @@ def _order(filled: Filled, ours: Column, theirs: Column) -> str:
     tied = sum(a[0] == b[0] for a, b in pairs)
     if len(pairs) < 2:
         return ""
-    return f"\n\nOf {len(pairs)} pairs of rows, {same} lie in the printed order" + (
-        f", {tied} are level here." if tied else "."
-    )
+    by = f"By the perplexity on {ours.task}, of" if reads else "Of"
+    level = f", {tied} are level here." if tied else "."
+    return f"\n\n{by} {len(pairs)} pairs of rows, {same} lie in the printed order{level}"
 
 
 def _cells(filled: Filled, columns: Sequence[Column], text: Callable[[Row, Column], str]) -> tuple[list[str], Lines]:
@@ -271,11 +288,18 @@ def _cells(filled: Filled, columns: Sequence[Column], text: Callable[[Row, Colum
 
 
 def _is_timed(filled: Filled, column: Column) -> bool:
-    return any(row.cells.get(column.name, Cell()).ours is not None for row in filled.rows)
+    """Return whether any compressed model has a ratio; that of the uncompressed one is 1 by definition."""
+    return any(row.cells.get(column.name, Cell()).ends is not None for row in filled.rows)
 
 
 def _ours(row: Row, column: Column) -> str:
-    return fixed(row.cells.get(column.name, Cell()).ours, _digits(row, column))
+    cell = row.cells.get(column.name, Cell())
+    text = fixed(cell.ours, _digits(row, column))
+    if column.kind == "perplexity" and cell.error:
+        return f"{text} ± {fixed(Z95 * cell.error, column.digits)}"
+    if cell.ends is None:
+        return text
+    return f"{text} {interval(*cell.ends, digits=column.digits)}{'~' if cell.noise else ''}"
 
 
 def _digits(row: Row, column: Column) -> int:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from bench.applying.computed import Recipes
 from bench.applying.places_in_files import Place, placed, units
-from bench.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint
+from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.tensor_files import TORCH_DTYPES, write_all
+from bench.checkpoint.weight_files import INDEX, SINGLE
 from methods.framework.inventory import BYTES_PER_ELEMENT
 from methods.framework.stats import Stats
 from methods.framework.transfer import Transfer

@@ -32,7 +32,7 @@ def frozen_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
     from bench.models.load import load_model
 
     # Eager experts: their backward pass exists on every device, and in float64.
-    model: Any = load_model(checkpoint.path, dtype=dtype, experts_implementation="eager").to(device)
+    model: Any = load_model(checkpoint.complete(), dtype=dtype, experts_implementation="eager").to(device)
     model.requires_grad_(False)
     found: dict[int, nn.Module] = {}
     for layer in checkpoint.inventory.moe_layers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,25 +11,22 @@ from typing import TYPE_CHECKING, Any, Self
 
 from bench.checkpoint.config_file import read_config
 from bench.checkpoint.content import companions, content_digest, stated_digest
-from bench.checkpoint.headers import Span, read_header
+from bench.checkpoint.headers import Span
 from bench.checkpoint.located import FLOATS, located
-from bench.checkpoint.source import local_folder
+from bench.checkpoint.source import Source, found_source
 from bench.checkpoint.tied import check_tied
+from bench.checkpoint.weight_files import INDEX, SINGLE, read_headers
 from bench.families.family import Family, family_of
 from methods.framework.errors import CheckpointError
 from methods.framework.inventory import Inventory, TensorEntry
-from methods.framework.outside import an_object, read_json
 
 if TYPE_CHECKING:
     import torch
 
     from bench.checkpoint.tensor_files import Files
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-_SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
-_LONGEST_NAME = 255
-"""Bytes of a file's name that file systems allow."""
+__all__ = ["INDEX", "SINGLE", "Checkpoint", "read_headers"]
+
 _NOT_A_NUMBER = {"F8_E4M3": (0x7F, 0x7F), "F8_E8M0": (0xFF, 0xFF)}
 """Bits to look at in a byte of these types, and what stands there where it is no number."""
 _TOKENIZER = (
@@ -41,15 +37,17 @@ _TOKENIZER = (
     "added_tokens.json",
     "chat_template*",
     "*.model",
+    "*.tiktoken",
+    "tekken.json",
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """An opened checkpoint.
+    """An opened checkpoint. Weights of a hub model are fetched when the first of them, or their digest, is asked for.
 
     Args:
-        path: folder.
+        path: folder; of a hub model it holds the files beside the weights, and all of them after ``complete``.
         name: folder name, or hub id.
         revision: hub commit, where it came from the hub.
         config: parsed ``config.json``.
@@ -58,6 +56,7 @@ class Checkpoint:
         left_out: tensors of its files that are no part of the model as it is run here, such as those of multi-token
             prediction; no result has them.
         trust_remote_code: whether Python code in the folder may be run, as some tokenizers need.
+        source: where it comes from.
     """
 
     path: Path
@@ -69,13 +68,14 @@ class Checkpoint:
     _spans: Mapping[TensorEntry, tuple[Span, ...]] = field(repr=False)
     left_out: tuple[str, ...] = ()
     trust_remote_code: bool = False
+    source: Source | None = None
 
     @classmethod
     def open(cls, source: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> Self:
         """Open a local folder or a hub model; reads the config and the files' headers, and compares them.
 
         Args:
-            source: folder, hub id or name of a pocket model.
+            source: folder, hub id (maybe with ``@REVISION``) or name of a pocket model.
             revision: hub branch, tag or commit.
             trust_remote_code: whether its tokenizer may run Python code that lies in the folder.
 
@@ -83,21 +83,34 @@ class Checkpoint:
             CheckpointError: missing, truncated, inconsistent, quantised in an unknown way, not obtainable; names the culprit.
             NotMoEError: not a MoE model, or of an unknown family.
         """
-        path, commit = local_folder(source, revision)
+        return cls.of(found_source(source, revision), trust_remote_code)
+
+    @classmethod
+    def of(cls, found: Source, trust_remote_code: bool = False) -> Self:
+        """Open what was found already; see ``open``."""
+        path = found.folder
         config = read_config(path)
         family = family_of(config)
-        headers = read_headers(path)
+        headers = read_headers(path, found.hub)
         inventory, spans = located(family.inventory(config), family, headers, path)
         check_tied(inventory, family, headers, path)
-        name = path.resolve().name if commit is None else str(source)
         left_out = _left_out(family, config, headers)
-        return cls(path, name, commit, config, family, inventory, spans, left_out, trust_remote_code)
+        return cls(path, found.name, found.commit, config, family, inventory, spans, left_out, trust_remote_code, found)
+
+    def complete(self) -> Path:
+        """Fetch the weights that are still on the hub, and return the folder, which holds the whole model then.
+
+        Raises:
+            CheckpointError: the hub does not give them.
+        """
+        return self.path if self.source is None else self.source.complete()
 
     @cached_property
     def _files(self) -> Files:
         """The open files; reading tensors needs torch, which looking at a checkpoint does not."""
         from bench.checkpoint.tensor_files import Files
 
+        self.complete()
         return Files()
 
     @cached_property
@@ -109,6 +122,7 @@ class Checkpoint:
         Raises:
             CheckpointError: a checkpoint that moebench wrote does not hold what was written.
         """
+        self.complete()
         weights = {span.file for spans in self._spans.values() for span in spans}
         found = content_digest(self.config, {*weights, *companions(self.path)})
         stated = stated_digest(self.path)
@@ -234,58 +248,6 @@ class Checkpoint:
         """Close the files; reading opens them again."""
         if "_files" in self.__dict__:
             self._files.close()
-
-
-def read_headers(path: Path) -> dict[str, Span]:
-    """Return every tensor in the safetensors files of a folder.
-
-    Raises:
-        CheckpointError: no weights, a shard or tensor that the index names is missing, or a damaged file.
-    """
-    index = path / INDEX
-    if index.exists() and (path / SINGLE).exists():
-        raise CheckpointError(
-            f"{path} holds two models, {SINGLE} and the shards of {INDEX}, and readers differ in which they take; remove one"
-        )
-    if not index.exists():
-        if (path / SINGLE).exists():
-            return read_header(path / SINGLE)
-        others = sorted(p.name for p in path.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".gguf", ".safetensors"))
-        found = f"it has {', '.join(others[:5])}" if others else "it has no weights at all"
-        if numbered := [match for name in others if (match := _SHARD.fullmatch(name))]:
-            alone = len(numbered) == 1 and int(numbered[0][1]) == 1
-            raise CheckpointError(
-                f"{path} has shards, {', '.join(match[0] for match in numbered[:3])}, but not the index that says what they "
-                f"hold; " + (f"rename the only one to {SINGLE}" if alone else f"fetch {INDEX} too")
-            )
-        raise CheckpointError(f"{path} has neither {SINGLE} nor {INDEX} ({found}); save the model as safetensors first")
-    remedy = "fetch it again"
-    stated = an_object(read_json(index, CheckpointError, remedy), str(index), CheckpointError, remedy)
-    shard_of = an_object(stated.get("weight_map"), f"weight_map of {index}", CheckpointError, remedy)
-    if strange := sorted({str(name) for name in shard_of.values() if not _is_plain_name(name)}):
-        raise CheckpointError(
-            f"{index} names files that are not in its own folder: {', '.join(name[:60] for name in strange[:3])}; fetch it again"
-        )
-    shards = sorted(set(shard_of.values()))
-    if missing := [name for name in shards if not (path / name).exists()]:
-        raise CheckpointError(
-            f"{path} lacks {len(missing)} of {len(shards)} shards: {', '.join(missing[:5])}; fetch them again"
-        )
-    by_shard = {name: read_header(path / name) for name in shards}
-    if absent := [name for name, shard in shard_of.items() if name not in by_shard[shard]]:
-        raise CheckpointError(f"{path / shard_of[absent[0]]} lacks tensor {absent[0]} that {INDEX} says it holds")
-    joined: dict[str, Span] = {}
-    for spans in by_shard.values():
-        if twice := sorted(joined.keys() & spans.keys()):
-            files = " and ".join(span.file.name for span in (joined[twice[0]], spans[twice[0]]))
-            raise CheckpointError(f"{path}: tensor {twice[0]} stands in two shards, {files}; remove the wrong one")
-        joined |= spans
-    return joined
-
-
-def _is_plain_name(name: Any) -> bool:
-    plain = isinstance(name, str) and name not in ("", ".", "..") and not any(letter in name for letter in "/\\\0")
-    return plain and len(name.encode("utf-8", "replace")) <= _LONGEST_NAME
 
 
 def _left_out(family: Family, config: Mapping[str, Any], headers: Mapping[str, Span]) -> tuple[str, ...]:

@@ -68,7 +68,6 @@ def read_header(path: Path) -> dict[str, Span]:
     Raises:
         CheckpointError: not a safetensors file, or shorter or longer than its header says.
     """
-    remedy = "fetch it again"
     try:
         with os.fdopen(open_regular(path, CheckpointError), "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -80,6 +79,21 @@ def read_header(path: Path) -> dict[str, Span]:
             text = file.read(length)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    return header_of(path, size, text)
+
+
+def header_of(path: Path, size: int, text: bytes) -> dict[str, Span]:
+    """Return every tensor that a header states, checked against the file's size.
+
+    Args:
+        path: where the file lies, or will lie once it is fetched.
+        size: bytes of the whole file.
+        text: the header, without its length before it.
+
+    Raises:
+        CheckpointError: malformed, or the file is shorter or longer than it says.
+    """
+    remedy, length = "fetch it again", len(text)
     what = f"the header of {path}"
     header = an_object(parse_json(text, what, CheckpointError, remedy), what, CheckpointError, remedy)
     header.pop("__metadata__", None)

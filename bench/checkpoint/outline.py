@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.checkpoint.checkpoint import INDEX
 from bench.checkpoint.config_file import read_config
+from bench.checkpoint.weight_files import INDEX
 from bench.families.compressed_config import QUANTISATION_KEY
 from bench.families.family import Family, family_of
 from methods.framework.errors import CheckpointError

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, StoreOption, TrustOption
-from bench.commands.printing import bar, console
+from bench.commands.library_log import library_log
+from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, RevisionOption, StoreOption, TrustOption
+from bench.commands.printing import bar, console, print_ending
 from bench.commands.setting_options import SEVERAL, Given, Part, listed, with_settings
 from bench.settings.stage_settings import CalibrationConfig
 from methods.framework.errors import ConfigError
@@ -20,6 +21,7 @@ def calibrate(
     needs: Annotated[
         list[str], typer.Option(help=f"statistics; 'all' for the whole catalogue; {SEVERAL}", show_default="all")
     ] = [],  # noqa: B006  # typer reads it
+    revision: RevisionOption = None,
     store: StoreOption = DEFAULT_STORE,
     trust_remote_code: TrustOption = False,
 ) -> None:
@@ -34,7 +36,16 @@ def calibrate(
             f"--needs {','.join(wanted)}: all is the whole catalogue; name it alone, or statistics without it"
         )
     names = None if wanted == ["all"] else wanted
-    with bar("calibrate") as progress:
-        opened = open_checkpoint(model, trust_remote_code=trust_remote_code)
+    with library_log(store, console()) as noise, bar("calibrate") as progress:
+        opened = open_checkpoint(model, revision, trust_remote_code)
         stats = measuring.calibrate(opened, corpus, names, store=store, progress=progress, **given)
-    console().print(f"{', '.join(sorted(stats.values))}: measured on {stats.tokens:,} tokens of {corpus}")
+    told = f"{', '.join(sorted(stats.values))}: measured on {stats.tokens:,} tokens of {corpus}"
+    console().print(told, soft_wrap=True, highlight=False)
+    print_ending(
+        console(),
+        {"statistics": store / "cache" / "stats", **({"log": noise.path} if noise.count else {})},
+        [
+            (f"moebench plan {model} METHOD", "decides from them; give the same corpus options"),
+            ("moebench methods", "the methods, and what each is"),
+        ],
+    )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.commands.options import Model
+from bench.commands.options import Model, RevisionOption
 from bench.commands.plan_file import read_plan
 from bench.commands.printing import print_cost
 from bench.library.opening import open_checkpoint
 
 
-def cost(model: Model, plan_file: Path) -> None:
+def cost(model: Model, plan_file: Path, revision: RevisionOption = None) -> None:
     """Print the cost of a plan; no weight is read."""
-    print_cost(open_checkpoint(model).inventory, read_plan(plan_file))
+    print_cost(open_checkpoint(model, revision).inventory, read_plan(plan_file))

@@ -43,14 +43,11 @@ def run_demo(store: Path, track: str | None) -> None:
 
     from analysis.report import report
     from bench.commands.live import run_with_table
+    from bench.commands.printing import print_ending
     from bench.records.mirror import Tracker
 
     def told(tracker: Tracker) -> None:
         written = report(store / "records", store / "report", title="moebench demo: three pocket models")
-        console = Console(soft_wrap=True)
-        console.print(f"\n[bold]page[/]     {written.page}")
-        console.print(f"[bold]figures[/]  {store / 'report' / 'figures'}")
-        console.print(f"[bold]records[/]  {store / 'records'}")
-        console.print(f"[bold]W&B[/]      {tracker.runs}  (`wandb sync` sends the runs later)")
+        print_ending(Console(), {"page": written.page, "figures": store / "report" / "figures"}, [])
 
     run_with_table(demo_configs(store), store, track, then=told)

@@ -11,11 +11,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.outline import has_weights, outline
-from bench.checkpoint.source import local_folder
-from bench.commands.options import Model
+from bench.checkpoint.source import found_source
+from bench.commands.options import Model, RevisionOption
 from bench.commands.printing import console
-from bench.library.opening import open_checkpoint
 from methods.framework.cost import cost_of
 
 if TYPE_CHECKING:
@@ -24,16 +24,17 @@ if TYPE_CHECKING:
 
 def inspect(
     model: Model,
-    revision: str | None = None,
+    revision: RevisionOption = None,
     methods: Annotated[bool, typer.Option("--methods", help="also tell what each method would need")] = False,
 ) -> None:
     """Print runs of equal layers, the router and the cost of a checkpoint; config.json alone suffices."""
     out = console()
-    folder, commit = local_folder(model, revision)
-    if (folder / "config.json").exists() and not has_weights(folder):
+    source = found_source(model, revision)
+    folder = source.folder
+    if source.hub is None and (folder / "config.json").exists() and not has_weights(folder):
         found = outline(folder)
         inventory, stored = found.inventory, found.stored
-        _print_inventory(out, inventory, folder.resolve().name if commit is None else str(model))
+        _print_inventory(out, inventory, source.name)
         against = (
             "config.json alone"
             if found.compared is None
@@ -47,9 +48,13 @@ def inspect(
         if stored is not None:
             out.print(f"its files hold weights as {stored}; bytes below are those of {_types(inventory)}")
     else:
-        checkpoint = open_checkpoint(model, revision)
+        checkpoint = Checkpoint.of(source)
         inventory = checkpoint.inventory
         _print_inventory(out, inventory, checkpoint.name)
+        if checkpoint.revision is not None:
+            out.print(
+                f"commit {checkpoint.revision} of the hub's {checkpoint.name}; no weight was fetched to tell this"
+            )
         kinds = Counter(entry.stored.format for entry in inventory.tensors() if entry.stored is not None)
         for kind, number in kinds.items():
             out.print(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
-import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.commands.printing import print_ending
 from bench.records.mirror import Tracker
 from bench.records.record import Record
 from bench.settings.run_settings import RunConfig
@@ -15,8 +15,8 @@ from bench.store.store import Store
 from methods.framework.errors import UnknownNameError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from analysis.board import Board
+    from bench.running.run import Run
     from bench.running.subject import Subject
 
 MODES = ("offline", "online", "disabled")
@@ -25,7 +25,7 @@ MODES = ("offline", "online", "disabled")
 def run_with_table(
     configs: Sequence[RunConfig], store: Path, track: str | None, *, then: Callable[[Tracker], None] | None = None
 ) -> None:
-    """Execute ``configs`` one after the other under a live table, then print their leaderboard and what did not complete.
+    """Execute ``configs`` one after the other under a live table, then print their leaderboard, where it lies and what is next.
 
     Args:
         configs: the runs.
@@ -42,8 +42,10 @@ def run_with_table(
     from rich.console import Console
     from rich.live import Live
 
+    from analysis.board import Board
     from analysis.console import print_leaderboard
     from analysis.frame import frame
+    from bench.commands.library_log import library_log
     from bench.commands.outcome import end_with_outcome
     from bench.records.overview_run import track_overview
     from bench.records.record import read_records
@@ -51,23 +53,38 @@ def run_with_table(
 
     tracker = tracker_of(track, store)
     transformers.logging.disable_progress_bar()  # it would write across the table
-    board = Board()
     console = Console()
     where = Store(store)
+    board = Board(console)
+    report = reporter(board)
+    runs: list[Run] = []
     records: list[Record] = []
-    live = Live(board, console=console, refresh_per_second=4)
-    with tracker, live, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        for config in configs:
-            scored = config.model_copy(update={"evaluation": config.evaluation.expanded(where.root)})
-            run = Run(scored, where, tracker, board.report)
-            board.add(run.checkpoint.name, run.subjects)
-            records += run.execute()
+    with tracker, library_log(where.root, console) as noise:
+        with console.status("reading models and tasks"):
+            for config in configs:
+                scored = config.model_copy(update={"evaluation": config.evaluation.expanded(where.root)})
+                runs.append(Run(scored, where, tracker, report))
+                add_run(board, runs[-1])
+        with Live(board, console=console, refresh_per_second=4) if console.is_terminal else nullcontext():
+            while runs:
+                records += runs.pop(0).execute()  # whose model and statistics are gone with it
         track_overview(records, tracker)
     wanted = {record.id for record in records}
     print_leaderboard(frame([record for record in read_records(where.records) if record.id in wanted]), console)
     if then is not None:
         then(tracker)
+    places = {"records": where.records, "checkpoints": where.checkpoints}
+    if tracker.runs.exists():
+        places["W&B"] = tracker.runs
+    print_ending(
+        console,
+        {**places, **({"log": noise.path} if noise.count else {})},
+        [
+            (f"moebench report {store}", "writes the leaderboard page, tables and figures"),
+            (f"moebench show {records[-1].id} --store {store}", "one record in full"),
+            (f"moebench status {store}", "what the store holds"),
+        ],
+    )
     end_with_outcome(records, console)
 
 
@@ -90,50 +107,33 @@ def tracker_of(track: str | None, store: Path) -> Tracker:
     return Tracker(mode, folder=store, average=average)
 
 
-class Board:
-    """The live table: one row per subject, with its stage, and its result as soon as there is one."""
+def add_run(board: Board, run: Run) -> None:
+    """List the rows of a run, with the stages that each will pass."""
+    from bench.running.announced import beginning
 
-    def __init__(self) -> None:
-        """Start empty."""
-        self._rows: list[tuple[str, Subject]] = []
-        self._stage: dict[int, str] = {}
-        self._started: dict[int, float] = {}
+    config = run.config
+    tasks = config.evaluation.tasks
+    after = [*(["evaluate"] if tasks else []), *(["time"] if config.timing.enabled else [])]
+    for subject in run.subjects:
+        own = [] if subject.method is None else ["calibrate", "plan", "apply"]
+        own += ["recover"] if subject.recovery else []
+        board.add(
+            id(subject),
+            run.checkpoint.name,
+            beginning(subject, config, run.checkpoint).setting,
+            [*own, *after],
+            base=subject.method is None,
+            parts=max(len(tasks), 1),
+        )
 
-    def add(self, model: str, subjects: Sequence[Subject]) -> None:
-        """Show the subjects of a run that begins."""
-        self._rows += [(model, subject) for subject in subjects]
 
-    def report(self, subject: Subject, stage: str) -> None:
-        """Note the stage of a subject."""
-        self._stage[id(subject)] = stage
-        self._started.setdefault(id(subject), time.monotonic())
+def reporter(board: Board) -> Callable[[Subject, str], None]:
+    """Return what a run calls with a subject and its stage."""
 
-    def __rich__(self) -> Table:
-        """Return the table as it stands."""
-        from analysis.console import LiveRow, live_table
+    def report(subject: Subject, stage: str) -> None:
+        board.note(id(subject), stage, reason=subject.reason or "", average=_average(subject))
 
-        averages = {id(subject): _average(subject) for _, subject in self._rows}
-        rows, base = [], None
-        for model, subject in self._rows:
-            average = averages[id(subject)]
-            base = average if subject.method is None else base
-            stage, _, note = self._stage.get(id(subject), "waiting").partition(" ")
-            rows.append(
-                LiveRow(
-                    model=model,
-                    method=f"{subject.title} {_settings(subject)}".strip(),
-                    stage=stage,
-                    average=average,
-                    retention=average / base if average is not None and base else None,
-                    seconds=self._seconds(subject),
-                    note=subject.reason or note,
-                )
-            )
-        return live_table(rows)
-
-    def _seconds(self, subject: Subject) -> float | None:
-        started = self._started.get(id(subject))
-        return None if started is None or subject.record is not None else time.monotonic() - started
+    return report
 
 
 def _average(subject: Subject) -> float | None:
@@ -141,19 +141,3 @@ def _average(subject: Subject) -> float | None:
     from analysis.mean import average
 
     return average(subject.record.scores if subject.record else subject.evaluation.scores if subject.evaluation else ())
-
-
-def _settings(subject: Subject) -> str:
-    """Return the knobs of the subject's method that differ from its defaults, and always ``keep``."""
-    if subject.method is None:
-        return ""
-    from bench.running.planned import Planned
-    from bench.running.recipe import Recipe
-
-    if isinstance(subject.method, Planned):
-        return ""  # its title tells it from others
-    if isinstance(subject.method, Recipe):
-        return " + ".join(step.method.title for step in subject.method.steps)
-    defaults = type(subject.method)().knobs
-    own = {name: value for name, value in subject.method.knobs.items() if name == "keep" or value != defaults[name]}
-    return " ".join(f"{name}={value}" for name, value in own.items())

@@ -9,7 +9,8 @@ import typer
 
 from bench.settings.stage_settings import TRUST
 
-Model = Annotated[str, typer.Argument(help="folder of a checkpoint, hub id, or the name of a pocket model")]
+Model = Annotated[str, typer.Argument(help="folder of a checkpoint, hub id[@revision], or the name of a pocket model")]
+RevisionOption = Annotated[str | None, typer.Option("--revision", help="branch, tag or commit of the model on the hub")]
 StoreOption = Annotated[Path, typer.Option(help="folder of records and cached artefacts")]
 TrackOption = Annotated[str | None, typer.Option(help="W&B: offline, online or disabled")]
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)]

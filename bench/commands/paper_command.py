@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.commands.options import DEFAULT_STORE, TrackOption
+from bench.checkpoint.source import at_revision
+from bench.commands.options import DEFAULT_STORE, RevisionOption, TrackOption
 from bench.commands.printing import console
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.settings.stage_settings import CalibrationConfig, EvaluationConfig
@@ -43,6 +44,7 @@ def paper(
     model: Annotated[
         str, typer.Option(help="folder or hub id; pocket: small models in place of the paper's")
     ] = "pocket",
+    revision: RevisionOption = None,
     place: Annotated[
         str | None, typer.Option(help="the paper's model that it stands for, or several in order; else by its family")
     ] = None,
@@ -70,7 +72,7 @@ def paper(
     from sweeps.papers.shelf import read_paper
     from sweeps.papers.stand_in import POCKET
 
-    known = read_paper(name)
+    known, model = read_paper(name), at_revision(model, revision)
     names = list(known.exhibits) if exhibit == ALL else [exhibit]
     family, shape = (None, None) if model == POCKET else _form(model)
     show: Callable[[GridConfig], GridResult] | None = None

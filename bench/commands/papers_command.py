@@ -16,12 +16,14 @@ def papers(
 ) -> None:
     """Print the tables and figures of the papers: models, command, and cost at the size of the paper's models."""
     from sweeps.papers.estimate import FLOPS
-    from sweeps.papers.overview import COLUMNS, overview
+    from sweeps.papers.overview import COLUMNS, models_of, overview, tasks_of
     from sweeps.papers.shelf import paper_names, read_paper
 
     out = console()
     for paper in map(read_paper, [name] if name else paper_names()):
-        out.print(f"[bold]{escape(paper.name)}[/]  {escape(paper.file.title)}, {escape(paper.file.source)}")
+        out.print(
+            f"[bold]{escape(paper.name)}[/]  {escape(paper.file.title)}, {escape(paper.file.source)}", soft_wrap=True
+        )
         lines = [COLUMNS, *overview(paper)]
         widths = [max(len(line[place]) for line in lines) for place in range(len(COLUMNS))]
         for line in lines:
@@ -35,8 +37,8 @@ def papers(
                 overflow=overflow,
                 crop=out.is_terminal,
             )
-        models = ", ".join(f"{one.title} ({one.hub})" for one in paper.file.models.values())
-        out.print(f"models: {models}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"models: {models_of(paper)}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"tasks, with their items: {tasks_of(paper)}", highlight=False, markup=False, soft_wrap=True)
         command = f"command: moebench paper {paper.name} NAME --model pocket|FOLDER|HUB-ID [--from STORE]\n"
         out.print(command, highlight=False, markup=False, soft_wrap=True)
     out.print(

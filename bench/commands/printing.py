@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -33,6 +33,23 @@ def print_rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         text = "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
         overflow: OverflowMethod = "ellipsis" if out.is_terminal else "ignore"
         out.print(text, markup=False, highlight=False, no_wrap=True, overflow=overflow, crop=out.is_terminal)
+
+
+def print_ending(out: Console, places: Mapping[str, object], steps: Sequence[tuple[str, str]]) -> None:
+    """Print where results lie and what to type next.
+
+    Args:
+        out: where to write.
+        places: files and folders, by what they hold.
+        steps: commands, and what each does.
+    """
+    width = max((len(name) for name in places), default=0)
+    out.print()
+    for name, place in places.items():
+        out.print(f"{name:<{width}}  {place}", markup=False, highlight=False, soft_wrap=True)
+    for number, (command, what) in enumerate(steps):
+        lead = "next:" if number == 0 else "     "
+        out.print(f"{lead} `{command}` {what}", markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from bench.commands.options import DEFAULT_STORE, StoreOption, TrackOption
-from bench.commands.printing import console
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.settings.run_settings import RunConfig
 from bench.settings.stage_settings import CalibrationConfig, EvaluationConfig
@@ -43,7 +42,7 @@ def promote(
 
 
 def promote_study(study: str, store: Path, track: str | None, **options: Any) -> None:
-    """Run plans of a study under a live table, and say what to do next.
+    """Run plans of a study under a live table.
 
     Args:
         study: name of a sweep in the store, or its folder.
@@ -54,10 +53,7 @@ def promote_study(study: str, store: Path, track: str | None, **options: Any) ->
     from bench.commands.live import run_with_table
     from sweeps.promoted_runs import promoted_run
 
-    def next_step(_: object) -> None:
-        console().print(f"next: `moebench report {store}` writes the leaderboard", soft_wrap=True, highlight=False)
-
-    run_with_table([promoted_run(study, store, **options)], store, track, then=next_step)
+    run_with_table([promoted_run(study, store, **options)], store, track)
 
 
 def _timed(given: Given, timing: bool | None) -> Given:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.commands.options import DEFAULT_STORE, Model, StoreOption, TrustOption
-from bench.commands.printing import console
+from bench.checkpoint.source import at_revision
+from bench.commands.library_log import library_log
+from bench.commands.options import DEFAULT_STORE, Model, RevisionOption, StoreOption, TrustOption
+from bench.commands.printing import console, print_ending
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.settings.recovery import RecoverySettings
 from bench.settings.strict import read_settings, validated
@@ -30,6 +32,7 @@ _OFFERED = ("kind", "corpus", "sequences", "length", "epochs", "steps", "batch",
 def recover(
     given: Given,
     model: Model,
+    revision: RevisionOption = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; options given here win")] = None,
     teacher: Annotated[str | None, typer.Option(help="the uncompressed model, for the two distillations")] = None,
     store: StoreOption = DEFAULT_STORE,
@@ -37,7 +40,12 @@ def recover(
 ) -> None:
     """Read the settings, and train."""
     recover_from_command_line(
-        model, given, config=config, teacher=teacher, store=store, trust_remote_code=trust_remote_code
+        at_revision(model, revision),
+        given,
+        config=config,
+        teacher=teacher,
+        store=store,
+        trust_remote_code=trust_remote_code,
     )
 
 
@@ -65,7 +73,7 @@ def recover_from_command_line(
     document = read_settings(config) if config else {}
     document |= {name: value for name, value in given.items() if value is not None}
     settings = validated(document, RecoverySettings, str(config or "options"))
-    with loss_bar(settings.kind) as progress:
+    with library_log(store, console()) as noise, loss_bar(settings.kind) as progress:
         done = train(
             path,
             settings,
@@ -74,11 +82,20 @@ def recover_from_command_line(
             progress=progress,
             trust_remote_code=trust_remote_code,
         )
-    console().print(f"wrote {done.path}", soft_wrap=True)
     console().print(
         f"{settings.kind}: {done.steps} steps on {done.tokens:,} tokens of {done.corpus}, {done.trained_parameters:,} weights "
         f"trained, loss {done.losses[0]:.4f} to {done.losses[1]:.4f}, {done.seconds:.0f} CPU seconds",
         soft_wrap=True,
+        highlight=False,
+    )
+    print_ending(
+        console(),
+        {"checkpoint": done.path, **({"log": noise.path} if noise.count else {})},
+        [
+            (f"moebench time {path} {done.path}", "its speed beside what it was made of"),
+            (f"moebench serve {done.path}", "serves it"),
+            (f"moebench push {done.path} REPO --dry-run", "what would go to the hub"),
+        ],
     )
     return done
 

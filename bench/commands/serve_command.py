@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import typer
 
-from bench.commands.options import Model
+from bench.checkpoint.source import at_revision
+from bench.commands.options import Model, RevisionOption
 
 
-def serve(context: typer.Context, model: Model) -> None:
+def serve(context: typer.Context, model: Model, revision: RevisionOption = None) -> None:
     """Become the server; arguments that are not ours are vLLM's."""
     from bench.serving.serve import serve as become_server
 
-    become_server(model, context.args)
+    become_server(at_revision(model, revision), context.args)

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from bench.commands.library_log import library_log
 from bench.commands.options import DEFAULT_STORE, StoreOption, TrackOption
-from bench.commands.printing import console
+from bench.commands.printing import console, print_ending
 
 KEPT = "finished trials are kept in the study; the same command goes on with the next one"
 """Said on Ctrl-C."""
@@ -16,6 +17,7 @@ KEPT = "finished trials are kept in the study; the same command goes on with the
 
 def sweep(
     file: Annotated[Path, typer.Argument(help="YAML file of the study")],
+    revision: Annotated[str | None, typer.Option(help="hub revision of the model, instead of the file's")] = None,
     store: StoreOption = DEFAULT_STORE,
     track: TrackOption = None,
 ) -> None:
@@ -26,12 +28,19 @@ def sweep(
     from sweeps.sweep_config import load_sweep
 
     config, tracker = load_sweep(file), tracker_of(track, store)
-    result = run_from_command_line(config, store, tracker)
+    if revision is not None:
+        config = config.model_copy(update={"revision": revision})
+    with library_log(store, console()) as noise:
+        result = run_from_command_line(config, store, tracker)
     if result.front and config.promote is not None:
         promote_study(config.name, store, track)
-    elif result.front:
+    else:
         where = "" if store == DEFAULT_STORE else f" --store {store}"
         what = "runs the best trial, with `--top N` the N best" if result.best else "runs the front"
-        console().print(f"next: `moebench promote {config.name}{where}` {what}", soft_wrap=True, highlight=False)
+        steps = [(f"moebench promote {config.name}{where}", what)] if result.front else []
+        table = result.folder / "table.json"
+        if table.exists():
+            steps.append((f"moebench solve {table} --budget bytes=SHARE", "the best plans within another budget"))
+        print_ending(console(), {"study": result.folder, **({"log": noise.path} if noise.count else {})}, steps)
     if result.count("failed"):
         raise typer.Exit(1)

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.checkpoint.source import local_folder
+from bench.checkpoint.source import at_revision, local_folder
 from bench.commands.options import Model
-from bench.commands.printing import console
+from bench.commands.printing import console, print_ending
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.records.record import Timing
 from bench.settings.strict import validated
@@ -29,6 +29,7 @@ def time(
     given: Given,
     base: Model,
     compressed: Annotated[list[str], typer.Argument(help="likewise; each is timed in alternation with the base")],
+    revision: Annotated[str | None, typer.Option(help="branch, tag or commit of the base on the hub")] = None,
     batch: Annotated[list[int], typer.Option(help="sequences at once; may be repeated")] = [],  # noqa: B006  # typer reads it
     online: Annotated[bool, typer.Option("--online", help="time servers under load by `vllm bench serve`")] = False,
     rate: Annotated[list[float], typer.Option(help="online: requests per second, or inf; may be repeated")] = [],  # noqa: B006  # as above
@@ -39,7 +40,7 @@ def time(
     from bench.timing.table import memory_table, offline_table, online_table, write_timings
 
     rows = time_models(
-        base,
+        at_revision(base, revision),
         compressed,
         given,
         batches=batch,
@@ -52,6 +53,12 @@ def time(
         write_timings(rows, out)
     console().print((online_table if online else offline_table)(rows))
     console().print(memory_table(rows))
+    again = [] if out else [("moebench time ... --out FILE", "keeps all numbers")]
+    print_ending(
+        console(),
+        {**({"numbers": out} if out else {}), "logs": LOGS},
+        [*again, (f"moebench serve {compressed[0]}", "serves it")],
+    )
 
 
 def time_models(

@@ -41,9 +41,10 @@ class Verb(TyperCommand):
             parent: context of the command line as a whole.
             extra: settings of the context, handed on.
         """
-        return self._command().make_context(info_name, args, parent, **extra)
+        return self.command().make_context(info_name, args, parent, **extra)
 
-    def _command(self) -> Any:
+    def command(self) -> Any:
+        """Return the command of the verb's file, with its options."""
         module = importlib.import_module(f"bench.commands.{self.name}_command")
         app = typer.Typer(add_completion=False)
         app.command(self.name, help=self.help, context_settings=self._settings)(getattr(module, str(self.name)))

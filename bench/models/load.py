@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.checkpoint.checkpoint import Checkpoint
-from bench.checkpoint.source import local_folder
+from bench.checkpoint.source import found_source
 from bench.checkpoint.tokenizer_files import open_tokenizer
 from bench.experts.mapped import put_behind_map
 from bench.experts.stored_module import CompressedExperts
@@ -66,7 +66,7 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, **kwargs: A
             reverse (nothing is ever newly initialised).
     """
     checkpoint = Checkpoint.open(path)  # damaged files are named here, before transformers meets them
-    folder = checkpoint.path
+    folder = checkpoint.complete()
     _check_generation_settings(folder)
     model_class = _class_for(checkpoint.family, checkpoint.config)
     try:
@@ -110,7 +110,7 @@ def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrai
     Raises:
         CheckpointError: it has none that transformers can load as it is, or none without code of its own.
     """
-    folder, _ = local_folder(path)
+    folder = found_source(path).folder
     return cast(PreTrainedTokenizerBase, open_tokenizer(folder, trust_remote_code))
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.records.depth_profile import depth_profile
 from bench.records.record import Record, Score
 from bench.records.usual import default_knobs
 
@@ -81,16 +82,13 @@ class Beginning:
     @property
     def name(self) -> str:
         """The setting in one line: model, method with the knobs that are not as they come, seed."""
-        usual = default_knobs(self.method)
-        own = {
-            name: value
-            for name, value in self.knobs.items()
-            if value is not None
-            and (name.endswith("keep") or (value != usual.get(name, ...) and self.method != "recipe"))
-        }
-        told = " ".join([self.title, *(f"{name}={_short(value)}" for name, value in own.items())])
         seed = [] if self.method is None else [f"seed {self.seeds.get('calibration', 0)}"]
-        return " · ".join([self.model, told, *seed])
+        return " · ".join([self.model, self.setting, *seed])
+
+    @property
+    def setting(self) -> str:
+        """The method with its share, and with the knobs that are not as they come."""
+        return setting(self.method, self.title, self.knobs)
 
     def arguments(self, group: str | None) -> dict[str, Any]:
         """Return what begins a run of W&B, in ``group`` where one is given, else in the row's own."""
@@ -110,15 +108,32 @@ class Beginning:
         }
 
 
+def setting(method: str | None, title: str, knobs: Mapping[str, Any]) -> str:
+    """Return a method in words: its title, its share, and the knobs that are not as they come.
+
+    Args:
+        method: registry name, recipe or plan; None for the base.
+        title: name for tables.
+        knobs: all of its settings.
+    """
+    usual = default_knobs(method)
+    own = {
+        name: value
+        for name, value in knobs.items()
+        if value is not None and (name.endswith("keep") or (value != usual.get(name, ...) and method != "recipe"))
+    }
+    return " ".join([title, *(f"{name}={_short(value)}" for name, value in own.items())])
+
+
 def stem(identifier: str) -> str:
     """Return the id of a record without the number of its attempt, so that a row which is tried again stays one run."""
     return re.sub(r"-\d+$", "", identifier)
 
 
 def _short(value: Any) -> str:
-    """Return a knob's value as short as it can be read: .5 for 0.5, .9/.5 for a profile over the depth."""
+    """Return a knob's value as short as it can be read: .5 for 0.5, .9/.5 over the depth, a long list by its mean and range."""
     if isinstance(value, (list, tuple)):
-        return "/".join(_short(one) for one in value)
+        return depth_profile(value, _short) or "/".join(_short(one) for one in value)
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return text[1:] if isinstance(value, float) and text.startswith("0.") else text
 

@@ -157,12 +157,12 @@ def _trained(
     dtype = getattr(torch, settings.dtype)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        model = load_model(checkpoint.path, dtype=dtype).to(device)
+        model = load_model(checkpoint.complete(), dtype=dtype).to(device)
         kept = kept_weights(model, checkpoint) if settings.trains_experts and is_sparse(document) else {}
         trained = prepared(model, checkpoint, settings, kept)
         objective: Objective = LanguageModelling(model)
         if source is not None:
-            teacher = load_model(source.path, dtype=dtype).to(device).requires_grad_(False)
+            teacher = load_model(source.complete(), dtype=dtype).to(device).requires_grad_(False)
             if settings.kind == "router_kd":
                 objective = RouterDistillation(model, teacher, settings.temperature)
             else:

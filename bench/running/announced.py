@@ -29,14 +29,21 @@ def announced(
     def tell(subject: Subject, stage: str) -> None:
         if subject.record is None and stage.partition(" ")[0] in _WORK:
             row = stem(subject.id)
-            tracker.begin(_beginning(subject, config, checkpoint))
+            tracker.begin(beginning(subject, config, checkpoint))
             tracker.tell(row, stage)
         report(subject, stage)
 
     return tell
 
 
-def _beginning(subject: Subject, config: RunConfig, checkpoint: Checkpoint) -> Beginning:
+def beginning(subject: Subject, config: RunConfig, checkpoint: Checkpoint) -> Beginning:
+    """Return what is known of a row before its work begins.
+
+    Args:
+        subject: the row.
+        config: of its run.
+        checkpoint: the source.
+    """
     return Beginning(
         id=stem(subject.id),
         group=config.group,

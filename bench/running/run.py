@@ -1,12 +1,12 @@
 """The main job: one model, several methods; every one planned, applied, evaluated, timed, recorded and mirrored.
 
-Quality comes first for all methods, then the timings in one session (the engine is imported once), then the records. Each
-stage is cached by content, so the same command goes on after any interruption.
+Quality comes first for all methods, then the timings in one session (the engine is imported once). A record is written as soon
+as the last stage of its row has ended, and each stage is cached by content, so the same command goes on after any interruption.
 """
 
 from __future__ import annotations
 
-import datetime
+import traceback
 from collections.abc import Callable, Sequence
 
 from bench.cards.model_card import write_card
@@ -15,16 +15,12 @@ from bench.checkpoint.content import stated_digest
 from bench.checkpoint.tokenizer_files import open_tokenizer
 from bench.evaluation.evaluate import check_tasks
 from bench.evaluation.items import save_items
-from bench.evaluation.paired import pair_scores
 from bench.evaluation.tasks import load_tasks
 from bench.models.device import resolved_device
-from bench.records.environment import environment
 from bench.records.mirror import Tracker
 from bench.records.record import (
     CorpusInfo,
-    ModelInfo,
     Record,
-    Score,
     TargetInfo,
     Timing,
     read_record,
@@ -35,7 +31,8 @@ from bench.running.calibrator import Calibrator
 from bench.running.identity import own_key, shared_key
 from bench.running.planned import Compression, Planned
 from bench.running.recipe import Recipe
-from bench.running.record_parts import cost_info, group_sizes, ratio_info, realisation, recovery_info, similarity_info
+from bench.running.record_parts import similarity_info
+from bench.running.recorded import record_of, told
 from bench.running.stages import (
     chat_of,
     count_cold,
@@ -49,17 +46,17 @@ from bench.running.stored_plans import stored_plan
 from bench.running.subject import Subject
 from bench.serving.engine import engine_named
 from bench.settings.run_settings import RunConfig
+from bench.store.atomic import write_atomically
 from bench.store.store import Store, digest_of, write_json
 from bench.timing.offline import TimingSession
-from methods.framework.cost import cost
 from methods.framework.errors import MoebenchError, RecordError, RefusedError
-from methods.framework.layer_plan import STAGES
 from methods.framework.plan import Plan
 
 Report = Callable[[Subject, str], None]
 """Called with a subject and the stage that it enters, or its status at the end.
 
-Stages are ``calibrate``, ``plan``, ``apply``, ``recover DONE/STEPS``, ``evaluate TASK`` and ``time``.
+Stages are ``calibrate``, ``plan``, ``apply``, ``recover``, ``evaluate`` and ``time``; while one runs ``calibrate DONE/LAYERS``,
+``apply DONE/LAYERS``, ``recover DONE/STEPS loss LOSS`` and ``evaluate TASK DONE/REQUESTS``.
 """
 
 
@@ -114,23 +111,22 @@ class Run:
         """
         self._identify()
         todo = [subject for subject in self.subjects if subject.record is None]
-        for subject in self.subjects:
-            if subject.record is not None:
-                self.report(subject, f"{subject.record.status} (earlier)")
+        earlier = [subject for subject in self.subjects if subject.record is not None]
+        for subject in earlier:
+            assert subject.record is not None
+            self.report(subject, f"{subject.record.status} (earlier)")
         if todo:
             for subject in todo:
                 self._guarded(subject, self._check)
             self._evaluate(self.base)
             for subject in todo:
-                self._guarded(subject, self._decide)
-                self._guarded(subject, self._recover)
-                self._guarded(subject, self._evaluate)
-            self._time(todo)
-            for subject in todo:
-                self._record(subject)
-        for subject in self.subjects:
-            assert subject.record is not None
-            self.tracker.track(subject.record, subject.plan.dumps() if subject.plan else None, self.base.record)
+                for stage in (self._decide, self._recover, self._evaluate):
+                    self._guarded(subject, stage)
+                if not self.config.timing.enabled or subject.status != "complete":
+                    self._record(subject)
+            self._time([subject for subject in todo if subject.record is None])
+        for subject in earlier:
+            self._mirror(subject)
         return [subject.record for subject in self.subjects if subject.record is not None]
 
     def _identify(self) -> None:
@@ -184,6 +180,10 @@ class Run:
             subject.status, subject.reason = "refused", str(refusal)
         except MoebenchError as failure:
             subject.status, subject.reason = "failed", str(failure)
+        except Exception as failure:  # any code of any method may run here; the others must not suffer
+            log = self.store.root / "logs" / f"{subject.id}.log"
+            write_atomically(log, traceback.format_exc())
+            subject.status, subject.reason = "failed", f"{told(failure)}; where it came from: logs/{log.name}"
         if subject.status != "complete":
             self.report(subject, subject.status)
 
@@ -212,7 +212,7 @@ class Run:
             return
         self.report(subject, "calibrate")
         with subject.clock.stage("calibrate"):
-            stats = self.calibrator.stats_for(subject.method)
+            stats = self.calibrator.stats_for(subject.method, self._counted(subject, "calibrate"))
         self.report(subject, "plan")
         with subject.clock.stage("plan"):
             if isinstance(subject.method, Recipe):
@@ -232,13 +232,16 @@ class Run:
         )
         self.report(subject, "apply")
         with subject.clock.stage("apply"):
-            moments = self.calibrator.moments_for(subject.plan, subject.method, stats)
+            moments = self.calibrator.moments_for(subject.plan, subject.method, stats, self._counted(subject, "apply"))
             subject.path = write_checkpoint(
                 self.checkpoint, subject.plan, self.store, provenance, moments, self.calibrator.device
             )
             # Writing it, or finding it again, has just compared its files with this digest.
             subject.content = stated_digest(subject.path) or Checkpoint.open(subject.path).content
         subject.cold = count_cold(subject.plan, self.checkpoint, moments, self.store)
+
+    def _counted(self, subject: Subject, stage: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.report(subject, f"{stage} {done}/{total}")
 
     def _check_target(self, subject: Subject, plan: Plan) -> None:
         """Note what is known about the engine that is to run ``plan``.
@@ -291,79 +294,54 @@ class Run:
             )
 
     def _time(self, todo: Sequence[Subject]) -> None:
-        """Time all compressed models against the base, and give the base the timing of its first pair."""
-        timing = self.config.timing
-        if not timing.enabled:
+        """Time all compressed models against the base, which gets the timing of its first pair, and record each."""
+        timing, base = self.config.timing, self.base
+        if not timing.enabled or not todo:
             return
-        self.base.path, self.base.content = self.checkpoint.path, self.checkpoint.content
-        subjects = [subject for subject in todo if subject.method is not None and subject.status == "complete"]
-        base = self.base
-        assert base.path is not None
+        base.path, base.content = self.checkpoint.path, self.checkpoint.content
         with TimingSession(timing, logs=self.store.root / "logs") as session:
-            for subject in subjects:
-                assert subject.path is not None
-                if reason := session.engine.refuses(subject.path):
-                    subject.timing = Timing(reason=reason)
+            cannot = {id(one): one.path and session.engine.refuses(one.path) for one in todo if one is not base}
+            for subject in todo:
+                if subject is base or cannot[id(subject)]:
                     continue
-                self.report(subject, "time")
-                key = timing_key(base.content, subject.content, timing, session.engine.distributions)
-                with subject.clock.stage("time"):
-                    first, subject.timing = time_checkpoint(session, base.path, subject.path, key, self.store)
-                base.timing = base.timing or first
-            if base in todo and base.timing is None:
-                self.report(base, "time")
-                base.timing = session.alone(base.path)
+                self._guarded(subject, lambda one: self._time_pair(session, one))
+                if base in todo and base.record is None and base.timing is not None:
+                    self._record(base)
+                self._record(subject)
+            if base in todo and base.record is None:
+                self._guarded(base, lambda one: self._time_alone(session, one))
+                self._record(base)
+        for subject in todo:
+            if subject.record is None:
+                subject.timing = Timing(reason=cannot[id(subject)])
+                self._record(subject)
+
+    def _time_pair(self, session: TimingSession, subject: Subject) -> None:
+        base = self.base
+        assert base.path is not None and subject.path is not None
+        self.report(subject, "time")
+        key = timing_key(base.content, subject.content, self.config.timing, session.engine.distributions)
+        with subject.clock.stage("time"):
+            first, subject.timing = time_checkpoint(session, base.path, subject.path, key, self.store)
+        base.timing = base.timing or first
+
+    def _time_alone(self, session: TimingSession, base: Subject) -> None:
+        assert base.path is not None
+        self.report(base, "time")
+        base.timing = session.alone(base.path)
 
     def _record(self, subject: Subject) -> None:
-        """Write the record of ``subject`` with its per-item results beside it."""
-        config, checkpoint = self.config, self.checkpoint
-        plan = subject.plan or (Plan.identity(checkpoint.inventory) if subject.method is None else None)
-        after = cost(plan, checkpoint.inventory) if plan else None
-        scores: tuple[Score, ...] = ()
-        own, base = subject.evaluation, self.base.evaluation
-        if own is not None and base is not None:
-            scores = own.scores if own is base else pair_scores(own.scores, own.items, base.items)
-        method = subject.method
-        seeds = {"calibration": config.calibration.seed, "evaluation": config.evaluation.seed, "timing": 0}
-        record = Record(
-            id=subject.id,
-            group=config.group,
-            status=subject.status,
-            reason=subject.reason,
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            model=ModelInfo(
-                name=checkpoint.name,
-                family=checkpoint.inventory.family,
-                revision=checkpoint.revision,
-                content=checkpoint.content,
-                trust_remote_code=checkpoint.trust_remote_code,
-            ),
-            corpus=subject.corpus,
-            method=method.name if method else None,
-            title=subject.title,
-            knobs=subject.knobs,
-            stages=tuple(stage for stage in STAGES if method and stage in method.stages),
-            plan=plan.digest if plan else None,
-            found_by=method.found_by if isinstance(method, Planned) else None,
-            cost=cost_info(after) if after else None,
-            ratios=ratio_info(plan, checkpoint.inventory) if plan else None,
-            cold_experts=subject.cold,
-            similarity=subject.similarity,
-            groups=group_sizes(plan) if plan else {},
-            replaced=sum(len(layer.constants) for layer in plan.layers) if plan else 0,
-            target=subject.target,
-            recovery=recovery_info(subject.recovery, subject.recovered),
-            realisation=realisation(plan) if subject.evaluation else None,
-            scores=scores,
-            timing=subject.timing,
-            seconds=subject.clock.seconds,
-            seeds=seeds,
-            environment=environment(),
-        )
+        """Write the record of ``subject`` with its items beside it, write its card, and mirror it."""
+        record = record_of(subject, self.base, self.config, self.checkpoint)
         subject.record = self._settled(subject, record)
-        if method is not None and subject.path is not None:
-            write_card(subject.path, subject.record, config.evaluation)
+        if subject.method is not None and subject.path is not None:
+            write_card(subject.path, subject.record, self.config.evaluation)
         self.report(subject, subject.record.status)
+        self._mirror(subject)
+
+    def _mirror(self, subject: Subject) -> None:
+        assert subject.record is not None
+        self.tracker.track(subject.record, subject.plan.dumps() if subject.plan else None, self.base.record)
 
     def _settled(self, subject: Subject, record: Record) -> Record:
         """Write ``record`` with its items beside it; where an equal run was faster, return what that wrote."""

@@ -19,8 +19,8 @@ class RunConfig(Extended):
 
     later: ClassVar[tuple[str, ...]] = ("trust_remote_code",)
 
-    model: str = Field(description="folder, hub id or pocket model")
-    revision: str | None = Field(default=None, description="hub revision")
+    model: str = Field(description="folder, hub id[@revision] or pocket model")
+    revision: str | None = Field(default=None, description="hub branch, tag or commit")
     trust_remote_code: bool = Field(default=False, description=TRUST)
     methods: tuple[MethodConfig, ...] = ()
     recipes: tuple[RecipeConfig, ...] = ()

@@ -132,7 +132,10 @@ def filled(text: str, words: Mapping[str, Word]) -> str:
 
 
 def _no_model(one: StandIn) -> str | None:
-    return None if one.model else f"no pocket model stands for {one.paper.title}"
+    if one.model:
+        return None
+    why = f": {one.paper.no_pocket}" if one.paper.no_pocket else ""
+    return f"no pocket model stands for {one.paper.title}{why}"
 
 
 def _asked(row: RowFile, exhibit: Exhibit, one: StandIn, settings: Conditions) -> Asked:

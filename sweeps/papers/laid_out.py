@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from analysis.papers.printed import printed
-from analysis.papers.sheet import Block, Column, Line, Sheet
+from analysis.papers.printed import printed, printed_words
+from analysis.papers.sheet import Block, Column, Line, Sheet, TextPoint
 from bench.settings.method_settings import MethodConfig, RecipeConfig
 from methods.registry import method_class
-from sweeps.papers.asked import Asked
+from sweeps.papers.asked import Asked, filled
 from sweeps.papers.paper_file import Exhibit, PaperFile
 from sweeps.papers.shelf import Paper, pocket_settings, task_sizes
 from sweeps.papers.stand_in import Conditions, StandIn
@@ -37,7 +37,29 @@ def sheet(paper: Paper, name: str, asked_for: Sequence[tuple[StandIn, Sequence[A
     departs = (*settings.differences, *exhibit.departs, *paper.file.departs, *of_rows)
     small = any(one.pocket for one, _ in asked_for)
     untold = (*exhibit.untold, *paper.file.untold)
-    return Sheet(name, exhibit.title, paper.file.source, blocks, departs, exhibit.lost, untold, small)
+    points = tuple(point for one, _ in asked_for for point in _text_points(exhibit, one))
+    return Sheet(name, exhibit.title, paper.file.source, blocks, departs, exhibit.lost, untold, small, told=points)
+
+
+def _text_points(exhibit: Exhibit, one: StandIn) -> list[TextPoint]:
+    """Return the points of a curve that the paper's text tells of a model, at the nearest number of parts here.
+
+    Args:
+        exhibit: the figure.
+        one: the model.
+    """
+    if exhibit.points is None or exhibit.published is None or not one.model:
+        return []
+    total, step = (int(filled(str(value), one.words)) for value in (exhibit.points.total, exhibit.points.step))
+    found = []
+    for point in exhibit.text_points:
+        if point.model == one.key:
+            at = step * max(1, int(point.share * total / step + 0.5))
+            select = {"model": one.paper.title, "setting": point.setting, "quantity": point.quantity}
+            value = printed_words(exhibit.published, select, "value")
+            words = f"{point.setting}: {point.quantity}"
+            found.append(TextPoint(one.paper.title, point.series, at, words, value))
+    return found
 
 
 def columns_of(paper: PaperFile, exhibit: Exhibit) -> tuple[Column, ...]:
@@ -58,7 +80,7 @@ def _block(paper: PaperFile, exhibit: Exhibit, one: StandIn, rows: Sequence[Aske
         _line(row, {column.name: paper.columns[column.name].published or column.name for column in theirs})
         for row in rows
     )
-    return Block(one.paper.title, one.name, ours, theirs, lines, paper.protocol.metrics, _chance(ours))
+    return Block(one.paper.title, one.name, ours, theirs, lines, paper.protocol.metrics, _chance(ours), one.recorded)
 
 
 def _chance(columns: Sequence[Column]) -> float | None:
@@ -81,7 +103,10 @@ def _replaced(columns: Sequence[Column], settings: Conditions) -> tuple[Column, 
     called = {column.task: column.title for column in columns} | titles
     scored = [Column(name, called.get(name, name), task=name) for name in choices]
     mean = [Column(MEAN, "mean", "mean", of=tuple(choices))] if len(choices) > 1 else []
-    read = [Column(name, f"{called.get(name, name)}, perplexity of a word", "perplexity", name) for name in text]
+    read = [
+        Column(name, f"{called.get(name, name)}, perplexity of a word ± 1.96 standard errors", "perplexity", name)
+        for name in text
+    ]
     return (*kept, *scored, *mean, *read)
 
 

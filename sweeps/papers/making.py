@@ -22,8 +22,8 @@ from sweeps.papers.shelf import Paper
 from sweeps.papers.stand_in import POCKET, conditions, stand_ins
 from sweeps.papers.wanted import Wanted, plot_conditions
 
-UNTIMED = "Speed was not measured; `--time` does it."
-"""Said where a table has a column of speed and the runs were not timed."""
+UNTIMED = "no speed was measured; `--time` does it."
+"""Said of a model where a table has a column of speed and no run was timed."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ def make(paper: Paper, name: str, order: Order) -> Made:
         return Made(shown.section, shown.files, shown.missing)
     asked_for = [(one, asked(paper.file, exhibit, one, settings)) for one in models]
     laid = replace(sheet(paper, name, asked_for, settings), said=order.said, beside=order.shown_beside)
-    if order.run is not None and not order.timing.enabled and any(c.kind == "speedup" for c in laid.blocks[0].columns):
-        laid = replace(laid, departs=(*laid.departs, UNTIMED))
     filled = filled_blocks(laid, asked_for, settings, order, order.timing)
+    untimed = [f"{one.block.title}: {UNTIMED}" for one in filled if one.untimed]
+    laid = replace(laid, departs=(*laid.departs, *untimed))
     if exhibit.kind == "curve":
         return _curve(paper, name, laid, filled)
     return _table(name, laid, filled)

@@ -7,7 +7,7 @@ from sweeps.papers.asked import asked
 from sweeps.papers.estimate import Estimate, of_rows, of_statistics
 from sweeps.papers.measured import text_of
 from sweeps.papers.paper_file import Exhibit
-from sweeps.papers.shelf import Paper
+from sweeps.papers.shelf import Paper, task_sizes
 from sweeps.papers.stand_in import StandIn
 from sweeps.papers.wanted import plot_conditions
 
@@ -38,7 +38,24 @@ def known_numbers(exhibit: Exhibit) -> str:
         have = sum(bool(row.published) for row in exhibit.rows)
         lost = sum(row.mark == "lost" for row in exhibit.rows)
         return f"{have} of {len(exhibit.rows)} rows" + (f", {lost} lost" if lost else "")
+    if exhibit.text_points:
+        return f"{len(exhibit.text_points)} points of the text"
     return "as marks" if exhibit.published else "none printed"
+
+
+def models_of(paper: Paper) -> str:
+    """Return the models of a paper in words: hub id, size, and which pocket model stands in its place."""
+    return "; ".join(
+        f"{one.title} ({one.hub}, {one.parameters:g}e9 weights, here {one.pocket or 'nothing'})"
+        for one in paper.file.models.values()
+    )
+
+
+def tasks_of(paper: Paper) -> str:
+    """Return the tasks of a paper's columns in words, with the items of each."""
+    names = dict.fromkeys(one.task or name for name, one in paper.file.columns.items() if one.kind == "task")
+    sizes = {name: task_sizes().get(name) for name in names}
+    return ", ".join(name if size is None else f"{name} {size.items:,}" for name, size in sizes.items())
 
 
 def _line(paper: Paper, name: str, exhibit: Exhibit) -> tuple[str, ...]:

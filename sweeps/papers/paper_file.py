@@ -31,6 +31,7 @@ class PaperModel(Strict):
     active: float = Field(gt=0, description="weights used for one token, in thousands of millions")
     words: dict[str, Word] = Field(default={}, description="what $word stands for")
     pocket: str | None = Field(default=None, description="pocket model in its place; None: there is none")
+    no_pocket: str | None = Field(default=None, description="why no pocket model can stand in its place")
     pocket_words: dict[str, Word] = Field(default={}, description="words of the pocket model, where they differ")
 
     def known_words(self, pocket: bool) -> dict[str, Word]:
@@ -115,6 +116,16 @@ class SeriesFile(Strict):
     method: str = Field(description="with $keep for the share that remains")
 
 
+class TextPointFile(Strict):
+    """A point of a curve that the paper tells in its text: a row of the exhibit's published file."""
+
+    model: str = Field(description="of paper.yaml")
+    series: str = Field(description="label of its line")
+    share: float = Field(gt=0, lt=1, description="of the parts that are dropped")
+    setting: str = Field(description="of the published row")
+    quantity: str = Field(description="of the published row")
+
+
 class StatisticFile(Strict):
     """A statistic that a figure shows, on one text."""
 
@@ -138,6 +149,7 @@ class Exhibit(Strict):
     rows: tuple[RowFile, ...] = ()
     series: tuple[SeriesFile, ...] = ()
     points: Points | None = None
+    text_points: tuple[TextPointFile, ...] = Field(default=(), description="of a curve, told in the paper's text")
     statistics: tuple[StatisticFile, ...] = ()
     plot: PlotFile | None = Field(default=None, description="what else a figure may show")
     x: str = Field(default="", description="words on the horizontal axis")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from analysis.papers.plot_text import plot_section
 from analysis.papers.sheet import Sheet
 from analysis.papers.tables import BESIDE
-from sweeps.papers import plots_of_experts, plots_of_runs
+from sweeps.papers import plots_of_depth, plots_of_experts, plots_of_runs
 from sweeps.papers.plot_file import Draws
 from sweeps.papers.wanted import Drawn, Wanted
 
@@ -17,6 +17,7 @@ KINDS: Mapping[Draws, Callable[[Wanted], Drawn]] = {
     "loss": plots_of_runs.loss,
     "lengths": plots_of_runs.lengths,
     "dropped": plots_of_experts.dropped,
+    "gone": plots_of_depth.gone,
     "scores": plots_of_experts.scores,
     "importance": plots_of_experts.importance,
     "likeness": plots_of_experts.likeness_of_layers,

@@ -1,15 +1,20 @@
-"""Plots of experts: which ones go at which share, how their scores are distributed, and how alike they are."""
+"""Plots of experts: which ones go at which share, how their scores are distributed, and how alike they are.
+
+Shape letters: A all routed experts of a model.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from analysis.papers.expert_maps import drop_maps, importance_maps, score_histograms
 from analysis.papers.likeness_maps import across_maps, likeness_maps, off_diagonal
 from analysis.papers.plot_text import interval_words, plot_csv
-from bench.settings.stage_settings import CalibrationConfig
 from bench.settings.timing_settings import TimingConfig
 from methods.framework.outside import read_text
 from methods.framework.plan import Plan
@@ -17,10 +22,8 @@ from sweeps.papers.asked import asked, filled, places
 from sweeps.papers.expert_values import Layers, across, likeness, scored
 from sweeps.papers.laid_out import sheet
 from sweeps.papers.recorded import filled_blocks, runs_of
-from sweeps.papers.stand_in import StandIn
-from sweeps.papers.wanted import Drawn, Wanted
+from sweeps.papers.wanted import NOWHERE, Drawn, Wanted, differences_of_text, named, words_of_text
 
-_NOWHERE = "its statistics are not in the store"
 _STAYS = 101.0
 """Percent of the experts at which one goes that stays at every share that was tried."""
 STATISTICS: Mapping[str, str] = {
@@ -58,7 +61,7 @@ def dropped(wanted: Wanted) -> Drawn:
     lines = _lines(maps, shown=lambda value: None if value == _STAYS else float(value))
     heads = ("model", "layer", "expert", "goes_at_percent")
     text = [sentence for sentence in laid.departs if sentence.startswith("calibration.")]
-    caption = [_text(wanted.settings.calibration)]
+    caption = [words_of_text(wanted.settings.calibration)]
     return Drawn(drop_maps(maps, shares), plot_csv(heads, lines), caption, text, missing, runs_of(blocks))
 
 
@@ -101,10 +104,10 @@ def scores(wanted: Wanted) -> Drawn:
     pictures = score_histograms(relative, {name: shares.get(name, []) for name in relative}, wanted.exhibit.x)
     numbers = plot_csv(("model", "layer", "expert", "score_to_even_share"), _lines(relative))
     caption = [
-        _text(wanted.settings.calibration),
+        words_of_text(wanted.settings.calibration),
         "A score of 1 is that of an expert when all of a layer have the same.",
     ]
-    return Drawn(pictures, numbers, caption, _departs(wanted), missing)
+    return Drawn(pictures, numbers, caption, differences_of_text(wanted), missing)
 
 
 def to_even_share(layers: Layers) -> Layers:
@@ -120,7 +123,7 @@ def importance(wanted: Wanted) -> Drawn:
     found, missing = _scored(wanted)
     pictures = importance_maps(found, wanted.plot.y)
     numbers = plot_csv(("model", "layer", "expert", "importance"), _lines(found))
-    return Drawn(pictures, numbers, [_text(wanted.settings.calibration)], _departs(wanted), missing)
+    return Drawn(pictures, numbers, [words_of_text(wanted.settings.calibration)], differences_of_text(wanted), missing)
 
 
 def likeness_of_layers(wanted: Wanted) -> Drawn:
@@ -132,7 +135,7 @@ def likeness_of_layers(wanted: Wanted) -> Drawn:
     for one in wanted.measured:
         layers = likeness(statistic, one, wanted.settings.calibration, wanted.source)
         if layers is None:
-            missing.append(f"{one.paper.title}: {_NOWHERE}")
+            missing.append(f"{one.paper.title}: {NOWHERE}")
         else:
             models[named(one)] = {layer: matrix for layer, matrix in enumerate(layers) if matrix is not None}
     lines = [
@@ -147,10 +150,10 @@ def likeness_of_layers(wanted: Wanted) -> Drawn:
         for name, layers in models.items()
     ]
     reads_text = statistic != "weight_cka"
-    told = [_text(wanted.settings.calibration)] if reads_text else []
+    told = [words_of_text(wanted.settings.calibration)] if reads_text else []
     pictures = likeness_maps(models, STATISTICS[statistic])
     numbers = plot_csv(("model", "layer", "expert", "other", statistic), lines)
-    return Drawn(pictures, numbers, [*told, *caption], _departs(wanted) if reads_text else (), missing)
+    return Drawn(pictures, numbers, [*told, *caption], differences_of_text(wanted) if reads_text else (), missing)
 
 
 def across_layers(wanted: Wanted) -> Drawn:
@@ -160,15 +163,16 @@ def across_layers(wanted: Wanted) -> Drawn:
     for one in wanted.measured:
         found = across(one, wanted.settings.calibration, wanted.source)
         if found is None:
-            missing.append(f"{one.paper.title}: {_NOWHERE}")
+            missing.append(f"{one.paper.title}: {NOWHERE}")
         else:
             models[named(one)] = (found["layers"], found["matrix"])
     lines, caption = [], []
     for name, (layers, matrix) in models.items():
         within, between = pair_means(layers, matrix)
         caption.append(f"{name}: mean {within:.3f} within a layer, {between:.3f} between layers.")
-        lines += [(name, layers[a], a, layers[b], b, float(matrix[a][b])) for a in range(len(layers)) for b in range(a)]
-    heads = ("model", "layer", "expert_of_model", "other_layer", "other_expert_of_model", "weight_cka")
+        lines += [(name, *of_two) for of_two in spans_of_layers(layers, matrix)]
+    heads = ("model", "layer", "other_layer", "lowest", "mean", "highest")
+    caption.append("The file holds lowest, mean and highest of every two layers, the picture every two experts.")
     return Drawn(across_maps(models, STATISTICS["weight_cka"]), plot_csv(heads, lines), caption, (), missing)
 
 
@@ -189,9 +193,24 @@ def pair_means(layers: Sequence[int], matrix: Sequence[Sequence[float]]) -> tupl
     return within, between
 
 
-def named(one: StandIn) -> str:
-    """Return the paper's model with the one that is measured."""
-    return f"{one.paper.title} ({one.name})"
+def spans_of_layers(
+    layers: Sequence[int], matrix: Sequence[Sequence[float]]
+) -> list[tuple[int, int, float, float, float]]:
+    """Return for every two layers, and each alone, lowest, mean and highest similarity of two different experts of them.
+
+    Args:
+        layers: the layer of each expert.
+        matrix: similarity of every two experts.
+    """
+    value_AA, layer_A = np.asarray(matrix, dtype=float), np.asarray(layers)
+    different_AA = ~np.eye(len(layers), dtype=bool)
+    found = []
+    for first, second in itertools.combinations_with_replacement(dict.fromkeys(layers), 2):
+        of_two_AA = (layer_A[:, None] == first) & (layer_A[None, :] == second) & different_AA
+        if of_two_AA.any():
+            pairs = value_AA[of_two_AA]
+            found.append((first, second, float(pairs.min()), float(pairs.mean()), float(pairs.max())))
+    return found
 
 
 def _spread(layers: Mapping[int, Any]) -> tuple[float, float]:
@@ -207,7 +226,7 @@ def _scored(wanted: Wanted) -> tuple[dict[str, Layers], list[str]]:
         method = filled(wanted.plot.method, one.words)
         layers = scored(method, one, wanted.settings.calibration, wanted.source)
         if layers is None:
-            missing.append(f"{one.paper.title}: {_NOWHERE}")
+            missing.append(f"{one.paper.title}: {NOWHERE}")
         else:
             found[named(one)] = layers
     return found, missing
@@ -221,14 +240,3 @@ def _lines(models: Mapping[str, Layers], shown: Any = float) -> list[tuple[Any, 
         if row is not None
         for expert, value in enumerate(row)
     ]
-
-
-def _text(calibration: CalibrationConfig) -> str:
-    return (
-        f"Measured on {calibration.sequences} windows of {calibration.length} tokens of {calibration.corpus}, "
-        f"seed {calibration.seed}."
-    )
-
-
-def _departs(wanted: Wanted) -> list[str]:
-    return [text for text in wanted.settings.differences if text.startswith("calibration.")]

@@ -68,6 +68,9 @@ def loss(wanted: Wanted) -> Drawn:
     numbers = plot_csv(("model", "series", "experts_left", "nats_per_word", "stderr"), lines)
     caption = [f"{_name(one)}: {about(one)}." for one in filled if one.items[1]]
     missing = [text for one in filled if one.block.model for text in one.missing]
+    missing += [
+        f"{name}: its uncompressed model was not scored by {task}" for name, lines in models.items() if not lines
+    ]
     departs = [text for text in laid.departs if not text.startswith(("evaluation.limit", "evaluation.tasks"))]
     return Drawn(pictures, numbers, [f"Task {task}.", *caption, _BARS], departs, missing, runs_of(filled))
 
@@ -86,6 +89,8 @@ def units(wanted: Wanted, one: StandIn) -> int:
 def losses(filled: Filled, task: str, total: int) -> dict[str, list[LossPoint]]:
     """Return the points of each series, the uncompressed model first; the loss of a word is the logarithm of its perplexity.
 
+    Where the uncompressed model has no loss there are no series, since nothing could be held against it.
+
     Args:
         filled: the rows of one model.
         task: that scores running text.
@@ -100,7 +105,7 @@ def losses(filled: Filled, task: str, total: int) -> dict[str, list[LossPoint]]:
         error = None if cell.error is None else cell.error / cell.ours
         point = LossPoint(total - row.line.x, math.log(cell.ours), error)
         (base if row.line.method is None else found.setdefault(row.line.label, [])).append(point)
-    return {label: sorted([*base, *points], key=lambda point: -point.x) for label, points in found.items()}
+    return {label: sorted([*base, *points], key=lambda point: -point.x) for label, points in found.items() if base}
 
 
 def lengths(wanted: Wanted) -> Drawn:

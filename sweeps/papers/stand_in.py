@@ -38,7 +38,7 @@ class StandIn:
 
     @property
     def name(self) -> str:
-        """How records call it, in short."""
+        """How it is called here: a folder by its own name, also where it is a link."""
         return Path(self.model).name if self.model else ""
 
     @property
@@ -46,9 +46,11 @@ class StandIn:
         """What $word stands for."""
         return self.paper.known_words(self.pocket) | dict(self.own)
 
-    def is_of(self, name: str) -> bool:
-        """Return whether a record's model of that name is this one."""
-        return bool(self.model) and name in (self.model, self.name)
+    @property
+    def recorded(self) -> str:
+        """How records call it: as the folder that a link leads to."""
+        folder = Path(self.model or "")
+        return folder.resolve().name if self.model and folder.is_dir() else self.name
 
 
 def stand_ins(

@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from bench.settings.stage_settings import CalibrationConfig
 from sweeps.papers.paper_file import Exhibit
 from sweeps.papers.plot_file import PlotFile
 from sweeps.papers.recorded import Source
 from sweeps.papers.shelf import Paper
 from sweeps.papers.stand_in import Conditions, StandIn, conditions
+
+NOWHERE = "its statistics are not in the store"
+"""Said of a model whose numbers were never measured."""
 
 
 @dataclass(frozen=True)
@@ -93,3 +97,21 @@ def plot_conditions(paper: Paper, exhibit: Exhibit, pocket: bool, given: Mapping
     elif plot is not None and plot.draws != "tasks":
         own = {"tasks": (), "limit": None}
     return conditions(paper, exhibit, pocket, {**given, "evaluation": {**given.get("evaluation", {}), **own}})
+
+
+def named(one: StandIn) -> str:
+    """Return the paper's model with the one that is measured."""
+    return f"{one.paper.title} ({one.name})"
+
+
+def words_of_text(calibration: CalibrationConfig) -> str:
+    """Return in words which text statistics are measured on."""
+    return (
+        f"Measured on {calibration.sequences} windows of {calibration.length} tokens of {calibration.corpus}, "
+        f"seed {calibration.seed}."
+    )
+
+
+def differences_of_text(wanted: Wanted) -> list[str]:
+    """Return how the text differs from the paper's, in sentences."""
+    return [text for text in wanted.settings.differences if text.startswith("calibration.")]

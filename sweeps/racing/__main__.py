@@ -58,7 +58,7 @@ def run_model(race: Race, model: str, store: Path) -> None:
     if not missing:
         return
     config = race.sweep(model)
-    resident = open_resident(config, store)
+    resident = open_resident(config, store, race.held_out_windows)
     planner = planner_for(config, resident)
     assert isinstance(planner, LayerPlanner)
     judge = Kl(kind="kl", windows=race.held_out_windows).by_window(resident)

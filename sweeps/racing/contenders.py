@@ -10,7 +10,7 @@ import numpy as np
 
 from sweeps.racing.track import Spent, Track
 from sweeps.samplers.chosen import sampler
-from sweeps.samplers.moves import uniform
+from sweeps.samplers.moves import shapes, uniform
 from sweeps.samplers.settings import Sampler
 from sweeps.solving.knapsack import best
 from sweeps.space.anchors import anchors, spread
@@ -134,6 +134,10 @@ def _from_table(**settings: Any) -> Contender:
     return lambda track: _searched(track, settings, solutions(track, VERIFIED))
 
 
+def _from_shapes(**settings: Any) -> Contender:
+    return lambda track: _searched(track, settings, shapes(track.space))
+
+
 def _alone(staged: bool = False, **settings: Any) -> Contender:
     return lambda track: _searched(track, settings, staged=staged)
 
@@ -149,6 +153,7 @@ CONTENDERS: dict[str, Contender] = {
     "table": _table,
     "table_local": _from_table(name="local", candidates=1),
     "table_model": _from_table(name="local"),
+    "shapes_model": _from_shapes(name="local"),
     "table_cmaes": _from_table(name="cmaes", sigma=0.5),
     "local": _alone(name="local"),
     "tpe": _alone(name="tpe"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from sweeps.racing.rows import Row, read_rows
 from sweeps.racing.standings import Standing, grouped, standings
 
 BEGIN, END = "<!-- race: begin -->", "<!-- race: end -->"
-REFERENCE = "table_model"
-"""The contender that others are compared with."""
+REFERENCES = ("shapes_model", "table_model")
+"""Contenders that others are compared with: the first of these that ran in a race, which is the default there."""
 TITLES = {
     "uniform": "uniform",
     "table": "table + DP",
     "table_local": "table + DP, then local",
     "table_model": "table + DP, then local with a model",
+    "shapes_model": "shapes, then local with a model",
     "table_cmaes": "table + DP, then CMA-ES",
     "local": "local with a model",
     "tpe": "TPE",
@@ -39,11 +40,16 @@ TITLES = {
 }
 
 
+def reference(contenders: Collection[str]) -> str:
+    """Return the contender that others of a race are compared with."""
+    return next((name for name in REFERENCES if name in contenders), REFERENCES[-1])
+
+
 def tables(rows: Sequence[Row]) -> str:
     """Return one table for each race: contenders by models, held-out median and the difference to the reference."""
     by_race: dict[str, dict[str, list[Standing]]] = {}
     for (race, model), group in grouped(rows).items():
-        by_race.setdefault(race, {})[model] = standings(group, REFERENCE)
+        by_race.setdefault(race, {})[model] = standings(group, reference(group))
     parts = [_table(race, models) for race, models in by_race.items()]
     return "\n\n".join([*parts, _wins(by_race)])
 
@@ -56,15 +62,16 @@ def _table(race: str, models: Mapping[str, Sequence[Standing]]) -> str:
         key=lambda name: float(np.mean([np.log(own[name].held_out) for own in found.values() if name in own])),
     )
     lines = [f"| {race} | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    against = reference(order)
     for contender in order:
-        cells = [_cell(own[contender]) if contender in own else "" for own in found.values()]
+        cells = [_cell(own[contender], against) if contender in own else "" for own in found.values()]
         lines.append(f"| {TITLES[contender]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(one: Standing) -> str:
+def _cell(one: Standing, against: str) -> str:
     numbers = f"{one.search:.4f} / {one.held_out:.4f}"
-    if one.contender == REFERENCE:
+    if one.contender == against:
         return f"{numbers} ({one.seeds} seeds)"
     mark = " **worse**" if one.worse else " **better**" if one.better else ""
     return f"{numbers}, {100 * one.more:+.0f} % [{100 * one.low:+.0f}, {100 * one.high:+.0f}]{mark}"
@@ -72,19 +79,15 @@ def _cell(one: Standing) -> str:
 
 def _wins(by_race: Mapping[str, Mapping[str, Sequence[Standing]]]) -> str:
     """Return how often each contender is above the reference, and separated from it."""
-    groups = [own for models in by_race.values() for own in models.values()]
+    groups = [{one.contender: one for one in own} for models in by_race.values() for own in models.values()]
     lines = [
-        f"| against {TITLES[REFERENCE]} | median above | separated above | separated below | of |",
+        "| against the default there | median above | separated above | separated below | of |",
         "|---|---|---|---|---|",
     ]
     for contender, title in TITLES.items():
-        pairs = [
-            (one, next(other for other in own if other.contender == REFERENCE))
-            for own in groups
-            for one in own
-            if one.contender == contender and any(other.contender == REFERENCE for other in own)
-        ]
-        if pairs and contender != REFERENCE:
+        pairs = [(own[contender], own[reference(own)]) for own in groups if contender in own and reference(own) in own]
+        pairs = [(one, other) for one, other in pairs if one is not other]
+        if pairs:
             above = sum(one.held_out > other.held_out for one, other in pairs)
             worse, better = sum(one.worse for one, _ in pairs), sum(one.better for one, _ in pairs)
             lines.append(f"| {title} | {above} | {worse} | {better} | {len(pairs)} |")
@@ -108,7 +111,7 @@ def convergence(rows: Sequence[Row]) -> dict[str, bytes]:
                 across, up = _median(list(own.values()))
                 colour, dashes = _look(contender)
                 handles[TITLES[contender]] = axes.step(
-                    across, up, where="post", color=colour, ls=dashes, lw=2.0 if contender == REFERENCE else 1.1
+                    across, up, where="post", color=colour, ls=dashes, lw=2.0 if contender == reference(group) else 1.1
                 )[0]
             axes.set_title(f"{race}, {model}", fontsize=8)
             axes.set_yscale("log")

@@ -24,6 +24,7 @@ ContenderName: TypeAlias = Literal[
     "table",
     "table_local",
     "table_model",
+    "shapes_model",
     "table_cmaes",
     "local",
     "tpe",
@@ -47,6 +48,7 @@ class Race(Strict):
     budget: Budget = Field(description="limit on every plan")
     calibration: CalibrationConfig = Field(default=CalibrationConfig(), description="text of the statistics")
     corpus: CorpusLine = Field(description="text of the search, and of what is held out")
+    judge: CorpusLine | None = Field(default=None, description="text of what is held out, where it is another one")
     length: int = Field(default=128, ge=2, description="tokens of a window")
     windows: int = Field(default=8, ge=1, description="windows of an evaluation; other ones for each seed")
     held_out: int = Field(
@@ -66,7 +68,7 @@ class Race(Strict):
     @property
     def held_out_windows(self) -> Windows:
         """The text that plans are judged by."""
-        return Windows(corpus=self.corpus, sequences=self.held_out, length=self.length, seed=10_000)
+        return Windows(corpus=self.judge or self.corpus, sequences=self.held_out, length=self.length, seed=10_000)
 
     def search_windows(self, seed: int) -> Windows:
         """Return the text of one seed's search."""
@@ -77,8 +79,8 @@ class Race(Strict):
         return Windows(corpus=self.corpus, sequences=1, length=self.length, seed=2_000 + seed)
 
     def sweep(self, model: str) -> SweepConfig:
-        """Return the sweep that opens one model with all the text that is read."""
-        texts = [self.held_out_windows]
+        """Return the sweep that opens one model with all the text that searches read."""
+        texts = []
         for seed in self.seeds:
             texts += [self.search_windows(seed), self.first_window(seed)]
         settings: dict[str, Any] = {
@@ -123,5 +125,6 @@ def cell_file(race: Race, model: str, seed: int, contender: str, store: Path) ->
         contender: who runs.
         store: folder of the store.
     """
-    settings = race.model_dump(mode="json", exclude={"models", "seeds", "contenders"})
+    left_out = {"models", "seeds", "contenders"} | ({"judge"} if race.judge is None else set())
+    settings = race.model_dump(mode="json", exclude=left_out)
     return store / "races" / race.name / digest_of(settings)[:12] / model / f"{contender}-{seed}.json"

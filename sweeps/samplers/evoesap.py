@@ -6,8 +6,8 @@ import numpy as np
 
 from sweeps.samplers.history import History, Tried
 from sweeps.samplers.level_sampler import LevelSampler, SpaceOf
-from sweeps.samplers.moves import drawn, several, untried
-from sweeps.space.levels import Levels, LevelSpace, Reals
+from sweeps.samplers.moves import drawn, several, shapes, untried
+from sweeps.space.levels import Levels, LevelSpace
 
 _MOST_SWITCHES = 3
 _MOST_LEVELS = 4
@@ -51,10 +51,8 @@ class EvoEsapSampler(LevelSampler):
 
     def _first(self, space: LevelSpace, number: int) -> Levels:
         """Return a plan of the first generation: each shape once, then random ones."""
-        found = shapes(len(space.axes))
-        if number >= len(found):
-            return drawn(space, self.rng)
-        return space.projected(found[number] * space.highest)
+        found = shapes(space)
+        return found[number] if number < len(found) else drawn(space, self.rng)
 
     def _parent(self, past: History, born: int) -> Tried:
         """Return one of the best plans of all finished generations; those that survive are not measured again."""
@@ -62,18 +60,3 @@ class EvoEsapSampler(LevelSampler):
         done = self.population + generations * (self.population - self.elites)
         elite = past.best(self.elites, done)
         return elite[int(self.rng.integers(len(elite)))]
-
-
-def shapes(count: int) -> list[Reals]:
-    """Return ten ways in which levels may be spread over ``count`` axes, as shares of the largest, [A] each.
-
-    Rising, falling, high or low in the middle, falling or rising steeply, the first or last quarter high, every other one high,
-    flat with low ends.
-    """
-    depth_A = np.linspace(0.0, 1.0, count) if count > 1 else np.zeros(1)
-    middle_A = 1.0 - np.abs(2.0 * depth_A - 1.0)
-    first_A, last_A = (depth_A < 0.25) * 0.5 + 0.5, (depth_A > 0.75) * 0.5 + 0.5
-    every_A = np.where(np.arange(count) % 2 == 0, 1.0, 0.5)
-    steep_A = np.exp(-3.0 * depth_A)
-    flat_A = np.minimum(1.0, 0.5 + middle_A)
-    return [depth_A, 1 - depth_A, middle_A, 1 - middle_A, steep_A, steep_A[::-1], first_A, last_A, every_A, flat_A]

@@ -10,7 +10,7 @@ import numpy as np
 from sweeps.samplers.history import History, Tried
 from sweeps.samplers.level_sampler import LevelSampler, SpaceOf
 from sweeps.samplers.moves import drawn, several, untried
-from sweeps.samplers.surrogate import MOST, fitted
+from sweeps.samplers.surrogate import MOST, fitted, smoothing
 from sweeps.space.levels import Levels, LevelSpace
 
 ENOUGH = 4
@@ -54,7 +54,8 @@ class LocalSampler(LevelSampler):
             return moves[0]
         highest_A = np.maximum(self.space_of({}).highest, 1)
         ranked = past.ranked[:MOST]
-        process = fitted(np.array([one.levels for one in ranked]) / highest_A, np.array([one.value for one in ranked]))
+        values_N = np.array([one.value for one in ranked])
+        process = fitted(np.array([one.levels for one in ranked]) / highest_A, values_N, smoothing(self.space_of({})))
         points_MA = np.array([levels_A for levels_A, _ in moves]) / highest_A
         return moves[int(process.improvement(points_MA).argmax())]
 

@@ -12,6 +12,8 @@ import numpy as np
 
 from sweeps.space.levels import Levels, LevelSpace
 
+MANY = 12
+"""Units from which a search is one over the depth: few trials tell little of each; docs/search.md has races of 6 and of 30."""
 ATTEMPTS = 64
 """Moves that are drawn until one is new."""
 
@@ -24,6 +26,25 @@ def uniform(space: LevelSpace) -> Levels:
 def drawn(space: LevelSpace, rng: np.random.Generator) -> Levels:
     """Return a random assignment on the budget."""
     return space.projected(rng.random(len(space.axes)) * space.highest)
+
+
+def shapes(space: LevelSpace) -> list[Levels]:
+    """Return ten ways in which levels may be spread over the axes, each on the budget.
+
+    Rising, falling, high or low in the middle, falling or rising steeply, the first or last quarter high, every other one high,
+    flat with low ends.
+
+    *Source*: arXiv 2603.06003 (EvoESAP), the start patterns of its first population.
+    """
+    count = len(space.axes)
+    depth_A = np.linspace(0.0, 1.0, count) if count > 1 else np.zeros(1)
+    middle_A = 1.0 - np.abs(2.0 * depth_A - 1.0)
+    first_A, last_A = (depth_A < 0.25) * 0.5 + 0.5, (depth_A > 0.75) * 0.5 + 0.5
+    every_A = np.where(np.arange(count) % 2 == 0, 1.0, 0.5)
+    steep_A = np.exp(-3.0 * depth_A)
+    flat_A = np.minimum(1.0, 0.5 + middle_A)
+    found = [depth_A, 1 - depth_A, middle_A, 1 - middle_A, steep_A, steep_A[::-1], first_A, last_A, every_A, flat_A]
+    return [space.projected(share_A * space.highest) for share_A in found]
 
 
 class Load:
@@ -39,7 +60,12 @@ class Load:
         self._units, self._strides = [axis.unit for axis in space.axes], space.strides
         self._places = [sum(self.levels[axis] * self._strides[axis] for axis in own) for own in space.members]
         self._limited = [(space.flat[quantity], limit) for quantity, limit in space.limits.items()]
-        self._totals = [space.size(quantity, levels_A) for quantity in space.limits]
+        self._totals = [
+            space.rest[quantity] + sum(own[place] for own, place in zip(sizes, self._places, strict=True))
+            for quantity, (sizes, _) in zip(space.limits, self._limited, strict=True)
+        ]
+        # No axis can be raised from a total above this; half a unit more than that, since sizes are whole and limits are not.
+        self._full = [limit - space.least_step[quantity] + 0.5 for quantity, limit in space.limits.items()]
 
     @property
     def levels_A(self) -> Levels:
@@ -74,8 +100,8 @@ class Load:
 
     def filled(self, order: Sequence[int]) -> None:
         """Raise axes by one level each, in turn, as long as one fits."""
-        open_axes = list(order)
-        while open_axes:
+        open_axes = [axis for axis in order if self.levels[axis] < self.top[axis]]
+        while open_axes and all(total <= full for total, full in zip(self._totals, self._full, strict=True)):
             open_axes = [axis for axis in open_axes if self.raised(axis, 1)]
 
 

@@ -80,6 +80,20 @@ class LevelSpace:
         return {quantity: [part.ravel().tolist() for part in self.sizes[quantity]] for quantity in self.limits}
 
     @cached_property
+    def least_step(self) -> Mapping[str, float]:
+        """The least by which a level more of any axis adds to each limited quantity; negative where one takes from it."""
+        found = {}
+        for quantity in self.limits:
+            steps = [
+                np.diff(np.where(np.isfinite(part), part, np.nan), axis=axis).ravel()
+                for part in self.sizes[quantity]
+                for axis in range(part.ndim)
+            ]
+            known = np.concatenate(steps) if steps else np.zeros(0)
+            found[quantity] = float(known[np.isfinite(known)].min(initial=np.inf))
+        return found
+
+    @cached_property
     def highest(self) -> Levels:
         """The largest level of each axis, [A]."""
         return np.array([len(axis.values) - 1 for axis in self.axes], dtype=np.int64)

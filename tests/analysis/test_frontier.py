@@ -215,6 +215,11 @@ def test_knobs_of_a_training_stand_apart() -> None:
     assert split_training("recovery.kind=full") == ("", "recovery.kind=full")
     assert split_training("keep=0.5") == ("keep=0.5", "") and split_training(None) == ("", "")
     assert shown_knobs("recipe", "1.reap.keep=0.5, 1.reap.scope=x, 2.awq.keep=0.25") == "reap.keep=0.5, awq.keep=0.25"
+    layers = ", ".join(["1", "0.5", "0.75"] * 4)
+    assert shown_knobs("reap", f"keep=[{layers}], scope=global") == "keep=0.75 by layer (0.5 to 1), scope=global"
+    assert shown_knobs("recipe", f"1.reap.keep=[{layers}], 2.svd.keep=[1, 0.5]") == (
+        "reap.keep=0.75 by layer (0.5 to 1), svd.keep=[1, 0.5]"
+    )
     after = recovered(_run("reap", 0.5, 0.6, title="REAP"))
     assert [run_name(row) for row in _rows((BASE, after))] == ["Uncompressed", "REAP + LoRA (keep=0.5)"]
     faster = after.model_copy(update={"id": "1" * 16, "knobs": {**after.knobs, "recovery.rate": 0.1}})

@@ -1,4 +1,4 @@
-"""A sweep and a grid on a Slurm cluster of two pretended nodes, with a worker killed and a node set down."""
+"""A sweep and a grid on a Slurm cluster of two pretended nodes: a worker killed, a node set down, a task preempted."""
 
 from __future__ import annotations
 
@@ -172,6 +172,31 @@ def test_a_sweep(cluster: Cluster, place: Path, tmp_path: Path, monkeypatch: pyt
     assert result.count("failed") >= 1 and result.count("running") == 0
     logs = "".join(path.read_text() for path in result.folder.glob("worker-*.log"))
     assert "on n1, GPUs " in logs and "on n2, GPUs " in logs
+
+
+def test_a_task_that_is_preempted_gives_its_trial_back_and_comes_again(
+    cluster: Cluster, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = settle(tmp_path)
+    install(tmp_path, monkeypatch, "moebench.objectives", "held", OBJECTIVE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    # A worker that does not give its trial back would be silent for too long only after the test.
+    config = sweep(
+        home, objectives=[{"kind": "held", "place": str(place)}], jobs=2, trials=6, executor=EXECUTOR, stale_after=600
+    )
+    running = Background(lambda: run_sweep(config, store=tmp_path / "store"))
+    found = both(place, running)
+    cluster.ask(
+        "sbatch", "--partition=urgent", "--nodelist=n2", "--cpus-per-task=5", "--output=/dev/null", "--wrap=sleep 1"
+    )
+    wait_for(lambda: len(list(place.glob("n2-*.mark"))) == 2 or not running.is_alive(), 120)
+    assert running.is_alive(), "the task comes again where it was, and holds the trial that it gave back"
+    (place / "go").touch()
+    result: SweepResult = running.ended()
+    assert result.count("complete") == 6 and result.count("running") == 0
+    assert [row.reason for row in result.rows if row.state == "failed"] == ["cancelled"], "not lost, and no other trial"
+    logs = "".join(path.read_text() for path in result.folder.glob("worker-*.log"))
+    assert logs.count(f"task {found['n2'][1][1]} on n2") == 2, "one task, started twice"
 
 
 def test_a_grid(cluster: Cluster, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,6 +135,8 @@ class Cluster:
             "KillWait": 5,
             "SchedulerParameters": "sched_interval=1,batch_sched_delay=0,sched_min_interval=100000",
             "MpiDefault": "none",
+            "PreemptType": "preempt/partition_prio",
+            "PreemptMode": "REQUEUE",
         }
         lines = [f"{name}={value}" for name, value in settings.items()]
         for node, port in zip(NODES, ports[1:], strict=True):
@@ -142,7 +144,10 @@ class Cluster:
                 f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=8 RealMemory=20000 "
                 f"Gres=gpu:{GPUS}"
             )
-        lines.append(f"PartitionName=all Nodes={','.join(NODES)} Default=YES State=UP MaxTime=INFINITE")
+        everywhere = f"Nodes={','.join(NODES)} State=UP MaxTime=INFINITE"
+        # Jobs of the second take the place of those of the first, which have a minute to end.
+        lines.append(f"PartitionName=all Default=YES PriorityTier=1 GraceTime=60 {everywhere}")
+        lines.append(f"PartitionName=urgent PriorityTier=2 PreemptMode=OFF {everywhere}")
         (place / "slurm.conf").write_text("\n".join(lines) + "\n")
         devices = f"NodeName=n[1-2] Name=gpu File={place}/gpu[0-{GPUS - 1}]"
         (place / "gres.conf").write_text(f"AutoDetect=off\n{devices}\n")

@@ -9,10 +9,11 @@ from typing import Any
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
-from optuna.samplers import RandomSampler
+from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeps.asking import begin, draws, undisturbed
+from sweeps import asking
+from sweeps.asking import begin, draws, remembered, undisturbed
 from sweeps.journal import RETRIES, give_back, open_study
 from tests.support.tiny_sweeps import sweep
 
@@ -96,3 +97,42 @@ def test_what_a_queued_trial_leaves_open_is_drawn_again(study: optuna.Study) -> 
     fail(study, 0)
     assert study.trials[1].params == {}
     assert begin(study, SPACE, Watching).params == first.params == {"x": 0.5, "y": first.params["y"]}
+
+
+VALUES = (3.0, 1.0, 4.0, None, 5.0, 9.0, 2.0, 6.0, 8.0, 7.0)
+"""Of ten trials; the fourth was ended early."""
+
+
+@pytest.mark.parametrize(("largest", "kept"), [(False, [0, 1, 6, 7, 8, 9, 10]), (True, [4, 5, 6, 7, 8, 9, 10])])
+def test_of_a_long_study_tpe_is_shown_the_best_and_the_last(
+    study: optuna.Study, monkeypatch: pytest.MonkeyPatch, largest: bool, kept: list[int]
+) -> None:
+    monkeypatch.setattr(asking, "BEST", 3)
+    monkeypatch.setattr(asking, "LATEST", 3)
+    for number, value in enumerate(VALUES):
+        state = TrialState.PRUNED if value is None else TrialState.COMPLETE
+        at = {"x": number / 10, "y": 0.5}
+        study.add_trial(optuna.trial.create_trial(state=state, params=at, distributions=dict(SPACE), value=value))
+    study.enqueue_trial({"x": 0.5, "y": 0.5})
+    assert [trial.number for trial in remembered(study.trials, largest)] == kept
+    monkeypatch.setattr(asking, "LATEST", 7)
+    assert remembered(study.trials, largest) == study.trials, "a study that is no longer is shown whole"
+
+
+class WatchingTpe(TPESampler):
+    """Remembers how many trials it was shown."""
+
+    def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> Any:
+        self.shown = len(study.get_trials(deepcopy=False))
+        return super().infer_relative_search_space(study, trial)
+
+
+def test_other_samplers_see_the_whole_study(study: optuna.Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "BEST", 1)
+    monkeypatch.setattr(asking, "LATEST", 2)
+    for number in range(5):
+        study.add_trial(optuna.trial.create_trial(params={"x": 0.1, "y": 0.2}, distributions=dict(SPACE), value=number))
+    first = begin(study, SPACE, lambda drawn: WatchingTpe(n_startup_trials=1, seed=drawn))
+    assert isinstance(study.sampler, WatchingTpe) and study.sampler.shown == 3 and first.number == 5
+    begin(study, SPACE, Watching)
+    assert isinstance(study.sampler, Watching) and len(study.sampler.seen) == 6

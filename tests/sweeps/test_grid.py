@@ -12,6 +12,7 @@ import pytest
 
 from methods.framework.errors import EvaluationError
 from sweeps.grid import run_grid
+from sweeps.grid_config import jobs
 from sweeps.grid_messages import Line, Switchboard
 from sweeps.grid_progress import Progress
 from sweeps.grid_terminal import summary
@@ -25,8 +26,12 @@ def test_a_dying_process_costs_only_the_method_it_was_at(tmp_path: Path, workers
     config = grid(tmp_path, workers=workers, keeps=[0.5], calibration=calibration)
     seen: list[tuple[int, int]] = []
 
+    steps: list[tuple[str, str]] = []
+
     def told(progress: Progress) -> None:
         seen.append((progress.begun, progress.total))
+        steps.extend((step.row, step.stage) for step in progress.steps)
+        progress.steps.clear()
 
     executor = Fakes.of("dies_of_frequency")
     result = run_grid(config, told=told, executor=executor)
@@ -39,6 +44,11 @@ def test_a_dying_process_costs_only_the_method_it_was_at(tmp_path: Path, workers
         "weight_norm": ("failed", "ValueError at somewhere.py:1: no"),
     }
     assert seen[-1] == (4, 4)
+    _, whole = jobs(config, tmp_path)
+    names = dict(zip(whole.rows, ("random", "weight_norm", "frequency"), strict=True))
+    told_of = [(names[row], stage) for row, stage in steps if row in names]
+    assert {name for name, stage in told_of if stage == "waiting"} == set(names.values()), "the job is begun again"
+    assert {name for name, stage in told_of if stage == "failed"} == {"frequency", "weight_norm"}
     last = summary(result)[-1]
     assert isinstance(last, str)
     assert last.startswith("2 complete, 2 failed") and last.endswith(f"Logs of the processes: {result.logs}")

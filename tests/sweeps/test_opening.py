@@ -74,8 +74,9 @@ def test_texts_of_one_file_keep_apart(texts: Path) -> None:
         objectives=[{"kind": "nll", "windows": {**windows, "length": 24, "seed": 1}}],
         final={"choose": {**windows, "seed": 2}, "report": {**windows, "seed": 3}},
     )
-    opened = open_resident(config, texts / "store")
-    asked = [config.objectives[0].held_out, config.final.choose, config.final.report]
+    judge = Windows(**{**windows, "sequences": 4, "seed": 4})
+    opened = open_resident(config, texts / "store", judge)
+    asked = [config.objectives[0].held_out, config.final.choose, config.final.report, judge]
     read = [opened.windows(one).tolist() for one in asked if one is not None]
     read.append(parse(windows["corpus"], Checkpoint.open(texts / "model"), 12, 32).windows)
     for one, other in itertools.combinations(read, 2):

@@ -13,9 +13,9 @@ from analysis.papers.filling import Filled, fill, matches
 from analysis.papers.printed import printed
 from analysis.papers.sheet import Block, Column, Line, Sheet
 from analysis.papers.tables import csv_text, latex, markdown
-from bench.records.record import CorpusInfo, Record
+from bench.records.record import CorpusInfo, Record, Timing
 from methods.framework.errors import ConfigError, UnknownNameError
-from tests.support.records import paired, record, score
+from tests.support.records import paired, record, score, timing
 
 COLUMNS = (
     Column("mem_gb", "Memory", "gib"),
@@ -184,6 +184,57 @@ def test_the_order_of_rows_is_counted() -> None:
     ]
     text = markdown(sheet(), [filled(BASE, HALF, worse, level, records=records)])
     assert "Of 6 pairs of rows, 3 lie in the printed order, 1 are level here." in text
+
+
+SPEED = Column("speedup", "SpeedUp", "speedup", digits=2)
+
+
+def test_a_speed_has_its_interval_and_says_when_it_is_noise() -> None:
+    base, half = (one.model_copy(update={"timing": None}) for one in runs())
+    quiet = half.model_copy(update={"id": "e" * 16, "timing": timing(1.25), "created": "2020-01-01T00:00:00Z"})
+    noisy = quiet.model_copy(update={"timing": timing(1.25).model_copy(update={"marks": ("noisy",)})})
+    for timed, sign in ((quiet, ""), (noisy, "~")):
+        one = filled(BASE, HALF, records=[base, half, timed], columns=(SPEED, *COLUMNS))
+        assert one.rows[1].record is not None and one.rows[1].record.timing is not None, "before a later one untimed"
+        text = markdown(sheet(), [one])
+        ratio = timed.timing and timed.timing.decode_ratio
+        assert ratio is not None
+        assert f"| half | 1.25 [{ratio.low:.2f}, {ratio.high:.2f}]{sign} |" in text
+        assert "- SpeedUp: generating with synthetic" in text
+        cell = next(row for row in csv.DictReader(io.StringIO(csv_text([one]))) if row["low"])
+        assert (cell["column"], cell["noise"]) == ("speedup", "noisy" if sign else "")
+    untimed = half.model_copy(update={"timing": Timing(reason="no engine")})
+    one = filled(BASE, HALF, records=[base, untimed], columns=(SPEED, *COLUMNS))
+    assert (
+        "not timed, no engine." in markdown(sheet(), [one])
+        and "SpeedUp |" not in markdown(sheet(), [one]).split("Printed")[0]
+    )
+    assert one.untimed and filled(BASE, HALF).untimed is False, "the paper prints no speed there"
+    failed = untimed.model_copy(update={"id": "f" * 16, "created": "2030-01-01T00:00:00Z"})
+    again = filled(BASE, HALF, records=[base, quiet, failed], columns=(SPEED, *COLUMNS))
+    assert again.rows[1].record is not None and again.rows[1].record.id == quiet.id, "a later timing failed"
+    assert not again.untimed
+
+
+def test_a_run_that_read_the_text_goes_before_a_later_one_that_did_not() -> None:
+    text = Column("text", "Text", "perplexity", "zoo_text")
+    early = record(
+        None, "hub/zoo-7b", scores=(score("zoo_text", 9.0, metric="word_perplexity"),), created="2020-01-01T00:00:00Z"
+    )
+    row = filled(BASE, records=[early, *runs()], columns=(text,)).rows[0]
+    assert row.cells["text"].ours == pytest.approx(9.0)
+
+
+def test_the_order_by_perplexity_has_the_smaller_first() -> None:
+    worse = replace(HALF, label="worse", method="beta", knobs={}, stated=frozenset(), published={"avg": 60.0})
+    beta = record("beta", "hub/zoo-7b", knobs={}, scores=scored(0.8, 0.6, -0.1))
+    read = [
+        one.model_copy(update={"scores": (*one.scores, score("zoo_text", value, metric="word_perplexity"))})
+        for one, value in zip([*runs(), beta], (8, 9, 99), strict=True)
+    ]
+    text = Column("text", "Text", "perplexity", "zoo_text")
+    told = markdown(sheet(), [filled(BASE, HALF, worse, records=read, columns=(*COLUMNS, text))])
+    assert "By the perplexity on zoo_text, of 3 pairs of rows, 3 lie in the printed order." in told
 
 
 def test_exported_cells_are_numbers_and_no_formula() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from analysis.papers.depth_maps import Gone, depth_maps, dropped_map
 from analysis.papers.expert_maps import by_share, drop_maps, grid_of, importance_maps, score_histograms
 from analysis.papers.filling import Filled, series_of_column
 from analysis.papers.likeness_maps import across_maps, likeness_maps, off_diagonal, shown_layers
@@ -68,6 +69,14 @@ def test_what_stays_and_each_share_have_a_name_on_the_scale() -> None:
     assert all(f">{text}<" in drawn for text in ("12.5", "25", "stays"))
 
 
+def test_layers_that_go_are_apart_from_those_that_stay_and_those_without_anything_to_drop() -> None:
+    map_NL = dropped_map(Gone(3, [1, 2], [[2], [1, 2]]))
+    assert np.isnan(map_NL[:, 0]).all() and map_NL[:, 1:].tolist() == [[0.0, 1.0], [1.0, 1.0]]
+    drawn = depth_maps({"Drop": {"zoo": Gone(3, [1, 2], [[2], [1, 2]])}}, "layer")["svg"].decode()
+    assert all(text in drawn for text in ("zoo", "Drop", "goes", "stays", "has nothing to drop"))
+    assert "has nothing" not in depth_maps({"Drop": {"zoo": Gone(2, [0, 1], [[1]])}}, "layer")["svg"].decode()
+
+
 def test_one_wide_interval_does_not_flatten_all_ratios() -> None:
     assert ends_of([Ratio(32, 1.2, 0.2, 9.0, 5)]) == (pytest.approx(0.8), pytest.approx(1.4))
     assert ends_of([Ratio(32, 1.2, 1.1, 1.25, 5)]) == (pytest.approx(0.98), pytest.approx(1.25))
@@ -82,6 +91,7 @@ def test_one_wide_interval_does_not_flatten_all_ratios() -> None:
         lambda: importance_maps({"zoo": [None, [0.5, 1.5], [1.0, 3.0]]}, "change"),
         lambda: likeness_maps({"zoo": {1: PAIRS, 2: PAIRS}, "ark": {0: PAIRS}}, "CKA"),
         lambda: across_maps({"zoo": ([1, 1, 2], PAIRS)}, "CKA"),
+        lambda: depth_maps({"Drop": {"zoo": Gone(3, [1, 2], [[2], [1, 2]])}}, "layer"),
         lambda: loss_curves({"zoo": {"merged": [LossPoint(8, 1.0, None), LossPoint(6, 2.0, 0.1)]}}, "left", "nats"),
         lambda: speed_curves({"zoo": {"drop": [Ratio(32, 1.1, 1.0, 1.2, 5), Ratio(64, 1.2, 1.1, 1.3, 5)]}}, "x", "y"),
     ],
@@ -95,7 +105,7 @@ def test_the_same_numbers_give_the_same_bytes(draw: Callable[[], dict[str, bytes
 @pytest.mark.parametrize("draw", [likeness_maps, across_maps, importance_maps])
 def test_nothing_measured_is_no_figure(draw: Callable[..., dict[str, bytes]]) -> None:
     assert draw({}, "words") == {}
-    assert drop_maps({}, {}) == score_histograms({}, {}, "x") == loss_curves({}, "x", "y") == {}
+    assert drop_maps({}, {}) == score_histograms({}, {}, "x") == loss_curves({}, "x", "y") == depth_maps({}, "x") == {}
 
 
 def test_a_section_tells_what_is_lost_and_missing_and_has_a_caption_with_its_picture_alone() -> None:

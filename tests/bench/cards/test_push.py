@@ -12,6 +12,7 @@ import httpx2 as httpx  # the transport of huggingface_hub
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.utils._http import default_client_factory
 
 from bench.cards.model_card import card_files, write_card
 from bench.cards.push import files_to_push, push
@@ -76,7 +77,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     answers = Hub()
     huggingface_hub.set_client_factory(lambda: httpx.Client(transport=httpx.MockTransport(answers)))
     yield answers
-    huggingface_hub.set_client_factory(httpx.Client)
+    huggingface_hub.set_client_factory(default_client_factory)  # which heeds HF_HUB_OFFLINE
     huggingface_hub.close_session()
 
 

@@ -10,6 +10,7 @@ import httpx2 as httpx  # the transport of huggingface_hub
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.utils._http import default_client_factory
 
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.source import local_folder
@@ -33,7 +34,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Handler], 
         huggingface_hub.set_client_factory(lambda: httpx.Client(transport=httpx.MockTransport(handler)))
 
     yield serve
-    huggingface_hub.set_client_factory(httpx.Client)
+    huggingface_hub.set_client_factory(default_client_factory)  # which heeds HF_HUB_OFFLINE
     huggingface_hub.close_session()
 
 

@@ -87,7 +87,7 @@ def test_one_value_given_again_is_refused(option: str, capsys: pytest.CaptureFix
 def test_every_option_of_every_verb_takes_several_or_refuses_them() -> None:
     """So none keeps the last value in silence; lists with commas in a text of their own would be split by none."""
     for verb in VERBS:
-        command = verb._command()
+        command = verb.command()
         with command.make_context(verb.name, [], resilient_parsing=True) as context:
             for option in (one for one in command.params if one.param_type_name == "option" and one.name != "help"):
                 word = option.opts[0]

@@ -44,6 +44,7 @@ def mean(scores: Sequence[Score]) -> float | None:
     [
         ({"knobs": {"keep": 0.5}, "seeds": {"calibration": 11}}, "pocket · REAP keep=.5 · seed 11"),
         ({"knobs": {"keep": [0.25, 1.0]}}, "pocket · REAP keep=.25/1 · seed 3"),
+        ({"knobs": {"keep": [0.25, 0.5, 1.0] * 10}}, "pocket · REAP keep=.583 by layer (.25 to 1) · seed 3"),
         (
             {"method": "svd", "title": "SVD", "knobs": {"keep": 0.5, "allocation": "spectrum", "exponent": None}},
             "pocket · SVD keep=.5 allocation=spectrum · seed 3",

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from analysis.papers.filling import fill
 from analysis.papers.tables import BESIDE
 from methods.framework.errors import UnknownNameError
+from sweeps.papers.asked import asked
 from sweeps.papers.beside import read_beside, spelled, write_beside
 from sweeps.papers.fitted import Shape, fitted_words
+from sweeps.papers.laid_out import sheet
 from sweeps.papers.shelf import read_paper
-from sweeps.papers.stand_in import stand_ins
+from sweeps.papers.stand_in import conditions, stand_ins
+from tests.support.records import record
 
 SHAPE = Shape(experts=16, layers=30, blocks=30)
 
@@ -38,6 +42,22 @@ def test_of_several_places_the_first_that_a_table_has_counts() -> None:
     assert one.key == next(key for key in places.split(",") if key in exhibit.models)
     with pytest.raises(UnknownNameError, match="model of this paper"):
         stand_ins(paper.file, exhibit, "folder/own", "nobody", "mixtral", SHAPE)
+
+
+def test_a_linked_folder_keeps_its_own_name_and_is_found_under_that_of_the_folder(tmp_path: Path) -> None:
+    paper = read_paper("holistic")
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "linked"
+    link.symlink_to("real")
+    (one,) = stand_ins(paper.file, paper.exhibits["table-3"], str(link), "mixtral", "mixtral", SHAPE)
+    assert (one.name, one.recorded) == ("linked", "real")
+    settings = conditions(paper, paper.exhibits["table-3"], False, {})
+    (block,) = sheet(
+        paper, "table-3", [(one, asked(paper.file, paper.exhibits["table-3"], one, settings))], settings
+    ).blocks
+    (base,) = [row for row in fill(block, [record(None, "real")]).rows if row.line.method is None]
+    assert base.record is not None and block.model == "linked"
+    assert stand_ins(paper.file, paper.exhibits["table-3"], "hub/own", "mixtral", None)[0].recorded == "own"
 
 
 def test_sections_are_taken_up_with_addresses_below_the_model(tmp_path: Path) -> None:

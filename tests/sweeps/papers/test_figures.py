@@ -13,6 +13,7 @@ from analysis.papers.tables import SMALL
 from bench.pocket import pocket_path
 from methods.framework.errors import ConfigError
 from sweeps.grid import run_grid
+from sweeps.papers.asked import asked
 from sweeps.papers.laid_out import sheet
 from sweeps.papers.making import Made, Order, make, page, whole
 from sweeps.papers.measured import Values, measured
@@ -110,7 +111,8 @@ def test_a_page_says_once_what_holds_for_all_of_it(tmp_path: Path) -> None:
     assert (
         text.count(SMALL) == text.count("calibration.corpus: pocket") == text.count("The seed of the calibration") == 1
     )
-    assert make(PAPER, "table-3", alone).section.count(SMALL) == 1
+    single = make(PAPER, "table-3", alone).section
+    assert single.count(SMALL) == 1 and "- DeepSeek-MoE-16B: no speed was measured; " in single
     assert "- [Figure 5](#figure-5): " in text and "\n## Figure 5\n" in text
 
 
@@ -121,6 +123,27 @@ def test_a_page_adds_up_its_runs_and_finds_its_files() -> None:
     }
     text = page(PAPER, made, [])
     assert "from 2 runs, whose own stages took 5 CPU seconds." in text and "![f](./holistic/f.svg)" in text
+
+
+def test_points_of_the_text_stand_beside_the_mean_at_the_same_share(tmp_path: Path) -> None:
+    paper = read_paper("holistic")
+    exhibit = paper.exhibit("figure-6")
+    models = stand_ins(paper.file, exhibit, "pocket", None, None)
+    settings = conditions(paper, exhibit, True, FEW)
+    laid = sheet(paper, "figure-6", [(one, asked(paper.file, exhibit, one, settings)) for one in models], settings)
+    points = [(one.model, one.series, one.x, one.printed) for one in laid.told]
+    assert points == [
+        ("Mixtral-8x7B", "one by one", 1, ">90 %"),
+        ("DeepSeek-MoE-16B", "one by one", 1, "90 %"),
+    ], "5 of 32 and 4 of 28 are one of 6 and one of 7"
+    theirs = StandIn("mixtral", paper.file.models["mixtral"], "mine", False)
+    (told,) = sheet(paper, "figure-5", [(theirs, [])], settings).told
+    assert (told.x, told.words, told.printed) == (8, "Layer Drop 8 of 32: MMLU drop", "about 1 %")
+    for name in ("figure-3", "figure-5", "figure-6"):
+        lines = {series.label for series in paper.exhibit(name).series}
+        assert {point.series for point in paper.exhibit(name).text_points} <= lines
+    section = make(paper, "figure-6", order(tmp_path, model="pocket", family=None, run=None)).section
+    assert "| DeepSeek-MoE-16B, Block Drop 4 of 28: retained performance | 90 % | 1 | – | – |" in section
 
 
 def test_guessing_is_one_over_the_number_of_answers() -> None:

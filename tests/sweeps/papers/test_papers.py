@@ -20,7 +20,7 @@ from sweeps.papers.asked import Asked, asked
 from sweeps.papers.laid_out import columns_of
 from sweeps.papers.launch import GROUP, grids
 from sweeps.papers.making import Order, make, write
-from sweeps.papers.overview import cost_of, overview
+from sweeps.papers.overview import cost_of, known_numbers, models_of, overview, tasks_of
 from sweeps.papers.paper_file import Exhibit
 from sweeps.papers.shelf import paper_names, read_folder, read_paper
 from sweeps.papers.stand_in import StandIn, conditions, stand_ins
@@ -187,7 +187,9 @@ def test_a_table_end_to_end(tmp_path: Path) -> None:
     }
     order = Order("pocket", None, None, tmp_path / "store", run, given=given)
     made = make(paper, "table-2", order)
-    assert begun == [1] and made.missing == ("Mistral-7B: no pocket model stands for Mistral-7B",)
+    assert begun == [1] and made.missing == (
+        "Mistral-7B: no pocket model stands for Mistral-7B: it is dense, and all pocket models have experts",
+    )
     paths = write(made, "table-2", tmp_path / "out")
     assert [path.name for path in paths] == ["table-2.md", "table-2.csv", "table-2.tex"]
     rows = list(csv.DictReader(paths[1].open()))
@@ -198,6 +200,13 @@ def test_a_table_end_to_end(tmp_path: Path) -> None:
     assert drawn.files["table-2.csv"] == made.files["table-2.csv"], "from records alone"
     elsewhere = make(paper, "table-2", Order("pocket", None, None, tmp_path / "none", None, given=given))
     assert "no run of it is in the store" in elsewhere.section
+
+
+def test_models_and_tasks_of_a_paper_are_told_with_hub_ids_and_items() -> None:
+    paper = read_paper("holistic")
+    assert "Mistral-7B (mistralai/Mistral-7B-v0.1, 7.2e9 weights, here nothing)" in models_of(paper)
+    assert tasks_of(paper).startswith("arc_challenge 1,172, boolq 3,270, ") and "winogrande 1,267" in tasks_of(paper)
+    assert known_numbers(paper.exhibit("figure-6")) == "2 points of the text"
 
 
 @pytest.mark.thorough

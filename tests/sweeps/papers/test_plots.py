@@ -20,6 +20,7 @@ from bench.checkpoint.checkpoint import Checkpoint
 from bench.pocket import pocket_path
 from bench.records.record import Timing, write_record
 from bench.store.store import write_json
+from bench.text.corpus import parse
 from methods.framework.errors import ConfigError
 from methods.framework.layer_plan import LayerPlan
 from methods.framework.plan import Plan
@@ -32,7 +33,8 @@ from sweeps.papers.overview import cost_of
 from sweeps.papers.paper_file import Exhibit
 from sweeps.papers.plot_file import PlotFile
 from sweeps.papers.plots import KINDS
-from sweeps.papers.plots_of_experts import pair_means, smallest_shares, to_even_share
+from sweeps.papers.plots_of_depth import order_of
+from sweeps.papers.plots_of_experts import pair_means, smallest_shares, spans_of_layers, to_even_share
 from sweeps.papers.plots_of_runs import chances, losses, ratios, timed_as, timings
 from sweeps.papers.scored_experts import score_needs
 from sweeps.papers.shelf import read_paper
@@ -81,6 +83,14 @@ def test_pairs_within_a_layer_and_between_layers_are_apart() -> None:
     assert pair_means([0, 0, 1], [[1, 0.5, 0.1], [0.5, 1, 0.3], [0.1, 0.3, 1]]) == (0.5, pytest.approx(0.2))
 
 
+def test_every_two_layers_have_lowest_mean_and_highest_of_different_experts() -> None:
+    matrix = [[1, 0.5, 0.1], [0.5, 1, 0.3], [0.1, 0.3, 1]]
+    assert spans_of_layers([2, 2, 4], matrix) == [
+        (2, 2, 0.5, 0.5, 0.5),
+        (2, 4, 0.1, pytest.approx(0.2), 0.3),
+    ], "an expert is not held against itself"
+
+
 def test_guessing_gets_one_of_the_answers_right() -> None:
     found = chances(wanted("figure-13").settings)
     assert found["pocket_agreement"] == 50.0 and found["pocket_facts"] == 25.0 and len(found) == 8
@@ -94,6 +104,7 @@ def test_the_loss_of_a_word_is_the_logarithm_of_its_perplexity() -> None:
     line = losses(Filled(Block("Zoo", "zoo", (), (), ()), rows), "text", 8)["merged"]
     assert [(point.x, point.loss) for point in line] == [(8, math.log(4)), (6, math.log(8)), (4, math.log(16))]
     assert [point.error for point in line] == [pytest.approx(0.2 / p) for p in (4, 8, 16)], "by the delta method"
+    assert losses(Filled(Block("Zoo", "zoo", (), (), ()), rows[1:]), "text", 8) == {}, "nothing to hold them against"
 
 
 def test_each_length_is_timed_with_as_many_tokens_generated() -> None:
@@ -194,6 +205,28 @@ def test_experts_that_go_are_those_of_the_runs_plans(tmp_path: Path) -> None:
         "its plan is not in the store",
         *["no run of it is in the store"] * 4,
     ]
+
+
+def test_layers_that_go_at_each_number_are_those_of_the_method(tmp_path: Path) -> None:
+    paper = read_paper("holistic")
+    made = make(paper, "figure-10", order(tmp_path))
+    lines = numbers(made, "figure-10")
+    assert [line["dropped"] for line in lines] == [*"12345"] * 2
+    checkpoint = Checkpoint.open("pocket-mixtral")
+    settings = plot_conditions(paper, paper.exhibit("figure-10"), True, GIVEN).calibration
+    text = parse(settings.corpus, checkpoint, settings.sequences, settings.length, settings.seed)
+    stats = calibrate(checkpoint, text, {"block_cosine", "moe_residual_cosine"})
+    for name, found in (("moe_residual_cosine", lines[2]), ("block_cosine", lines[7])):
+        alike = sorted(range(6), key=lambda layer: -float(stats.layer(name, layer)))
+        assert found["layers"] == " ".join(map(str, sorted(alike[:3])))
+        assert f"Drop: {', '.join(map(str, alike[:5]))}" in made.section
+    assert make(paper, "figure-10", order(tmp_path, run=None)).files == made.files
+    assert cost_of(paper, paper.exhibit("figure-10")).runs == 0, "it is decided from statistics alone"
+
+
+def test_an_order_is_told_where_what_went_stays_away() -> None:
+    assert order_of([[2], [1, 2], [0, 1, 2]]) == [2, 1, 0]
+    assert order_of([[2], [0, 1]]) is None
 
 
 def test_weights_across_layers_are_those_within_where_layers_are_the_same() -> None:

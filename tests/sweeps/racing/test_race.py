@@ -20,6 +20,7 @@ from sweeps.racing.standings import grouped, standings
 from sweeps.racing.track import Spent, Track
 from sweeps.resident import Resident
 from sweeps.trials import planner_for
+from tests.support.tiny import tiny_tokens
 
 EVALUATIONS = 16
 
@@ -32,6 +33,7 @@ def race(home: Path, **changes: Any) -> Race:
         "budget": {"of": "experts", "keep": 0.5},
         "calibration": {"corpus": str(home / "calibration.json"), "sequences": 4, "length": 16},
         "corpus": str(home / "held_out.json"),
+        "judge": str(home / "judge.json"),
         "length": 16,
         "windows": 8,
         "held_out": 8,
@@ -45,8 +47,9 @@ def race(home: Path, **changes: Any) -> Race:
 
 @pytest.fixture(scope="module")
 def opened(home: Path) -> tuple[LayerPlanner, Resident]:
+    (home / "judge.json").write_text(json.dumps(tiny_tokens(8, 16, seed=2).tolist()))
     config = race(home).sweep(str(home / "model"))
-    resident = open_resident(config, home / "race")
+    resident = open_resident(config, home / "race", race(home).held_out_windows)
     planner = planner_for(config, resident)
     assert isinstance(planner, LayerPlanner)
     return planner, resident
@@ -119,6 +122,7 @@ def test_results_are_kept_gathered_and_shown(home: Path, tmp_path: Path, capsys:
     assert shown.startswith("# Search\n") and shown.endswith("\nend\n") and "old" not in shown
     assert "| table + DP, then local with a model |" in shown
     assert (tmp_path / "convergence.png").is_file() and (tmp_path / "convergence.svg").is_file()
+    assert page.reference({"tpe", "table_model", "shapes_model"}) == "shapes_model" and "against the default" in shown
     text.write_text("# no marks\n")
     assert page.main([str(table), "--page", str(text), "--figures", str(tmp_path)]) == 1
 
@@ -136,10 +140,12 @@ def test_shipped_races_are_read() -> None:
     found = [load_race(path) for path in sorted(folder.glob("*.yaml"))]
     pocket, large = found[:3], found[3:]
     assert [one.name for one in pocket] == ["experts", "joint", "ranks"]
-    assert [one.name for one in large] == ["real-language-experts", "real-language-ranks"]
+    assert [one.name for one in large] == ["real-language-experts", "real-language-ranks", "real-language-shapes"]
     for one in found:
         assert len(one.seeds) >= 5
-        assert {"uniform", "table_model", "evoesap", "evopress", "rco"} <= set(one.contenders)
+        assert {"uniform", "evoesap"} <= set(one.contenders) and set(page.REFERENCES) & set(one.contenders)
+    for one in found[:-1]:
+        assert {"table_model", "evopress", "rco"} <= set(one.contenders)
     for one in pocket:
         assert all(Path(model).is_dir() for model in one.models) and len(one.models) == 3
         assert {"tpe", "cmaes", "nsga2"} <= set(one.contenders)

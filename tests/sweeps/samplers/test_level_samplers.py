@@ -9,10 +9,9 @@ import optuna
 import pytest
 
 from sweeps.samplers.chosen import sampler
-from sweeps.samplers.evoesap import shapes
 from sweeps.samplers.evopress import EvoPressSampler
 from sweeps.samplers.history import History, history, key
-from sweeps.samplers.moves import Load, switched, uniform
+from sweeps.samplers.moves import Load, shapes, switched, uniform
 from sweeps.samplers.settings import Sampler
 from sweeps.space.levels import Axis, LevelSpace
 from tests.support.landscapes import damage, distributions, level_space, levels_of, walked
@@ -181,9 +180,17 @@ def test_among_equals_starts_are_the_best_and_then_the_earlier_ones() -> None:
 
 def test_ten_shapes_differ() -> None:
     space = level_space()
-    found = {tuple(space.projected(shape * space.highest).tolist()) for shape in shapes(6)}
-    assert len(shapes(6)) == 10 and len(found) >= 9
-    assert all(shape.min() >= 0 and shape.max() <= 1 for count in (1, 2, 6) for shape in shapes(count))
+    found = shapes(space)
+    assert len(found) == 10 and len({tuple(levels_A.tolist()) for levels_A in found}) >= 9
+    for levels_A in found:
+        assert space.fits(levels_A)
+        higher = [
+            levels_A + step_A for step_A in np.eye(6, dtype=np.int64) if (levels_A + step_A <= space.highest).all()
+        ]
+        assert higher and not any(map(space.fits, higher))
+    rising, falling, high, low = (levels_A.astype(int).tolist() for levels_A in found[:4])
+    assert rising == sorted(rising) and falling == sorted(falling)[::-1] and rising[0] < rising[-1]
+    assert max(high) == max(high[2:4]) > high[0] and min(low) == min(low[2:4]) < low[0]
 
 
 def test_cmaes_begins_at_the_best_plan() -> None:
