@@ -195,7 +195,10 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             )
         kept = torch.arange(first, width, device=self.device)
         logits_PV = self.model(tokens_BT.to(self.device), use_cache=False, logits_to_keep=kept).logits.flatten(0, 1)
-        places, targets, owners, lengths = [], [], [], []
+        places: list[int] = []
+        targets: list[int] = []
+        owners: list[int] = []
+        lengths: list[int] = []
         for row, (ids, wanted) in enumerate(zip(batch, continuations, strict=True)):
             end = row * (width - first) + len(ids) - first
             for continuation in wanted:

@@ -96,7 +96,8 @@ class EvaluationConfig(Extended):
 
     @model_validator(mode="after")
     def _only_in_conversations(self) -> Self:
-        asked = [name for name in self.later[1:] if getattr(self, name) not in (None, False)]
+        conversational = ("system_instruction", "fewshot_as_multiturn", "enable_thinking")
+        asked = [name for name in conversational if getattr(self, name) not in (None, False)]
         if self.enable_thinking is False:
             asked.append("enable_thinking")
         if asked and not self.apply_chat_template:
