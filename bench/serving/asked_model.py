@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -104,9 +105,23 @@ class AskedVLLM(Backend):
         cleanup_dist_env_and_memory()
 
 
+@contextmanager
+def _version_known() -> Iterator[None]:
+    """Let lm-eval, which asks for the version of a distribution called vllm, know that of the build for processors too."""
+    import vllm
+
+    own = metadata.version
+    metadata.version = lambda name: str(vllm.__version__) if name == "vllm" else own(name)
+    try:
+        yield
+    finally:
+        metadata.version = own
+
+
 def _model_class() -> type:
     """Return lm-eval's class for vLLM that also keeps what was written; made late, since it imports vLLM."""
-    from lm_eval.models.vllm_causallms import VLLM
+    with _version_known():
+        from lm_eval.models.vllm_causallms import VLLM
 
     class Asked(VLLM):  # type: ignore[misc]  # lm_eval is untyped
         """lm-eval's class, with texts by their prompts and reports of how far it is."""
