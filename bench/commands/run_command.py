@@ -16,8 +16,7 @@ from bench.settings.strict import read_settings, validated
 
 _CALIBRATION = (*CORPUS_OPTIONS, "propagation", *ROOM_OPTIONS)
 _CHAT = ("apply_chat_template", "system_instruction", "fewshot_as_multiturn", "enable_thinking")
-_BACKEND = ("backend", "tensor_parallel", "data_parallel")
-_EVALUATION = ("tasks", "include_path", "limit", "num_fewshot", "max_length", "batch_size", "dtype", *_CHAT, *_BACKEND)
+_EVALUATION = ("tasks", "include_path", "limit", "num_fewshot", "max_length", "batch_size", "dtype", *_CHAT)
 
 KEPT = "finished statistics, checkpoints, scores and timings are kept in the store; the same command goes on from there"
 """Said on Ctrl-C."""

@@ -20,7 +20,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.calibration.code_digest import EVALUATING, code_digest
-from bench.evaluation.backend import Backend
 from bench.evaluation.chat import Chat
 from bench.evaluation.health import health_scores
 from bench.evaluation.items import Items, items_from
@@ -69,7 +68,7 @@ def evaluate(
     evaluation continues with the next task.
 
     Args:
-        model: causal language model of transformers, in evaluation mode, on its device; or a ``Backend``.
+        model: causal language model of transformers, in evaluation mode, on its device.
         tokenizer: its tokenizer.
         tasks: names of tasks, groups or tags of lm-eval, or of local tasks in ``include_path``.
         include_path: folder of local task YAML files; lm-eval's own index is read only when a name is not there.
@@ -92,8 +91,6 @@ def evaluate(
     started = time.process_time()
     leaves, groups = load_tasks(tasks, include_path, num_fewshot=num_fewshot, limit=limit, seed=seed, chat=chat)
     settings = {"dtype": str(model.dtype).removeprefix("torch."), "max_length": max_length}
-    if isinstance(model, Backend):
-        settings["backend"] = model.name
     tokens = _tokenizer_digest(tokenizer)
     computed_by = {"versions": versions(), "code": code_digest(EVALUATING)} if cache else {}
     scores: dict[str, list[Score]] = {}
@@ -152,12 +149,9 @@ def _run(
     try:
         with quiet_lm_eval(), _seeded(seed):
             memory = _ENCODINGS.setdefault(tokens, {})
-            if isinstance(model, Backend):
-                wrapped = model.language_model(done)
-            else:
-                wrapped = LiveModel(
-                    model, tokenizer, batch_size=batch_size, max_length=max_length, encodings=memory, done=done
-                )
+            wrapped = LiveModel(
+                model, tokenizer, batch_size=batch_size, max_length=max_length, encodings=memory, done=done
+            )
             # simple_evaluate does the same after probing packages, git and the hub, which costs seconds for each task.
             answer = lm_eval.evaluate(wrapped, {"tasks": {leaf.name: task}}, limit=leaf.limit, bootstrap_iters=0)
     except EvaluationError:

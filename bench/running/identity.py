@@ -51,7 +51,7 @@ def shared_key(config: RunConfig, content: str, tasks: Mapping[str, str], root: 
         "group": config.group,
         "model": content,
         "tasks": dict(tasks),
-        "evaluation": evaluation.model_dump(mode="json", include={"max_length", "dtype", "seed", "backend"}),
+        "evaluation": evaluation.model_dump(mode="json", include={"max_length", "dtype", "seed"}),
         "device": _kind(evaluation.device),
         "timing": config.timing.model_dump(mode="json"),
         "versions": versions(),

@@ -161,30 +161,8 @@ def evaluate_checkpoint(
 
     from bench.models.load import load_model, load_tokenizer
 
-    tokenizer = load_tokenizer(path, trust_remote_code)
-    if config.backend == "vllm":
-        from bench.serving.asked_model import AskedVLLM
-
-        asked = AskedVLLM(
-            path,
-            config.dtype,
-            max_length=config.max_length,
-            batch_size=config.batch_size,
-            tensor_parallel=config.tensor_parallel,
-            data_parallel=config.data_parallel,
-            trust_remote_code=trust_remote_code,
-        )
-        try:
-            return _evaluated(asked, tokenizer, content, config, store, progress)
-        finally:
-            asked.close()
     model = load_model(path, dtype=getattr(torch, config.dtype)).to(resolved_device(config.device))
-    return _evaluated(model, tokenizer, content, config, store, progress)
-
-
-def _evaluated(
-    model: Any, tokenizer: Any, content: str, config: EvaluationConfig, store: Store, progress: Any
-) -> Evaluation:
+    tokenizer = load_tokenizer(path, trust_remote_code)
     return evaluate(
         model,
         tokenizer,

@@ -66,9 +66,6 @@ class EvaluationConfig(Extended):
         "system_instruction",
         "fewshot_as_multiturn",
         "enable_thinking",
-        "backend",
-        "tensor_parallel",
-        "data_parallel",
     )
 
     tasks: tuple[str, ...] = Field(default=(), description="lm-eval task names, or pocket; none scores nothing")
@@ -80,11 +77,6 @@ class EvaluationConfig(Extended):
     seed: int = Field(default=0, ge=0, description="seed of few-shot draws and bootstrap")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="compute type")
     device: str = Field(default="auto", description="torch device; auto takes the GPU where there is one")
-    backend: Literal["transformers", "vllm"] = Field(
-        default="transformers", description="what runs the model; scores of different backends are never compared"
-    )
-    tensor_parallel: int = Field(default=1, ge=1, description="devices that share one copy of the model; vllm only")
-    data_parallel: int = Field(default=1, ge=1, description="copies of the model; vllm only, with ray")
     apply_chat_template: bool = Field(
         default=False, description="ask prompts as conversations, in the model's template"
     )
@@ -96,14 +88,11 @@ class EvaluationConfig(Extended):
 
     @model_validator(mode="after")
     def _only_in_conversations(self) -> Self:
-        conversational = ("system_instruction", "fewshot_as_multiturn", "enable_thinking")
-        asked = [name for name in conversational if getattr(self, name) not in (None, False)]
+        asked = [name for name in self.later[1:] if getattr(self, name) not in (None, False)]
         if self.enable_thinking is False:
             asked.append("enable_thinking")
         if asked and not self.apply_chat_template:
             raise ValueError(f"{asked[0]} is about conversations; set apply_chat_template too")
-        if self.backend == "transformers" and max(self.tensor_parallel, self.data_parallel) > 1:
-            raise ValueError("tensor_parallel and data_parallel are for backend: vllm; set it too, or leave them at 1")
         return self
 
     def expanded(self, store: Path) -> EvaluationConfig:
