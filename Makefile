@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 HARDWARE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 STORE ?= runs/demo
+# Without notices that nobody can act on: a new release of pip, being root in a container.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action=ignore
 
 export TOKENIZERS_PARALLELISM := false
 export VLLM_NO_USAGE_STATS := 1
@@ -31,14 +33,14 @@ setup: $(VENV)/.ready-$(HARDWARE)
 
 $(VENV)/.ready-cpu: requirements/cpu.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-deps -r requirements/cpu.txt \
-	  || $(BIN)/python -m pip install --quiet --no-deps --extra-index-url $(TORCH_INDEX) -r requirements/cpu.txt
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(PIP) --no-deps -r requirements/cpu.txt 2> $(VENV)/pip.log \
+	  || $(PIP) --no-deps --extra-index-url $(TORCH_INDEX) -r requirements/cpu.txt
+	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
 $(VENV)/.ready-gpu: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e ".[gpu,dev]"
+	$(PIP) -e ".[gpu,dev]"
 	touch $@
 
 lint: setup

@@ -28,6 +28,7 @@ def digest(
     title: str,
     floor: float,
     problems: tuple[str, ...] = (),
+    origins: Mapping[str, str] | None = None,
 ) -> str:
     """Return the document: leaderboard, before and after training, speed, every task, failures, and the protocol.
 
@@ -35,6 +36,7 @@ def digest(
         trained: runs before and after training (``analysis.training.training_frame``); None: no section.
         timed: measured and predicted speed (``analysis.speed.speed_frame``); None: no section.
         alike: how alike experts are (``analysis.similarity.likenesses``); empty: no section.
+        origins: what the store of each run is called, by id; empty or None where there is one alone.
     """
     parts = [f"# {markdown_cell(title)}", markdown_cell(lead(frame))]
     parts += [f"> {markdown_cell(message)}" for message in messages(frame, problems)]
@@ -54,7 +56,7 @@ def digest(
     if bad.rows:
         parts += ["## Refused, failed and cancelled runs", table(bad)]
     parts += ["## Protocol", "\n".join(f"- {markdown_cell(line)}" for line in notes(floor))]
-    for block in provenance(records):
+    for block in provenance(records, origins):
         parts += [f"### {block.title}", table(block)]
     return "\n\n".join(parts) + "\n"
 

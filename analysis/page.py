@@ -20,6 +20,7 @@ from analysis.heads import GROUPS, heads
 from analysis.load import Loaded
 from analysis.multiplicity import runs_by_chance, tasks_by_chance
 from analysis.page_rows import BUDGETS, SCORES_READ, board_data, details, kinds, member_records, packed, styles
+from analysis.paper_pages import PaperPage
 from analysis.plain_rows import rows_of
 from analysis.provenance import Block, provenance
 from analysis.published import beside, cells
@@ -40,6 +41,7 @@ def page(
     title: str,
     floor: float,
     messages: Sequence[str] = (),
+    pages: Sequence[PaperPage] = (),
 ) -> str:
     """Return the page; ``frame``, ``scores`` and ``runs`` are those of ``loaded``.
 
@@ -51,6 +53,7 @@ def page(
         title: heading of the page.
         floor: retention below which runs are marked, 0 to 1.
         messages: what a reader should know first.
+        pages: of papers, which the page leads to.
     """
     from plotly.offline import get_plotlyjs
 
@@ -86,12 +89,13 @@ def page(
         budgets=[(share, percent(share, digits=0)) for share in BUDGETS],
         legend=LEGEND,
         table=packed(board_data(complete, columns, families)),
-        details=packed(details(complete, by_run, rows, near, loaded.origins)),
+        details=packed(details(complete, by_run, rows, near, loaded.origins, pages)),
+        pages=pages,
         chances=_chances(frame, by_run) if complete else [],
         failures=failures(frame),
         beside=_beside(frame),
         notes=notes(floor),
-        blocks=provenance(loaded.records),
+        blocks=provenance(loaded.records, loaded.origins),
         glossary=Block("Columns", ("column", "unit", "meaning"), tuple(describe())),
         plot=plot if plot and plot["qualities"] else None,
         data=packed(plot),

@@ -15,6 +15,7 @@ from analysis.comparison import Comparison
 from analysis.formatting import fixed, interval, known, p_value, percent
 from analysis.heads import Head, not_timed
 from analysis.method_families import FAMILIES, family_of
+from analysis.paper_pages import PaperPage, pages_about
 from analysis.protocol import ACCURACIES
 from analysis.separation import best
 from analysis.table import Row, task_error, task_text, text_of
@@ -118,6 +119,7 @@ def details(
     runs: Mapping[str, Comparison],
     near: Beside,
     origins: Mapping[str, str],
+    pages: Sequence[PaperPage] = (),
 ) -> dict[str, Any]:
     """Return what opens below each row: tasks, facts, command, plan; and the items by which two rows are compared.
 
@@ -127,6 +129,7 @@ def details(
         runs: the rows beside their bases, by id.
         near: plans and items of some runs.
         origins: what each run's store is called, by id; empty where there is one store alone.
+        pages: of papers, for the rows whose methods follow them.
     """
     rows = []
     for row in complete:
@@ -140,6 +143,8 @@ def details(
         }
         if ends := open_ends(first):
             one["open"] = "; ".join(ends)
+        if about := pages_about(source_of(first.method or ""), pages):
+            one["pages"] = about
         if first.id in near.plans:
             one["plan"] = near.plans[first.id]
         if len(members) == 1 and first.id in near.items:

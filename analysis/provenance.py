@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.records.record import CorpusInfo, Record, RecoveryInfo
@@ -23,10 +23,20 @@ _READINGS = frozenset({"gpu", "idle_bytes", "kv_blocks", "load_seconds", "parame
 """What a timing's protocol holds of one process, beside the settings that all have in common."""
 
 
-def provenance(records: Sequence[Record]) -> list[Block]:
-    """Return the facts of all records, each distinct combination once with its number of runs."""
+def provenance(records: Sequence[Record], origins: Mapping[str, str] | None = None) -> list[Block]:
+    """Return the facts of all records, each distinct combination once with its number of runs.
+
+    Args:
+        records: of one or several stores.
+        origins: what the store of each run is called, by id; empty or None where there is one alone.
+    """
     measured = [record for record in records if record.scores]
     blocks = [
+        _block(
+            "Stores",
+            ("store", "device", "moebench commit"),
+            ((origins[r.id], *_made_by(r)) for r in records if origins and r.id in origins),
+        ),
         _block("Models", ("model", "family", "revision", "content"), (_model(r) for r in records)),
         _block(
             "Tasks",
@@ -90,13 +100,22 @@ def _training(recovery: RecoveryInfo) -> tuple[str, ...]:
     return (recovery.kind, recovery.corpus, f"{recovery.tokens:,}", f"{recovery.steps:,}", told)
 
 
+def _made_by(record: Record) -> tuple[str, str]:
+    """Return device and commit of a run."""
+    environment = record.environment
+    if environment is None:
+        return "–", "–"
+    commit = (environment.commit or "not from a checkout")[:12]
+    return environment.device, f"{commit}, with uncommitted changes" if environment.dirty else commit
+
+
 def _environment(record: Record) -> Iterable[tuple[str, str]]:
     environment = record.environment
     if environment is None:
         return
-    commit = (environment.commit or "not from a checkout")[:12]
-    yield "moebench commit", f"{commit}, with uncommitted changes" if environment.dirty else commit
-    yield "device", environment.device
+    device, commit = _made_by(record)
+    yield "moebench commit", commit
+    yield "device", device
     yield "threads", str(environment.threads)
     yield from environment.versions.items()
 

@@ -14,6 +14,7 @@ from analysis.figure_limits import too_many
 from analysis.frame import compared_by_id, frame, scores_frame
 from analysis.load import load
 from analysis.page import page
+from analysis.paper_pages import paper_pages
 from analysis.ranking import FLOOR
 from analysis.similarity import likenesses
 from analysis.speed import speed_frame
@@ -57,6 +58,7 @@ def report(
     title: str = "Leaderboard of MoE compression",
     floor: float = FLOOR,
     figures: bool = True,
+    papers: Path | None = None,
 ) -> Report:
     """Write leaderboard and figures of all records in ``folders`` into ``out``; the same records give the same bytes.
 
@@ -65,16 +67,17 @@ def report(
         out: folder to write into, made where it is missing; files of an earlier report are replaced.
         floor: retention below which runs are marked, 0 to 1.
         figures: whether to draw figures, into ``out/figures``.
+        papers: folder with pages of papers, which the page leads to.
 
     Raises:
         RecordError: a folder of records does not exist, or ``out`` cannot be written.
-        ConfigError: ``floor`` is not between 0 and 1.
+        ConfigError: ``floor`` is not between 0 and 1, or there is no page in ``papers``.
     """
     if not 0 <= floor <= 1:
         raise ConfigError(
             f"floor is a retention between 0 and 1, found {floor:g}; 0.9 asks for 90 % of the base's score"
         )
-    loaded = load(folders)
+    loaded, pages = load(folders), paper_pages(papers, out)
     compared = compared_by_id(loaded.records)
     runs = frame(loaded.records, floor, compared=compared)
     scores = scores_frame(loaded.records, compared=compared, order=runs)
@@ -84,7 +87,7 @@ def report(
     told = [*messages(runs, loaded.problems), *too_many(runs)]
     rows = average_seeds(compared)
     texts = {
-        "leaderboard.html": page(loaded, runs, scores, runs=rows, title=title, floor=floor, messages=told),
+        "leaderboard.html": page(loaded, runs, scores, runs=rows, title=title, floor=floor, messages=told, pages=pages),
         "leaderboard.md": digest(
             loaded.records,
             runs,
@@ -95,6 +98,7 @@ def report(
             title=title,
             floor=floor,
             problems=loaded.problems,
+            origins=loaded.origins,
         ),
         "leaderboard.csv": csv(runs),
         "scores.csv": csv(scores),

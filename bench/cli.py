@@ -8,6 +8,7 @@ import sys
 from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
+from typer.main import get_install_completion_arguments
 
 from bench.commands.guard import check_packages
 from bench.commands.verb import Verb
@@ -51,6 +52,7 @@ VERBS = (
 app = TyperGroup(
     name="moebench",
     commands=VERBS,
+    params=list(get_install_completion_arguments()),
     no_args_is_help=True,
     help="Benchmark compression methods for Mixture-of-Experts language models, from checkpoint to leaderboard.",
 )
@@ -60,7 +62,7 @@ def main() -> None:
     """Run the command line; an error of the user's making is one message without a traceback."""
     try:
         check_packages()
-        app()
+        app(prog_name="moebench")  # also under `python -m`, whose own name would switch completion off
     except MoebenchError as error:
         Console(stderr=True).print("[bold red]error[/]:", escape(str(error)), soft_wrap=True, highlight=False)
         sys.exit(1)

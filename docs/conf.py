@@ -22,12 +22,13 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_context = {"default_mode": "auto"}
 html_math_renderer = "mathml"
+html_sidebars = {"index": [], "readme": []}
 html_theme_options = {
     "navbar_align": "left",
     "navigation_depth": 2,
     "show_nav_level": 1,
     "show_toc_level": 2,
-    "secondary_sidebar_items": {"**": ["page-toc"], "results/**": [], "models": []},
+    "secondary_sidebar_items": ["page-toc"],
     "footer_start": [],
     "footer_end": [],
 }

@@ -8,9 +8,11 @@ import numpy as np
 from pydantic import Field
 
 from methods.framework.allocation import removed_count, top
+from methods.framework.errors import RefusedError
 from methods.framework.inventory import Inventory
 from methods.framework.layer_plan import LayerPlan
 from methods.framework.method import Method
+from methods.framework.plan import without_attention
 from methods.framework.stats import Stats
 
 
@@ -58,4 +60,6 @@ class BlockDrop(Method):
             spans = np.array([cosine[start, start + count] for start in range(layers - count + 1)])
             start = int(np.argmax(spans))
             dropped = set(range(start, start + count))
+        if reason := without_attention(sorted(dropped), inventory):
+            raise RefusedError(f"{self.name}: {reason}; set a larger keep, or the other variant")
         return [LayerPlan(drop="block" if index in dropped else "none") for index in range(layers)]

@@ -49,6 +49,11 @@ class MSMoE(Method):
     alignment: bool = Field(default=True, description="align hidden channels before averaging")
 
     @property
+    def maps(self) -> bool:
+        """Whether its plans let several router rows lead to one expert, or rows lead to constants: always."""
+        return True
+
+    @property
     def needs(self) -> frozenset[str]:
         """Routed tokens of each expert and inner products of router logits."""
         return frozenset({"gate_norm_moment", "logit_gram"})

@@ -40,6 +40,11 @@ class MoNE(Method):
     )
 
     @property
+    def maps(self) -> bool:
+        """Whether its plans let several router rows lead to one expert, or rows lead to constants: always."""
+        return True
+
+    @property
     def needs(self) -> frozenset[str]:
         """Variance of outputs, and the moments for gate weights and numbers of tokens."""
         return frozenset({"gate_norm_moment"} | ({"routed_output_variance"} if self.score != "routing" else set()))

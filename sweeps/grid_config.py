@@ -12,9 +12,10 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from bench.records.run_contents import setting
 from bench.settings.method_settings import MethodConfig, RecipeConfig, expand, parse_method
 from bench.settings.mixture import CorpusLine
+from bench.settings.named_values import NamedValues
 from bench.settings.recovery import RecoverySettings
 from bench.settings.run_settings import RunConfig
-from bench.settings.stage_settings import POCKET, TRUST, Bos, CalibrationConfig, EvaluationConfig
+from bench.settings.stage_settings import ARGUMENTS, POCKET, THINKS, TRUST, Bos, CalibrationConfig, EvaluationConfig
 from bench.settings.strict import Strict, load_settings, read_settings
 from bench.settings.timing_settings import TimingConfig
 from bench.store.store import digest_of
@@ -41,6 +42,11 @@ class GridCalibration(Strict):
     length: int = Field(default=2048, ge=2, description="tokens in a window")
     bos: Bos = Field(default="as evaluated", description="as `moebench run --bos`")
     answers_only: bool = Field(default=False, description="as `moebench run --answers-only`")
+    system_instruction: str | None = Field(
+        default=None, description="the system's turn of conversations that have none"
+    )
+    enable_thinking: bool | None = Field(default=None, description=THINKS)
+    template_arguments: NamedValues = Field(default=(), description=ARGUMENTS)
     propagation: Literal["one_shot", "sequential"] = Field(default="one_shot", description="hidden states measured on")
     device: str = Field(default="auto", description="torch device; auto takes the GPU where there is one")
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bench.models.decoder import decoder_of
 from bench.models.output_head import OutputHead
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _compared(
 
 @torch.no_grad()
 def _final_hidden(model: PreTrainedModel, ids_BS: Tensor) -> Tensor:
-    hidden: Tensor = model.base_model(ids_BS, use_cache=False).last_hidden_state
+    hidden: Tensor = decoder_of(model)(ids_BS, use_cache=False).last_hidden_state
     return hidden
 
 

@@ -19,7 +19,8 @@ from bench.probing.model_probe import ModelProbe
 from bench.settings.stage_settings import Bos, CalibrationConfig
 from bench.store.store import Store
 from bench.text.apart import Apart
-from bench.text.corpus import Corpus, parse, replayed
+from bench.text.corpus import Corpus, has_conversations, parse, replayed
+from bench.text.template import Talk
 from methods.framework.errors import ConfigError, MoebenchError
 from methods.framework.stats import CATALOGUE
 from sweeps.resident import Resident, Windows
@@ -143,7 +144,7 @@ def _held_out(
         others = {other: read for other, read in seen.items() if other == "calibration" or final}
         for read in others.values():
             apart.add(read.windows, read.documents)
-        text = _read(windows, checkpoint, config.calibration.bos, apart=apart)
+        text = _read(windows, checkpoint, config.calibration.bos, Talk.of(config.calibration), apart=apart)
         _check_draw(label, windows, text, texts)
         for other, read in others.items():
             before = set(read.windows)
@@ -168,17 +169,20 @@ def _check_draw(label: str, asked: Windows, text: Corpus, others: Mapping[str, t
 
 
 def _calibration(asked: CalibrationConfig, checkpoint: Checkpoint) -> Corpus:
-    return _read(asked, checkpoint, asked.bos, asked.answers_only)
+    return _read(asked, checkpoint, asked.bos, Talk.of(asked), asked.answers_only)
 
 
 def _read(
     asked: CalibrationConfig | Windows,
     checkpoint: Checkpoint,
     bos: Bos,
+    talk: Talk,
     answers_only: bool = False,
     apart: Apart | None = None,
 ) -> Corpus:
-    return parse(asked.corpus, checkpoint, asked.sequences, asked.length, asked.seed, bos, answers_only, apart)
+    spoken = talk if isinstance(asked, CalibrationConfig) or has_conversations(asked.corpus) else None
+    windows = (asked.sequences, asked.length, asked.seed)
+    return parse(asked.corpus, checkpoint, *windows, bos, answers_only, apart, spoken)
 
 
 def _tensor(text: Corpus, label: str) -> Tensor:

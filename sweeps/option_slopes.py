@@ -18,6 +18,7 @@ import torch
 
 from bench.applying.in_memory import realised
 from bench.applying.resident_layer import ResidentLayer
+from bench.models.decoder import decoder_of
 from bench.models.output_head import OutputHead
 from sweeps.losses import final_states
 from sweeps.planner import LayerPlanner
@@ -106,7 +107,7 @@ class OptionSlopes:
             for layer in sorted(set(self.layers)):
                 handle = self._block(layer).register_forward_hook(_recorder(layer, inputs, added))
                 undo.callback(handle.remove)
-            hidden_BSD = model.base_model(ids_BS, use_cache=False).last_hidden_state
+            hidden_BSD = decoder_of(model)(ids_BS, use_cache=False).last_hidden_state
             head = OutputHead.of(model)
             with torch.no_grad():
                 base_BSV = head(base_BSD).float().log_softmax(-1)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from bench.applying.resident_layer import ResidentLayer
+from bench.models.decoder import decoder_of
 from bench.records.record import Interval
 from bench.timing.intervals import median_interval
 from methods.framework.inventory import Inventory
@@ -185,7 +186,7 @@ class Profiler:
         """Return the milliseconds of one batch of requests by part and phase."""
         marks: list[tuple[str, Any, Any]] = []
         with ExitStack() as undo:
-            parts = {f"layer {index}": layer for index, layer in enumerate(self.model.base_model.layers)}
+            parts = {f"layer {index}": layer for index, layer in enumerate(decoder_of(self.model).layers)}
             parts |= {f"block {index}": block for index, block in self.blocks.items()}
             parts |= {f"norm {index}": self._norm(index) for index in self.blocks}
             for name, module in parts.items():

@@ -24,6 +24,7 @@ from bench.settings.stage_settings import TRUST, CalibrationConfig
 from bench.settings.strict import Extended
 from methods.framework.errors import ConfigError
 from methods.framework.outside import parse_json, read_text
+from methods.framework.wording import wording
 from sweeps.budget import Budget, budget_misfit
 from sweeps.executor import Executor, parse_executor
 from sweeps.executors.local import Local
@@ -318,10 +319,4 @@ def parse_sweep(data: Mapping[str, Any], where: str = "sweep", folder: Path | No
     try:
         return SweepConfig.model_validate(_beside(data, folder))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if part not in ("Choice", "Range", "Knots", "Layers"))
-        if not isinstance(data.get("budget"), (list, tuple)):
-            key = key.replace("budget.0", "budget")
-        message = first["msg"].removeprefix("Value error, ")
-        found = "" if first["type"] in ("value_error", "missing") else f", found {first['input']!r}"
-        raise ConfigError(f"{where}{', ' + key if key else ''}: {message}{found}") from error
+        raise ConfigError(f"{where}: {wording(error, data)}") from error

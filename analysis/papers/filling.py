@@ -76,7 +76,10 @@ class Filled:
         reasons = {row.missing for row in self.rows}
         if len(self.rows) > 1 and len(reasons) == 1 and None not in reasons:
             return [f"{self.block.title}: {reason}" for reason in reasons]
-        return [f"{self.block.title}, {row.line.label}: {row.missing}" for row in self.rows if row.missing]
+        named = [
+            (row, row.line.label if not row.line.x else f"{row.line.label} at {row.line.x:g}") for row in self.rows
+        ]
+        return [f"{self.block.title}, {label}: {row.missing}" for row, label in named if row.missing]
 
 
 def fill(block: Block, records: Iterable[Record], only: Collection[str] | None = None) -> Filled:

@@ -45,6 +45,13 @@
       line.append(element("dt", name), told);
       facts.append(line);
     }
+    for (const [title, address] of one.pages ?? []) {
+      const line = element("div");
+      const told = element("dd");
+      told.append(Object.assign(element("a", title), { href: address }));
+      line.append(element("dt", "Its paper here"), told);
+      facts.append(line);
+    }
     sheet.append(facts, made(one.open ? `Made by (not recorded: ${one.open})` : "Made by", one.command, "command"));
     if (one.plan) sheet.append(made(`Plan of ${one.run}: decoder layers, experts of the source, and what else`, one.plan.join("\n")));
     else if (!moebench.board.base[row]) sheet.append(element("p", "This page does not hold the plan; it lies in the store, in plans/.", "small"));

@@ -16,7 +16,7 @@ const moebench = (() => {
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
     return JSON.parse(await new Response(stream).text());
   };
-  const shared = { unpack, shown: null, open: () => {}, pick: () => {} };
+  const shared = { unpack, shown: null, open: () => {}, pick: () => {}, ready: Promise.resolve() };
   const table = document.getElementById("board");
   if (!table) return shared;
 
@@ -155,7 +155,8 @@ const moebench = (() => {
     shared.board = data;
     filter(false);
     table.dataset.ready = "yes";
+    performance.mark("table");
   };
-  unpack("rows").then(start);
+  shared.ready = unpack("rows").then(start);
   return Object.assign(shared, { element });
 })();

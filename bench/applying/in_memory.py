@@ -24,6 +24,7 @@ from bench.applying.written_moments import check_moments
 from bench.checkpoint.tensor_files import TORCH_DTYPES
 from bench.experts.lazy import lazily
 from bench.experts.mapped import SKIPS, ExpertMap
+from bench.models.decoder import decoder_of
 from methods.framework.errors import PlanError
 from methods.framework.inventory import EXPERT_ROLES, Inventory, TensorEntry
 from methods.framework.layer_plan import LayerPlan
@@ -68,7 +69,7 @@ def realised(
         StatsError: the plan needs ``moments`` that are missing or of another model.
     """
     plan = plan.normalised(inventory)
-    blocks = model.base_model.layers
+    blocks = decoder_of(model).layers
     if hasattr(model, _FLAG):
         raise PlanError("another plan is realised on this model; leave its `with` block first (plans do not nest)")
     if len(blocks) != len(inventory.layers):
@@ -309,7 +310,7 @@ def _vectors(resident: ResidentLayer, plan: LayerPlan, moments: Stats | None) ->
 
 def _leave_out(undo: ExitStack, model: PreTrainedModel, survivors: list[int]) -> None:
     """Leave only the blocks ``survivors`` in the stack, with consecutive numbers and a config to match."""
-    stack = model.base_model
+    stack = decoder_of(model)
     blocks = list(stack.layers)
     _set(undo, stack, "layers", torch.nn.ModuleList(blocks[index] for index in survivors))
     for number, index in enumerate(survivors):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from bench.applying.resident_layer import ResidentLayer
 
-Returned = Literal["logits", "weights", "experts"]
+Returned = Literal["logits", "weights", "experts", "scores"]
 Forward = Callable[..., Any]
 
 
@@ -96,11 +96,11 @@ def let_choose(
     original: Forward = type(router).forward
     returned: Sequence[Returned] = family.file.router.returns
 
-    def of_all(logits_TS: Tensor) -> Tensor:
-        """Return logits with a column for each row of the source; those of removed experts are -inf."""
-        logits_TE = logits_TS.new_full((*logits_TS.shape[:-1], experts), -torch.inf)
-        logits_TE[..., rows.to(logits_TS.device)] = logits_TS
-        return logits_TE
+    def of_all(some_TS: Tensor, value: float = -torch.inf) -> Tensor:
+        """Return what there is of each row that stays with a column for each row of the source; the others have ``value``."""
+        all_TE = some_TS.new_full((*some_TS.shape[:-1], experts), value)
+        all_TE[..., rows.to(some_TS.device)] = some_TS
+        return all_TE
 
     if family.file.router.in_block:
         return lambda hidden_TD: of_all(original(sliced, hidden_TD))
@@ -108,9 +108,12 @@ def let_choose(
     def forward(hidden_TD: Tensor, *given: Tensor | None) -> tuple[Tensor, ...]:
         inputs = [_given(value, rows, own) for value, own in zip(given, arguments, strict=False)]
         found = dict(zip(returned, original(sliced, hidden_TD, *inputs), strict=True))
-        here = rows.to(found["experts"].device)
         # Consumers of router logits (`output_router_logits`) count experts by column.
-        answer = {**found, "logits": of_all(found["logits"]), "experts": here[found["experts"]]}
+        answer = {**found, "logits": of_all(found["logits"])}
+        if "experts" in found:
+            answer["experts"] = rows.to(found["experts"].device)[found["experts"]]
+        if "scores" in found:
+            answer["scores"] = of_all(found["scores"], 0.0)
         return tuple(answer[name] for name in returned)
 
     return forward

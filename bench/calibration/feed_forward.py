@@ -103,7 +103,7 @@ class FeedForward:
     def _add_routed(
         self, router: LayerRouter, experts: LayerExperts, output_TD: Tensor, input_TD: Tensor, sums: LayerSums | None
     ) -> None:
-        logits, indices, weights = [], [], []
+        logits, indices, weights, scores = [], [], [], []
         shown: frozenset[Shown] = frozenset() if sums is None else sums.shown
         keep_logits = not shown.isdisjoint({"removals", "sampled_logits"})
         for x_ND in input_TD.split(self._rows):
@@ -112,12 +112,21 @@ class FeedForward:
                 sums.decided(decision)
             if keep_logits:
                 logits.append(decision.logits_NR)
+            if router.semantics.weighs_inputs:
+                scores.append(decision.routing.scores_TE)
             indices.append(decision.indices_NK)
             weights.append(decision.weights_NK)
         indices_TK, weights_TK = torch.cat(indices), torch.cat(weights)
-        channels = "channels" in shown
         run = ExpertPass(
-            experts, input_TD, indices_TK, weights_TK, router.targets, self._activation, self._rows, channels
+            experts,
+            input_TD,
+            indices_TK,
+            weights_TK,
+            router.targets,
+            self._activation,
+            self._rows,
+            "channels" in shown,
+            torch.cat(scores) if scores else None,
         )
         if router.constants_CD is not None:
             _add_constants(output_TD, run, router)

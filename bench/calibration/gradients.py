@@ -20,6 +20,7 @@ from bench.calibration.resident import frozen_model
 from bench.calibration.sums.disk_array import DiskArrays, disk_bytes
 from bench.calibration.sums.gradient_sums import GradientSums
 from bench.calibration.sums.places import ModelPlace, OneLayer
+from bench.models.decoder import decoder_of
 from bench.models.output_head import OutputHead
 from methods.framework.stat_spec import Array
 
@@ -72,7 +73,7 @@ class ResidentModel:
         try:
             with torch.enable_grad():
                 ids_BS = torch.tensor([list(window)], device=self._device)
-                states_BSD = self._model.base_model(input_ids=ids_BS, use_cache=False).last_hidden_state
+                states_BSD = decoder_of(self._model)(input_ids=ids_BS, use_cache=False).last_hidden_state
                 logits_TV = self._head(states_BSD[0, :-1])
                 wide = torch.promote_types(logits_TV.dtype, torch.float32)
                 loss = F.cross_entropy(logits_TV.to(wide), ids_BS[0, 1:], reduction="sum")

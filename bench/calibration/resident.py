@@ -29,6 +29,7 @@ def frozen_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
     Raises:
         CheckpointError: transformers has no class for it, or one whose experts are no module of their own.
     """
+    from bench.experts.weighed_inputs import by_token
     from bench.models.load import load_model
 
     # Eager experts: their backward pass exists on every device, and in float64.
@@ -42,5 +43,5 @@ def frozen_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
             raise CheckpointError(
                 f"{block} of {type(model).__name__} has no `experts`, a module whose inputs and output are at hand"
             )
-        found[layer] = experts
+        found[layer] = by_token(experts) if checkpoint.inventory.router.weighs_inputs else experts
     return model, found

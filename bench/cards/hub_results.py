@@ -30,6 +30,10 @@ def evaluation_words(asked: EvaluationConfig | None) -> str:
         parts.append(f"at most {asked.max_length} tokens")
     if asked.apply_chat_template:
         parts.append("prompts as conversations in the model's template")
+    if asked.shipped_generation:
+        parts.append("texts generated as the model's generation_config.json says")
+    if asked.generation:
+        parts.append(f"texts generated with {', '.join(asked.generation)}")
     return ", ".join(parts)
 
 

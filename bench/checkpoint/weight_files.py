@@ -86,7 +86,8 @@ def _shard_of(path: Path) -> Mapping[str, str]:
     index, remedy = path / INDEX, "fetch it again"
     stated = an_object(read_json(index, CheckpointError, remedy), str(index), CheckpointError, remedy)
     shard_of = an_object(stated.get("weight_map"), f"weight_map of {index}", CheckpointError, remedy)
-    if strange := sorted({str(name) for name in shard_of.values() if not _is_plain_name(name)}):
+    files = {name if isinstance(name, str) else _no_name(name) for name in shard_of.values()}
+    if strange := sorted(name for name in files if not _is_plain_name(name)):
         raise CheckpointError(
             f"{index} names files that are not in its own folder: {', '.join(name[:60] for name in strange[:3])}; fetch it again"
         )
@@ -105,6 +106,11 @@ def _without_weights(path: Path) -> CheckpointError:
     return CheckpointError(f"{path} has neither {SINGLE} nor {INDEX} ({found}); save the model as safetensors first")
 
 
-def _is_plain_name(name: Any) -> bool:
-    plain = isinstance(name, str) and name not in ("", ".", "..") and not any(letter in name for letter in "/\\\0")
+def _no_name(value: Any) -> str:
+    """Return what is no name of a file as text that is none either."""
+    return f"/{value}"
+
+
+def _is_plain_name(name: str) -> bool:
+    plain = name not in ("", ".", "..") and not any(letter in name for letter in "/\\\0")
     return plain and len(name.encode("utf-8", "replace")) <= _LONGEST_NAME

@@ -12,6 +12,7 @@ from bench.commands.options import (
     CORPUS_OPTIONS,
     DEFAULT_STORE,
     ROOM_OPTIONS,
+    TALK_OPTIONS,
     Model,
     RevisionOption,
     StoreOption,
@@ -24,7 +25,7 @@ from bench.settings.stage_settings import CalibrationConfig
 from bench.settings.strict import validated
 
 
-@with_settings(Part(CalibrationConfig, (*CORPUS_OPTIONS, *ROOM_OPTIONS), panel="Calibration"))
+@with_settings(Part(CalibrationConfig, (*CORPUS_OPTIONS, *TALK_OPTIONS, *ROOM_OPTIONS), panel="Calibration"))
 def apply(
     given: Given,
     model: Model,

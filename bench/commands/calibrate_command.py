@@ -7,14 +7,22 @@ from typing import Annotated
 import typer
 
 from bench.commands.library_log import library_log
-from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, RevisionOption, StoreOption, TrustOption
+from bench.commands.options import (
+    CORPUS_OPTIONS,
+    DEFAULT_STORE,
+    TALK_OPTIONS,
+    Model,
+    RevisionOption,
+    StoreOption,
+    TrustOption,
+)
 from bench.commands.printing import bar, console, print_ending
 from bench.commands.setting_options import SEVERAL, Given, Part, listed, with_settings
 from bench.settings.stage_settings import CalibrationConfig
 from methods.framework.errors import ConfigError
 
 
-@with_settings(Part(CalibrationConfig, CORPUS_OPTIONS, panel="Calibration"))
+@with_settings(Part(CalibrationConfig, (*CORPUS_OPTIONS, *TALK_OPTIONS), panel="Calibration"))
 def calibrate(
     given: Given,
     model: Model,

@@ -7,11 +7,14 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from bench.commands.options import method_names
 from bench.commands.printing import console
 
 
 def check(
-    method: Annotated[str, typer.Argument(help="name of a method, also of another distribution")],
+    method: Annotated[
+        str, typer.Argument(help="name of a method, also of another distribution", autocompletion=method_names)
+    ],
     family: Annotated[list[str], typer.Option(help="only this architecture; may be repeated")] = [],  # noqa: B006  # typer reads it
     full: Annotated[
         bool, typer.Option("--full", help="all steps of a method that searches long, which takes minutes")

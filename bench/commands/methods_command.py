@@ -12,6 +12,7 @@ from rich.console import OverflowMethod
 from rich.markup import escape
 from rich.table import Table
 
+from bench.commands.options import method_names
 from bench.commands.printing import console
 from methods.framework.description import facts, knobs, stages, summary
 from methods.registry import method_class, names
@@ -21,7 +22,9 @@ _BROKEN_LINE = re.compile(r"(?<!\n)\n(?!\n|\s*(?:\d+\.|-) )\s*")
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="name of a method; without it, all are listed")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="name of a method; without it, all are listed", autocompletion=method_names)
+    ] = None,
 ) -> None:
     """Print one line for each method, or everything about one."""
     if name is None:

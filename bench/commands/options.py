@@ -9,6 +9,15 @@ import typer
 
 from bench.settings.stage_settings import TRUST
 
+
+def method_names(incomplete: str) -> list[str]:
+    """Return the methods whose names begin like a word, for shells that complete it; a list keeps what stands before its end."""
+    from methods.registry import names
+
+    before, comma, word = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in names() if name.startswith(word)]
+
+
 Model = Annotated[str, typer.Argument(help="folder of a checkpoint, hub id[@revision], or the name of a pocket model")]
 RevisionOption = Annotated[str | None, typer.Option("--revision", help="branch, tag or commit of the model on the hub")]
 StoreOption = Annotated[Path, typer.Option(help="folder of records and cached artefacts")]
@@ -16,6 +25,8 @@ TrackOption = Annotated[str | None, typer.Option(help="W&B: offline, online or d
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)]
 DEFAULT_STORE = Path("runs")
 CORPUS_OPTIONS = ("corpus", "sequences", "length", "seed", "bos", "answers_only", "device")
+TALK_OPTIONS = ("system_instruction", "enable_thinking", "template_arguments")
+"""Those that say what conversations get beside their turns, where no evaluation has options of these names."""
 """Fields of ``CalibrationConfig`` that every verb offers which measures statistics."""
 ROOM_OPTIONS = ("moments", "states", "hidden_mib")
 """Those that say how much room a measurement takes."""

@@ -8,18 +8,29 @@ from typing import Annotated
 import typer
 
 from bench.commands.library_log import library_log
-from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, Model, RevisionOption, StoreOption, TrustOption
+from bench.commands.options import (
+    CORPUS_OPTIONS,
+    DEFAULT_STORE,
+    TALK_OPTIONS,
+    Model,
+    RevisionOption,
+    StoreOption,
+    TrustOption,
+    method_names,
+)
 from bench.commands.printing import bar, console, print_cost, print_ending
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.settings.method_settings import parse_method
 from bench.settings.stage_settings import CalibrationConfig
 
 
-@with_settings(Part(CalibrationConfig, (*CORPUS_OPTIONS, "propagation"), panel="Calibration"))
+@with_settings(Part(CalibrationConfig, (*CORPUS_OPTIONS, *TALK_OPTIONS, "propagation"), panel="Calibration"))
 def plan(
     given: Given,
     model: Model,
-    method: Annotated[str, typer.Argument(help="name of a method; see `moebench methods`")],
+    method: Annotated[
+        str, typer.Argument(help="name of a method; see `moebench methods`", autocompletion=method_names)
+    ],
     out: Annotated[Path, typer.Option(help="file to write the plan to")] = Path("plan.json"),
     knobs: Annotated[list[str], typer.Option("--set", help="knob=value of the method; may be repeated")] = [],  # noqa: B006  # typer reads it
     revision: RevisionOption = None,

@@ -54,12 +54,23 @@ def print_ending(out: Console, places: Mapping[str, object], steps: Sequence[tup
 
 @contextmanager
 def bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that draws done out of total."""
-    from rich.progress import Progress
+    """Yield a function that draws done out of total, and the time left; without a terminal the stage is one line."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    with Progress(transient=True) as progress:
+    out = console()
+    if not out.is_terminal:
+        say_stage(title)
+        yield lambda done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=out, transient=True) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def say_stage(title: str) -> None:
+    """Say that a stage begins, beside what is printed, so that a file of results holds these alone."""
+    console(stderr=True).print(f"{title} ...", markup=False, highlight=False)
 
 
 def print_cost(inventory: Inventory, plan: Plan) -> None:

@@ -12,12 +12,13 @@ import typer
 from bench.checkpoint.source import at_revision
 from bench.commands.library_log import library_log
 from bench.commands.options import DEFAULT_STORE, Model, RevisionOption, StoreOption, TrustOption
-from bench.commands.printing import console, print_ending
+from bench.commands.printing import console, print_ending, say_stage
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.settings.recovery import RecoverySettings
 from bench.settings.strict import read_settings, validated
 
 if TYPE_CHECKING:
+    from bench.records.mirror import Tracker
     from bench.recovery.recover import Recovered
 
 KEPT = (
@@ -37,6 +38,7 @@ def recover(
     teacher: Annotated[str | None, typer.Option(help="the uncompressed model, for the two distillations")] = None,
     store: StoreOption = DEFAULT_STORE,
     trust_remote_code: TrustOption = False,
+    track: Annotated[str | None, typer.Option(help="W&B: offline or online; default: not mirrored")] = None,
 ) -> None:
     """Read the settings, and train."""
     recover_from_command_line(
@@ -46,6 +48,7 @@ def recover(
         teacher=teacher,
         store=store,
         trust_remote_code=trust_remote_code,
+        track=track,
     )
 
 
@@ -57,6 +60,7 @@ def recover_from_command_line(
     teacher: str | None,
     store: Path,
     trust_remote_code: bool = False,
+    track: str | None = None,
 ) -> Recovered:
     """Recover a checkpoint and print what it took.
 
@@ -67,21 +71,27 @@ def recover_from_command_line(
         teacher: the uncompressed checkpoint; None where the kind reads none.
         store: store that the result goes to.
         trust_remote_code: whether the tokenizer may run Python code that lies in ``path``.
+        track: W&B mode, None for no mirror.
     """
+    from bench.commands.live import tracker_of
     from bench.recovery.recover import recover as train
 
     document = read_settings(config) if config else {}
     document |= {name: value for name, value in given.items() if value is not None}
     settings = validated(document, RecoverySettings, str(config or "options"))
-    with library_log(store, console()) as noise, loss_bar(settings.kind) as progress:
+    tracker = tracker_of(track or "disabled", store)
+    with tracker, library_log(store, console()) as noise, loss_bar(settings.kind) as progress:
+        mirrored = _Mirrored(path, settings, tracker) if track else None
+
+        def told(step: int, steps: int, loss: float) -> None:
+            progress(step, steps, loss)
+            if mirrored is not None:
+                mirrored.tell(step, steps, loss)
+
         done = train(
-            path,
-            settings,
-            teacher=teacher,
-            store_folder=store,
-            progress=progress,
-            trust_remote_code=trust_remote_code,
+            path, settings, teacher=teacher, store_folder=store, progress=told, trust_remote_code=trust_remote_code
         )
+        run = mirrored.end(done) if mirrored is not None else None
     console().print(
         f"{settings.kind}: {done.steps} steps on {done.tokens:,} tokens of {done.corpus}, {done.trained_parameters:,} weights "
         f"trained, loss {done.losses[0]:.4f} to {done.losses[1]:.4f}, {done.seconds:.0f} CPU seconds",
@@ -90,7 +100,11 @@ def recover_from_command_line(
     )
     print_ending(
         console(),
-        {"checkpoint": done.path, **({"log": noise.path} if noise.count else {})},
+        {
+            "checkpoint": done.path,
+            **({"W&B": run} if run else {}),
+            **({"log": noise.path} if noise.count else {}),
+        },
         [
             (f"moebench time {path} {done.path}", "its speed beside what it was made of"),
             (f"moebench serve {done.path}", "serves it"),
@@ -100,13 +114,43 @@ def recover_from_command_line(
     return done
 
 
+class _Mirrored:
+    """The run of W&B of a training, which begins with it."""
+
+    def __init__(self, path: str, settings: RecoverySettings, tracker: Tracker) -> None:
+        from bench.library.opening import open_checkpoint
+        from bench.records.verb_runs import training_begins
+
+        opened = open_checkpoint(path)
+        chosen = settings.model_dump(mode="json", exclude_defaults=True)
+        self._source, self._tracker = opened.path, tracker
+        self._row = training_begins(opened.name, opened.inventory.family, settings.kind, chosen)
+        tracker.begin(self._row)
+
+    def tell(self, step: int, steps: int, loss: float) -> None:
+        self._tracker.tell(self._row.id, f"recover {step}/{steps} loss {loss:.6g}")
+
+    def end(self, done: Recovered) -> Path | None:
+        from dataclasses import asdict
+
+        from bench.records.verb_runs import end_training
+
+        numbers = {name: value for name, value in asdict(done).items() if name != "path"}
+        return end_training(self._row, self._source, done.path, numbers, self._tracker)
+
+
 @contextmanager
 def loss_bar(title: str) -> Iterator[Callable[[int, int, float], None]]:
     """Yield a function that draws the steps done out of all, with the loss of the last one and the time left."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    out = console()
+    if not out.is_terminal:
+        say_stage(title)
+        yield lambda done, total, loss: None
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as progress:
+    with Progress(*columns, console=out, transient=True) as progress:
         task = progress.add_task(title, total=None)
 
         def draw(done: int, total: int, loss: float) -> None:

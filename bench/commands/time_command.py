@@ -35,6 +35,7 @@ def time(
     rate: Annotated[list[float], typer.Option(help="online: requests per second, or inf; may be repeated")] = [],  # noqa: B006  # as above
     requests: Annotated[int | None, typer.Option(help="online: requests of each run")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for all numbers")] = None,
+    track: Annotated[str | None, typer.Option(help="W&B: offline or online; default: not mirrored")] = None,
 ) -> None:
     """Time checkpoints, and print a table of speeds and one of memory."""
     from bench.timing.table import memory_table, offline_table, online_table, write_timings
@@ -51,12 +52,21 @@ def time(
     )
     if out is not None:
         write_timings(rows, out)
+    places: dict[str, object] = {**({"numbers": out} if out else {}), "logs": LOGS}
+    if track is not None:
+        from bench.commands.live import tracker_of
+        from bench.records.verb_runs import track_timing
+
+        with tracker_of(track, Path()) as tracker:
+            folders = [local_folder(name)[0] for name in (base, *compressed)]
+            if (run := track_timing(rows, folders, given, tracker)) is not None:
+                places["W&B"] = run
     console().print((online_table if online else offline_table)(rows))
     console().print(memory_table(rows))
     again = [] if out else [("moebench time ... --out FILE", "keeps all numbers")]
     print_ending(
         console(),
-        {**({"numbers": out} if out else {}), "logs": LOGS},
+        places,
         [*again, (f"moebench serve {compressed[0]}", "serves it")],
     )
 

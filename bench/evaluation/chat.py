@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from bench.text.template import Talk
 from methods.framework.errors import EvaluationError
 
 
@@ -21,20 +22,22 @@ class Chat:
         tokenizer: of the model, with a chat template.
         system: what the system's turn says, None for no such turn.
         turns: whether each example of few-shot is a question and an answer, rather than part of one question.
-        thinking: value of the template's argument ``enable_thinking``; None leaves it out.
+        thinking: value of the template's argument that switches thinking; None leaves it out.
+        arguments: further arguments of the template.
     """
 
     tokenizer: Any
     system: str | None = None
     turns: bool = False
     thinking: bool | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def template(self) -> str:
         """The tokenizer's template.
 
         Raises:
-            EvaluationError: it has none, several without a default, or one that does not know ``enable_thinking``.
+            EvaluationError: it has none, or several without a default.
         """
         stated = getattr(self.tokenizer, "chat_template", None)
         text = stated.get("default") if isinstance(stated, dict) else stated
@@ -43,18 +46,23 @@ class Chat:
                 "the tokenizer has no chat template; leave --apply-chat-template out, or put the model's "
                 "chat_template.jinja beside its weights"
             )
-        if self.thinking is not None and "enable_thinking" not in text:
-            raise EvaluationError(
-                "the chat template does not know the argument enable_thinking, so that nothing would change; leave "
-                "--enable-thinking out"
-            )
         return str(text)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The arguments that the template gets, as it calls them.
+
+        Raises:
+            EvaluationError: it does not know one of them.
+        """
+        return Talk(thinking=self.thinking, arguments=self.arguments).told(self.template, EvaluationError)
 
     @property
     def key(self) -> str:
         """Digest of all that conversations depend on."""
         special = sorted((name, str(value)) for name, value in self.tokenizer.special_tokens_map.items())
-        content = [self.template, special, self.system, self.turns, self.thinking]
+        told = self.told
+        content = [self.template, special, self.system, self.turns, self.thinking, *([told] if self.arguments else [])]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def render(self, conversation: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -67,7 +75,7 @@ class Chat:
         Raises:
             EvaluationError: the template refuses it.
         """
-        own = {} if self.thinking is None else {"enable_thinking": self.thinking}
+        own = self.told
         try:
             return str(
                 self.tokenizer.apply_chat_template(

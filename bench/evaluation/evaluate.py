@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from bench.calibration.code_digest import EVALUATING, code_digest
 from bench.evaluation.chat import Chat
+from bench.evaluation.generation import Generation
 from bench.evaluation.health import health_scores
 from bench.evaluation.items import Items, items_from
 from bench.evaluation.quiet import quiet_lm_eval
@@ -60,6 +61,8 @@ def evaluate(
     cache: Path | None = None,
     max_length: int | None = None,
     chat: Chat | None = None,
+    generation: Generation | None = None,
+    think_end_token: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
     """Evaluate ``model`` on lm-eval tasks.
@@ -80,6 +83,8 @@ def evaluate(
         cache: folder of finished tasks, None for no cache.
         max_length: longest input in tokens, None for the model's own limit.
         chat: how prompts become conversations; None asks them as they are.
+        generation: how texts are generated; None: as each task says.
+        think_end_token: what ends the model's thinking in a text, which is scored from there on; None: texts are scored whole.
         progress: called with task, requests done and requests in all.
 
     Returns:
@@ -89,8 +94,14 @@ def evaluate(
         EvaluationError: a task is unknown or fails, or its data cannot be loaded.
     """
     started = time.process_time()
-    leaves, groups = load_tasks(tasks, include_path, num_fewshot=num_fewshot, limit=limit, seed=seed, chat=chat)
+    leaves, groups = load_tasks(
+        tasks, include_path, num_fewshot=num_fewshot, limit=limit, seed=seed, chat=chat, generation=generation
+    )
     settings = {"dtype": str(model.dtype).removeprefix("torch."), "max_length": max_length}
+    if generation is not None and generation.samples:
+        settings["batch_size"] = batch_size  # draws of one batch follow each other
+    if think_end_token is not None:
+        settings["think_end_token"] = think_end_token
     tokens = _tokenizer_digest(tokenizer)
     computed_by = {"versions": versions(), "code": code_digest(EVALUATING)} if cache else {}
     scores: dict[str, list[Score]] = {}
@@ -104,7 +115,8 @@ def evaluate(
         if found is not None:
             cached.append(name)
         else:
-            found = _run(model, tokenizer, tokens, leaf, digest, batch_size, max_length, seed, progress)
+            reads = {"batch_size": batch_size, "max_length": max_length, "think_end_token": think_end_token}
+            found = _run(model, tokenizer, tokens, leaf, digest, reads, seed, progress)
             if file:
                 value = {"scores": [one.model_dump() for one in found[0]], "items": [asdict(one) for one in found[1]]}
                 write_json(file, {"key": key, "value": value, "sha256": checksum(value)})
@@ -128,8 +140,7 @@ def _run(
     tokens: str,
     leaf: LoadedTask,
     digest: str,
-    batch_size: int | None,
-    max_length: int | None,
+    reads: Mapping[str, Any],
     seed: int,
     progress: Callable[[str, int, int], None] | None,
 ) -> tuple[list[Score], list[Items]]:
@@ -149,9 +160,7 @@ def _run(
     try:
         with quiet_lm_eval(), _seeded(seed):
             memory = _ENCODINGS.setdefault(tokens, {})
-            wrapped = LiveModel(
-                model, tokenizer, batch_size=batch_size, max_length=max_length, encodings=memory, done=done
-            )
+            wrapped = LiveModel(model, tokenizer, **reads, encodings=memory, done=done)
             # simple_evaluate does the same after probing packages, git and the hub, which costs seconds for each task.
             answer = lm_eval.evaluate(wrapped, {"tasks": {leaf.name: task}}, limit=leaf.limit, bootstrap_iters=0)
     except EvaluationError:

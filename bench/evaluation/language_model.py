@@ -55,6 +55,7 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         *,
         batch_size: int | None,
         max_length: int | None,
+        think_end_token: str | None = None,
         encodings: dict[tuple[str, str], tuple[list[int], list[int]]],
         done: Callable[[int], None],
     ) -> None:
@@ -65,10 +66,17 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm_eval is untyped
             tokenizer: its tokenizer.
             batch_size: sequences in a batch, None to fill batches by tokens.
             max_length: longest input in tokens, None for the model's own limit.
+            think_end_token: what ends the model's thinking in a text, which is what stands behind it; None: all of it.
             encodings: memory of encoded requests, shared by models with the same tokenizer.
             done: called with the number of requests just finished.
         """
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size or 64, max_length=max_length)
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size or 64,
+            max_length=max_length,
+            think_end_token=think_end_token,
+        )
         self._rows = batch_size
         self._tokens, self._logits = (4096, 1 << 26) if self.device.type == "cpu" else (65536, 1 << 30)
         self._encodings, self._done = encodings, done

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.evaluation.chat import Chat
+from bench.evaluation.generation import Generation
 from bench.evaluation.quiet import quiet_lm_eval
 from methods.framework.errors import EvaluationError, UnknownNameError
 
@@ -103,6 +104,7 @@ def load_tasks(
     limit: int | None,
     seed: int,
     chat: Chat | None = None,
+    generation: Generation | None = None,
 ) -> tuple[dict[str, LoadedTask], dict[str, Any]]:
     """Return the leaf tasks in order, and the groups among ``tasks``, loaded at most once in this process.
 
@@ -113,31 +115,44 @@ def load_tasks(
         limit: first items of each task, None for all.
         seed: seed of the choice of examples.
         chat: how prompts become conversations; None asks them as they are.
+        generation: how texts are generated; None: as each task says.
 
     Raises:
-        EvaluationError: unknown name, a chat template that is missing or refuses, or the data of a task cannot be loaded.
+        EvaluationError: unknown name, a chat template that is missing or refuses, the data of a task cannot be loaded, or
+            settings of generation where no task generates.
     """
     manager = task_manager(tasks, include_path)
     leaves: dict[str, LoadedTask] = {}
     groups: dict[str, Any] = {}
-    spoken = None if chat is None else chat.key
+    spoken = (None if chat is None else chat.key, repr(generation))
     for name in tasks:
         entry = manager.task_index[name]
         key = (name, str(entry.yaml_path), _folder_signature(include_path), num_fewshot, limit, seed, spoken)
         known = _LOADED.get(key)
         if known is None or any(one.data != _data_signature(one.task) for one in known[0].values()):
-            known = _LOADED[key] = _load(manager, name, num_fewshot, limit, seed, chat)
+            known = _LOADED[key] = _load(manager, name, num_fewshot, limit, seed, chat, generation)
         leaves |= known[0]
         groups |= known[1]
+    if generation is not None and all(leaf.task.OUTPUT_TYPE != "generate_until" for leaf in leaves.values()):
+        raise EvaluationError(
+            f"none of the tasks {', '.join(tasks)} generates a text, so that settings of generation would change nothing; leave "
+            "--generation, --shipped-generation and --stop out"
+        )
     return leaves, groups
 
 
 def _load(
-    manager: Any, name: str, num_fewshot: int | None, limit: int | None, seed: int, chat: Chat | None
+    manager: Any,
+    name: str,
+    num_fewshot: int | None,
+    limit: int | None,
+    seed: int,
+    chat: Chat | None,
+    generation: Generation | None,
 ) -> tuple[dict[str, LoadedTask], dict[str, Any]]:
     try:
         with quiet_lm_eval():
-            return _build(manager.load([name]), num_fewshot, limit, seed, chat)
+            return _build(manager.load([name]), num_fewshot, limit, seed, chat, generation)
     except EvaluationError:
         raise
     except Exception as error:  # lm-eval, datasets and task code raise anything
@@ -149,7 +164,12 @@ def _load(
 
 
 def _build(
-    loaded: dict[str, Any], num_fewshot: int | None, limit: int | None, seed: int, chat: Chat | None
+    loaded: dict[str, Any],
+    num_fewshot: int | None,
+    limit: int | None,
+    seed: int,
+    chat: Chat | None,
+    generation: Generation | None,
 ) -> tuple[dict[str, LoadedTask], dict[str, Any]]:
     from lm_eval.evaluator_utils import get_sample_size
 
@@ -160,6 +180,9 @@ def _build(
         if own is None or (num_fewshot is not None and own != 0):
             task.set_config(key="num_fewshot", value=num_fewshot or 0)
         task.set_fewshot_seed(seed=seed)
+        if generation is not None and task.OUTPUT_TYPE == "generate_until":
+            own = task.get_config("generation_kwargs") or {}
+            task.set_config(key="generation_kwargs", value=generation.over(own))
         first = get_sample_size(task, limit)
         if chat is None:
             task.build_all_requests(limit=first)

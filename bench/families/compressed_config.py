@@ -158,8 +158,10 @@ def compressed_config(family: FamilyFile, config: Mapping[str, Any], plan: Plan,
     stock = [name.removeprefix(PREFIX) for name in config.get("architectures") or [family.architecture] if name]
     if family.wrapper is not None:
         # Some tools state the larger model's class for a language model that they saved alone, which then loads nowhere.
-        architecture = family.wrapper.architecture if is_wrapped(family, result.config) else family.architecture
-        stock = [architecture] if architecture else stock
+        if is_wrapped(family, result.config):
+            stock = stock if config.get("architectures") else [family.wrapper.architecture]
+        else:
+            stock = [family.architecture] if family.architecture else stock
     if overrides:
         # Transformers wants a value for the whole model of every key that some layers state and others do not.
         stated = {key for override in overrides.values() for key in override}
@@ -226,7 +228,7 @@ def _drop_blocks(family: FamilyFile, written: dict[str, Any], survivors: list[in
         if not evaluate(requirement.test, known):
             raise PlanError(f"decoder layers of this model cannot be dropped: {requirement.reason}")
     for key, meant in family.keys.derived_lists.items():
-        if written.get(key) is None:
+        if written.get(key) in (None, []):
             written[key] = [
                 evaluate(meant, names(known, {"layer": index})) for index in range(written[family.keys.layers])
             ]
@@ -248,6 +250,8 @@ def _drop_blocks(family: FamilyFile, written: dict[str, Any], survivors: list[in
     if family.layers.dense_list is not None:
         written[family.layers.dense_list] = dense
         written.update(family.layers.neutral)
+    if family.layers.moe_list is not None:
+        written[family.layers.moe_list] = [index for index in range(len(survivors)) if index not in dense]
     if family.layers.span is not None:
         sparse = [index for index in range(len(survivors)) if index not in dense]
         if sparse != list(range(sparse[0], sparse[0] + len(sparse)) if sparse else []):

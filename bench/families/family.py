@@ -25,6 +25,7 @@ from bench.families.known_families import read_families
 from bench.families.layout import Layout
 from bench.families.quantization_config import Packed, read_quantization
 from bench.families.source_formats import stored_formats
+from bench.families.unsupported import UNSUPPORTED
 from bench.families.wrapped_config import check_wrapped, is_wrapped, language_config, rewrapped, wrapped_name
 from methods.framework.errors import CheckpointError, ConfigError, NotMoEError
 from methods.framework.forms import formed
@@ -148,6 +149,10 @@ class Family(Layout):
         """Return the factor on the embeddings of tokens."""
         return float(evaluate(self.file.embedding_scale, self._names(self.language_config(config))))
 
+    def block_outputs(self, mlp: str) -> int:
+        """Return how many values a feed-forward block of transformers returns; ``mlp`` is the kind of the source's."""
+        return 1 if mlp == "dense" and not self.file.dense else self.file.block_outputs
+
     def sublayer_scale(self, config: Mapping[str, Any]) -> float:
         """Return the factor on the output of feed-forward sub-layers."""
         return float(evaluate(self.file.sublayer.scale, self._names(self.language_config(config))))
@@ -217,6 +222,7 @@ class Family(Layout):
                 eps=router.eps,
                 floor=float(evaluate(router.floor, known)),
                 jitter=float(evaluate(router.jitter, known)),
+                weighs_inputs=router.weighs_inputs,
             ),
             layers=tuple(layers),
             outer=tuple(_entries(self.file.tensors.outer, known, dtype)),
@@ -346,8 +352,11 @@ def family_of(config: Mapping[str, Any]) -> Family:
     found = (name for name, file in read_families().items() if kind in file.all_model_types)
     family = next(map(family_named, found), None)
     if family is None:
+        reason = UNSUPPORTED.get(kind or "")
         nested = [key for key, part in config.items() if isinstance(part, Mapping) and _states_experts(part)]
-        if _states_experts(config):
+        if reason is not None and (nested or _states_experts(config)):
+            reason = f"its routed experts cannot be handled: {reason}"
+        elif _states_experts(config):
             reason = "its routed experts follow no known family; a new family is one file in bench/families"
         elif nested:
             reason = (

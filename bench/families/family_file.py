@@ -10,42 +10,16 @@ from __future__ import annotations
 import tomllib
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from bench.families.expression import parse
+from bench.families.rule_parts import Expression, Part, Shape, Values
 from methods.framework.errors import ConfigError
+from methods.framework.wording import wording
 
 
-def _expression(text: str) -> str:
-    try:
-        parse(text)
-    except ConfigError as error:
-        raise ValueError(str(error)) from None
-    return text
-
-
-def _shape(text: str) -> str:
-    for part in text.split(","):
-        _expression(part)
-    return text
-
-
-def _with_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if value == "None" else value for key, value in values.items()}
-
-
-Expression = Annotated[str, AfterValidator(_expression)]
-Shape = Annotated[str, AfterValidator(_shape)]
-Values = Annotated[dict[str, Any], AfterValidator(_with_none)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TensorRule(_Part):
+class TensorRule(Part):
     """A tensor: ``name`` on disk with ``{layer}`` and ``{expert}``, ``module`` its transformers name if different.
 
     ``unit_axes`` counts axes of one entry that stand before those of ``shape``, on disk and in transformers.
@@ -62,7 +36,7 @@ class TensorRule(_Part):
     unit_axes: int = Field(default=0, ge=0)
 
 
-class FusedRule(_Part):
+class FusedRule(Part):
     """A tensor [E, rows, columns] that holds the matrices of ``roles`` one below the other for each expert.
 
     ``names`` are the names under which checkpoints hold it, that of written ones first. Of its transformers name, the module that
@@ -92,11 +66,14 @@ class FusedRule(_Part):
         return self.module or self.names[0]
 
 
-class RouterRule(_Part):
+class RouterRule(Part):
     """Router semantics (``methods.framework.inventory.Router``); text fields other than literals and names are expressions.
 
     ``module`` is the transformers name of the module that chooses, where the router's weight is no parameter of its own, and
-    ``returns`` the order of what that gives back. ``in_block`` says that the router gives logits alone and the MoE block chooses.
+    ``returns`` the order of what that gives back; ``scores`` has a column for each expert, 0 where that is not chosen.
+    ``in_block`` says that the router gives logits alone and the MoE block chooses.
+    ``weighs_inputs`` says that scores multiply what experts take in: the module of the experts gets it for all tokens and each
+    expert, one expert behind the other.
     """
 
     score: Literal["softmax", "sigmoid", "sparsemixer"]
@@ -111,18 +88,19 @@ class RouterRule(_Part):
     floor: Expression = "0.0"
     jitter: Expression = "0.0"
     module: str | None = None
-    returns: tuple[Literal["logits", "weights", "experts"], ...] = ("logits", "weights", "experts")
+    returns: tuple[Literal["logits", "weights", "experts", "scores"], ...] = ("logits", "weights", "experts")
     in_block: bool = False
+    weighs_inputs: bool = False
 
 
-class GatingRule(_Part):
+class GatingRule(Part):
     """Channels of experts that are no act(gate) * up: ``methods.kernels.experts.ClampedSwiglu``, by expressions."""
 
     alpha: Expression
     limit: Expression
 
 
-class AttentionRule(_Part):
+class AttentionRule(Part):
     """Sizes that FLOPs depend on."""
 
     heads: Expression
@@ -130,7 +108,7 @@ class AttentionRule(_Part):
     v_head_dim: Expression
 
 
-class KeysRule(_Part):
+class KeysRule(Part):
     """Config keys that a compressed checkpoint changes; the first spelling is the one transformers stores.
 
     In a dense family ``experts`` is the width of the feed-forward network: what a layer states as 0 where that was dropped.
@@ -146,7 +124,7 @@ class KeysRule(_Part):
     derived_lists: dict[str, Expression] = Field(default_factory=dict)
 
 
-class SublayerRule(_Part):
+class SublayerRule(Part):
     """What becomes of the output of a feed-forward sub-layer before it is added to the residual stream.
 
     Args:
@@ -158,7 +136,7 @@ class SublayerRule(_Part):
     scale: Expression = "1.0"
 
 
-class HeadRule(_Part):
+class HeadRule(Part):
     """What becomes of the products of the final states with the output head: c tanh(x / (d c)), for d alone x / d.
 
     Args:
@@ -170,7 +148,7 @@ class HeadRule(_Part):
     cap: Expression = "None"
 
 
-class KindsRule(_Part):
+class KindsRule(Part):
     """A list in the config that names the kind of each layer's feed-forward sub-layer."""
 
     key: str
@@ -178,13 +156,14 @@ class KindsRule(_Part):
     dense: str
 
 
-class LayersRule(_Part):
+class LayersRule(Part):
     """Which decoder layers are MoE, and how a config states the dense ones.
 
     Args:
         moe: expression in ``layer``.
         dense_prefix: key that counts the dense layers at the start.
         dense_list: key that lists dense layers by index.
+        moe_list: key that lists the MoE layers by index; it is stated where decoder layers have gone.
         span: keys that hold the first and the last MoE layer.
         kinds: list that names the kind of each layer.
         neutral: keys set when ``dense_list`` or ``span`` states everything.
@@ -193,19 +172,20 @@ class LayersRule(_Part):
     moe: Expression = "True"
     dense_prefix: str | None = None
     dense_list: str | None = None
+    moe_list: str | None = None
     span: tuple[str, str] | None = None
     kinds: KindsRule | None = None
     neutral: dict[str, int] = Field(default_factory=dict)
 
 
-class Requirement(_Part):
+class Requirement(Part):
     """A condition on the config, and the reason for refusing a model that does not meet it."""
 
     test: Expression
     reason: str
 
 
-class Ignorable(_Part):
+class Ignorable(Part):
     """Tensors that a checkpoint may hold and that are not read: a glob that may contain ``{L}``.
 
     ``count`` is the number of layers from ``{L}`` on that it stands for.
@@ -216,7 +196,7 @@ class Ignorable(_Part):
     count: Expression = "1"
 
 
-class TensorsRule(_Part):
+class TensorsRule(Part):
     """All tensors: outside the layers, in every layer, and by kind of feed-forward sub-layer."""
 
     outer: tuple[TensorRule, ...]
@@ -227,7 +207,7 @@ class TensorsRule(_Part):
     ignorable: tuple[Ignorable, ...] = ()
 
 
-class WrapperRule(_Part):
+class WrapperRule(Part):
     """The larger model, with vision or sound, that a language model may be a part of; only the language model is compressed.
 
     Args:
@@ -235,6 +215,9 @@ class WrapperRule(_Part):
         architecture: its transformers class.
         config: key under which its config holds that of the language model.
         prefix: beginning of names in the language model, and what it is in the larger one.
+        modules: the same in transformers, where files call them otherwise.
+        saved: beginning of names in files that transformers writes, and what it is in published ones, where these differ.
+        inner: further values of ``model_type`` that the language model may state within the larger one.
         passed: globs of its other tensors, which every result gets as they are.
         alone: whether transformers runs the language model alone under its own ``model_type``.
         tiny: keys of the config of the tiny one, beside those of the language model.
@@ -244,24 +227,37 @@ class WrapperRule(_Part):
     architecture: str
     config: str = "text_config"
     prefix: tuple[str, str]
+    modules: tuple[str, str] | None = None
+    saved: tuple[str, str] | None = None
+    inner: tuple[str, ...] = ()
     passed: tuple[str, ...]
     alone: bool = True
     tiny: Values = Field(default_factory=dict)
 
 
-class VllmRule(_Part):
+class VllmRule(Part):
     """Where vLLM has its own classes for a family, so that our plug-in can serve layers that differ.
 
     Args:
-        module: Python module that defines a class named like ``FamilyFile.architecture``.
+        module: Python module that defines the class of the model.
         block: name of the class of the MoE block in that module.
+        architecture: name of that class where it is not ``FamilyFile.architecture``; vLLM knows the model by it.
+        parts: module that builds the router and the experts of the block, where that is another.
+        one_group: whether it gives its router a correction bias without groups, which vLLM's router for processors does not
+            know; our class then states the one group that there is.
+        plain_rotary: whether it hands queries head by head to the rotary embedding, whose kernel for processors turns them
+            wrongly.
     """
 
     module: str
     block: str
+    architecture: str | None = None
+    parts: str | None = None
+    one_group: bool = False
+    plain_rotary: bool = False
 
 
-class FamilyFile(_Part):
+class FamilyFile(Part):
     """One family.
 
     Args:
@@ -284,6 +280,7 @@ class FamilyFile(_Part):
         layer_requires: conditions in ``layer`` that each decoder layer meets.
         block_drop_requires: conditions for dropping decoder layers.
         vllm: vLLM's classes; None where the plug-in does not serve the family.
+        published: values of the tiny model's config, as published models have them, without which vLLM does not take it.
         norm_offset: added to the stored weights of norms before they multiply.
         embedding_scale: factor on the embeddings of tokens.
         sublayer: what becomes of the output of feed-forward sub-layers.
@@ -318,6 +315,7 @@ class FamilyFile(_Part):
     layer_requires: tuple[Requirement, ...] = ()
     block_drop_requires: tuple[Requirement, ...] = ()
     vllm: VllmRule | None = None
+    published: Values = Field(default_factory=dict)
     norm_offset: float = 0.0
     embedding_scale: Expression = "1.0"
     sublayer: SublayerRule = SublayerRule()
@@ -340,13 +338,12 @@ def read_family_file(path: Traversable) -> FamilyFile:
         ConfigError: not TOML, an unknown key, or a value that is not allowed; the message names the place.
     """
     try:
-        family = FamilyFile.model_validate(_document(path))
+        document = _document(path)
+        family = FamilyFile.model_validate(document)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"family file {path.name} is not TOML: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"family file {path.name}: {where}: {first['msg']}") from None
+        raise ConfigError(f"family file {path.name}: {wording(error, document)}") from None
     if family.dense == bool(family.tensors.moe) or family.dense == bool(family.tensors.fused):
         raise ConfigError(
             f"family file {path.name}: a family states tensors.moe and tensors.fused, one with dense = true neither"

@@ -49,10 +49,11 @@ def check_wrapped(family: FamilyFile, config: Mapping[str, Any]) -> None:
             )
         return
     inner = config[wrapper.config]
-    if kind not in wrapper.model_types or inner.get("model_type", family.model_types[0]) not in family.model_types:
+    allowed = (*family.model_types, *wrapper.inner)
+    if kind not in wrapper.model_types or inner.get("model_type", family.model_types[0]) not in allowed:
         raise CheckpointError(
             f"config.json states model_type {shown(kind)} with {wrapper.config} of {shown(inner.get('model_type'))}; "
-            f"{family.name} models are {' or '.join(wrapper.model_types)} with {' or '.join(family.model_types)}"
+            f"{family.name} models are {' or '.join(wrapper.model_types)} with {' or '.join(allowed)}"
         )
     values = [part[_TIED] for part in (config, inner) if part.get(_TIED) is not None]
     if len(set(map(str, values))) > 1:
@@ -86,8 +87,9 @@ def rewrapped(family: FamilyFile, config: Mapping[str, Any], written: dict[str, 
     outer = copy.deepcopy(dict(config))
     stood = config[family.wrapper.config]
     for key in _OUTER:
+        inside = key in stood and key not in config
         outer.pop(key, None)
-        if key in written:
+        if key in written and not inside:
             outer[key] = written.pop(key)
     added = [key for key in (*_EITHER, _TIED, "model_type") if key in written and key not in stood]
     outer[family.wrapper.config] = {key: value for key, value in written.items() if key not in added}

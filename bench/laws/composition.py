@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from bench.laws.cases import Case
-from bench.laws.decisions import decide, planned, tried
+from bench.laws.decisions import applies, decide, planned, tried
 from methods.framework.allocation import expert_counts
 from methods.framework.compose import compose
 from methods.framework.errors import PlanError, RefusedError
@@ -23,6 +23,7 @@ from methods.registry import method_class, names
 
 def composition(cls: type[Method], case: Case) -> None:
     """Composes and validates after every kind of first plan, on sliced statistics, or refuses for a reason that it has."""
+    applies(cls, case)
     for other in firsts(cls, case):
         first = planned(method_class(other), case)
         method = tried(cls)
@@ -113,6 +114,10 @@ REASONS: tuple[tuple[str, Callable[[After], bool]], ...] = (
     (r"share a base, which was made for all of them", lambda after: after.changed_inside),
     (r"the first plan (left the experts|made a base|scaled the inputs)", lambda after: after.changed_inside),
     (r"are of different widths|inputs, which do not divide", lambda after: after.changed_inside),
+    (
+        r"every decoder layer with attention",
+        lambda after: len(after.inventory.attending_layers) < len(after.inventory.layers),
+    ),
     (r"fewer than the \d+ that its router needs", lambda after: after.too_few),
 )
 """What a refusal says, and when there is such a reason."""

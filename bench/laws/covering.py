@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 
 from bench.families.family import family_named
 from bench.laws.check import check
-from bench.models.tiny import FAMILIES, RUNNABLE
-from methods.framework.inventory import EXPERT_BIAS_ROLES
-from methods.framework.layer_plan import INSIDE
+from bench.laws.decisions import tried
+from bench.models.tiny import FAMILIES, RUNNABLE, tiny_config
+from methods.framework.inventory import Inventory
 from methods.registry import method_class, names
 
 COVERED = tuple(name for name in RUNNABLE if name not in FAMILIES)
@@ -51,11 +52,14 @@ def pairs(families: Sequence[str] = COVERED, each: int = 1) -> list[tuple[str, s
 
 
 def _refuses(family: str, kind: str) -> bool:
-    """Return whether a kind of method does not apply to a family, whose experts have biases."""
-    biased = family in RUNNABLE and any(
-        rule.role in EXPERT_BIAS_ROLES for rule in family_named(family).file.tensors.moe
-    )
-    return biased and not method_class(kind).stages.isdisjoint(INSIDE)
+    """Return whether a kind of method does not apply to a family."""
+    return family in RUNNABLE and tried(method_class(kind)).refuse(_tiny(family)) is not None
+
+
+@cache
+def _tiny(family: str) -> Inventory:
+    """Return what the tiny model of a family contains."""
+    return family_named(family).inventory(tiny_config(family).to_dict())
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -97,8 +97,19 @@ def validity(cls: type[Method], case: Case) -> None:
     assert plan.normalised(case.inventory) == plan, "not in normal form"
 
 
+def applies(cls: type[Method], case: Case) -> None:
+    """Raise the refusal where the method does not apply to this model; laws that try several settings ask this first.
+
+    Raises:
+        RefusedError: with the reason.
+    """
+    if (reason := tried(cls).refuse(case.inventory)) is not None:
+        raise RefusedError(reason)
+
+
 def budget(cls: type[Method], case: Case) -> None:
     """What is asked to remain remains, within one unit, and a larger ``keep`` never gives a smaller model, zeros not counted."""
+    applies(cls, case)
     previous = reached = 0
     for keep in KEEPS:
         try:
@@ -276,14 +287,17 @@ def random_draws(cls: type[Method], case: Case) -> None:
     """Twenty random draws of its own space plan or refuse, and at least one plans."""
     rng = np.random.default_rng(11)
     stats = case_of(case.family, 1, cls.law_experts).stats
-    plans = 0
+    plans, none_applies = 0, True
     for _ in range(20):
         method = draw(cls, rng).model_copy(update=dict(cls.law_knobs))
+        none_applies &= method.refuse(case.inventory) is not None
         try:
             decide(method, case, stats=stats).validate_for(case.inventory)
             plans += 1
         except RefusedError as error:
             assert str(error), "refuses without a reason"
+    if none_applies:
+        applies(cls, case)
     assert plans, "every one of twenty draws was refused"
 
 

@@ -138,7 +138,7 @@ def table(found: Sequence[Trial]) -> str:
 
 
 def store(found: Sequence[Trial], runner: Engine, path: Path = TABLE) -> None:
-    """Put the outcomes into a JSON file in place of those of the same engine, version and target.
+    """Put the outcomes into a JSON file, beside others of the same engine, version and target.
 
     Args:
         found: the outcomes.
@@ -147,12 +147,12 @@ def store(found: Sequence[Trial], runner: Engine, path: Path = TABLE) -> None:
     """
     engine = installed_engine(runner)
     assert engine is not None  # it was just tried
-    cells: dict[str, dict[str, str]] = {}
-    for trial in found:
-        cells.setdefault(trial.family, {})[trial.kind] = trial.outcome
     own = {"engine": engine[0], "version": engine[1], "target": runner.name}
     others = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     kept = [one for one in others if any(one[key] != value for key, value in own.items())]
+    cells: dict[str, dict[str, str]] = next((one["cells"] for one in others if one not in kept), {})
+    for trial in found:
+        cells.setdefault(trial.family, {})[trial.kind] = trial.outcome
     write_atomically(path, json.dumps([*kept, {**own, "cells": cells}], indent=1) + "\n", remedy="free space")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from bench.families.known_families import family_files
 from bench.laws.decisions import tried
 from bench.laws.realised import TOLERANCE
 from bench.models.tiny import RUNNABLE
+from bench.serving.plugin import STOCK
+from bench.serving.target import SERVED, TABLE
 from methods.framework.errors import MoebenchError
 from methods.registry import method_class, names
 
@@ -37,8 +40,9 @@ _HEAD = """# Models
 Each family was tried on a tiny random model that transformers builds of it: `load` opens the files and compares them with
 the model, `calibrate` measures every statistic in one pass, and each further column writes checkpoints and loads them in
 transformers, whose logits must equal those of the plan realised on the original. `refuses` names methods that do not apply.
-`serve` says whether vLLM's classes are named in the family's file, so that our plug-in serves it ([serving](serving.md));
-the other families were not tried in vLLM. `lines` are those of the family's file; some begin with another family's.
+`serve` is what vLLM's build for processors does with it, from the tables of [serving](serving.md): `plug-in` where our classes
+serve it with layers that differ, `stock` where vLLM serves it only as it is, `no` where not even that. `lines` are those of
+the family's file; some begin with another family's.
 This page is written by `python -m bench.laws.tried_families`.
 """
 
@@ -111,7 +115,7 @@ def _written(source: Checkpoint, kind: str, stats: Stats, out: Path) -> str | No
 def page(
     found: Sequence[Tried],
     lines: Mapping[str, int],
-    served: Sequence[str],
+    served: Mapping[str, str],
     written: Sequence[str],
     dense: Sequence[str],
 ) -> str:
@@ -120,7 +124,7 @@ def page(
     Args:
         found: what happened to each family.
         lines: of each family's file.
-        served: families whose files name vLLM's classes.
+        served: what vLLM does with each family.
         written: families that transformers has no class for.
         dense: families without experts.
     """
@@ -136,7 +140,7 @@ def page(
                     reasons.append(told)
                 told = f"no [{reasons.index(told) + 1}]"
             cells.append(told)
-        serve = "plug-in" if one.family in served else "not tried"
+        serve = served.get(one.family, "not tried")
         rows.append(
             f"| {one.family} | {' | '.join(cells)} | {', '.join(one.refuses) or 'none'} | {serve} | {lines[one.family]} |"
         )
@@ -158,6 +162,19 @@ def file_lines() -> dict[str, int]:
     return dict(sorted(named.items()))
 
 
+def served_by_vllm() -> dict[str, str]:
+    """Return what vLLM's build for processors does with each family, as ``bench.laws.served`` and its sibling found it."""
+    stored = json.loads(TABLE.read_text(encoding="utf-8"))
+    cells: dict[str, dict[str, str]] = next(one["cells"] for one in stored if one["target"] == "vllm-cpu")
+    return {family: _serving(family, outcomes) for family, outcomes in cells.items()}
+
+
+def _serving(family: str, outcomes: Mapping[str, str]) -> str:
+    if outcomes.get("base") != SERVED:
+        return "no"
+    return "plug-in" if family_named(family).architecture in STOCK else "stock"
+
+
 def main() -> None:
     """Try all families and print the page."""
     found = []
@@ -168,9 +185,10 @@ def main() -> None:
             f"{family}: {', '.join(step for step, told in found[-1].cells.items() if told == 'yes')}", file=sys.stderr
         )
     lines = file_lines()
-    served = [family for family in RUNNABLE if family_named(family).file.vllm is not None]
     dense = [name for name in lines if family_named(name).file.dense]
-    print(page(found, lines, served, [name for name in lines if name not in (*RUNNABLE, *dense)], dense), end="")
+    print(
+        page(found, lines, served_by_vllm(), [name for name in lines if name not in (*RUNNABLE, *dense)], dense), end=""
+    )
 
 
 if __name__ == "__main__":

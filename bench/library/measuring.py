@@ -15,6 +15,7 @@ from bench.settings.stage_settings import CalibrationConfig
 from bench.settings.strict import validated
 from bench.store.store import Store
 from bench.text.corpus import Corpus, parse
+from bench.text.template import Talk
 from methods.framework.stats import CATALOGUE, Stats
 
 
@@ -46,7 +47,8 @@ def calibrate(
     name = corpus.name if isinstance(corpus, Corpus) else corpus
     config = validated({**settings, "corpus": name}, CalibrationConfig, "calibrate")
     if not isinstance(corpus, Corpus):
-        corpus = parse(corpus, opened, config.sequences, config.length, config.seed, config.bos, config.answers_only)
+        how: dict[str, Any] = {"bos": config.bos, "answers_only": config.answers_only, "talk": Talk.of(config)}
+        corpus = parse(corpus, opened, config.sequences, config.length, config.seed, **how)
     return measure(
         opened,
         corpus,

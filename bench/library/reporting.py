@@ -17,6 +17,7 @@ def report(
     title: str = "moebench leaderboard",
     floor: float = FLOOR,
     figures: bool = True,
+    papers: str | Path | None = None,
 ) -> Report:
     """Write leaderboard, tables and figures from records; the same records give the same bytes.
 
@@ -26,11 +27,12 @@ def report(
         title: heading of the page.
         floor: recovery below which a row is marked, a share of the base's score.
         figures: whether figures are drawn.
+        papers: folder with pages that `moebench paper NAME all` wrote; the page leads to them.
 
     Raises:
         RecordError: a folder of records does not exist, or ``out`` cannot be written.
-        ConfigError: ``floor`` is not between 0 and 1.
+        ConfigError: ``floor`` is not between 0 and 1, or there is no page in ``papers``.
     """
     paths = map(Path, [stores] if isinstance(stores, (str, Path)) else stores)
     folders = [path / "records" if (path / "records").is_dir() else path for path in paths]
-    return write(folders, Path(out), title=title, floor=floor, figures=figures)
+    return write(folders, Path(out), title=title, floor=floor, figures=figures, papers=Path(papers) if papers else None)

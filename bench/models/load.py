@@ -25,6 +25,7 @@ from bench.checkpoint.source import found_source
 from bench.checkpoint.tokenizer_files import open_tokenizer
 from bench.experts.mapped import put_behind_map
 from bench.experts.stored_module import CompressedExperts
+from bench.experts.weighed_inputs import WeighedExperts
 from bench.families.compressed_config import PREFIX
 from bench.families.family import Family
 from bench.models.filled import filled_model
@@ -226,7 +227,8 @@ def built_block(
     experts: Any = getattr(rebuilt, name)
     configs = [layer_config]
     if has_own_form(layer.form):
-        experts = CompressedExperts(layer, experts.act_fn)
+        held = WeighedExperts if family.file.router.weighs_inputs else CompressedExperts
+        experts = held(layer, experts.act_fn)
     elif layer.expert_map is not None:  # the block was built for router rows, of which there are more
         configs.append(copy.copy(layer_config))
         setattr(configs[-1], family.file.keys.experts[0], layer.experts)

@@ -6,16 +6,18 @@ What a family needs beside the sizes below stands in its file (``tiny``).
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from bench.families.family import Family, family_named
 from bench.families.known_families import read_families
-from bench.families.wrapped_config import wrapped_name
+from methods.framework.errors import ConfigError
 from methods.framework.inventory import EXPERT_BIAS_ROLES
 
 RUNNABLE = tuple(name for name, family in read_families().items() if family.tiny is not None and not family.dense)
@@ -60,7 +62,7 @@ def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """Return a random float32 model whose experts have outputs of clearly different scale, so that ranks are separated."""
     torch.manual_seed(seed)
     config = tiny_config(family, **overrides)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model: PreTrainedModel = _class_of(family)._from_config(config, dtype=torch.float32).eval()
     roles = _roles(family, config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -74,6 +76,11 @@ def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
             if roles.get(name) == "router.correction":
                 buffer.copy_(torch.randn_like(buffer) * 0.05)
     return model
+
+
+def _class_of(family: str) -> Any:
+    """Return the class of the language model; transformers' automatic choice does not know all that are parts of others."""
+    return getattr(transformers, family_named(family).file.architecture or "")
 
 
 def _roles(family: str, config: PreTrainedConfig) -> dict[str, str]:
@@ -98,12 +105,21 @@ def tiny_checkpoint(
     model = tiny_model(family, seed, **overrides)
     if file.wrapper is not None:
         _within(family_named(family), model).to(dtype).save_pretrained(folder)
+        if file.wrapper.saved is not None:
+            _rename(folder / "model.safetensors", *file.wrapper.saved)
         return folder
     model.to(dtype).save_pretrained(folder)
     if file.loads_as is not None:
         document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         (folder / "config.json").write_text(json.dumps({**document, "model_type": file.model_types[0]}, indent=2))
     return folder
+
+
+def _rename(path: Path, saved: str, published: str) -> None:
+    """Give the tensors of a file whose names begin with ``saved`` the beginning ``published``."""
+    tensors = load_file(path)
+    renamed = {re.sub(f"^{re.escape(saved)}", published, name): value for name, value in tensors.items()}
+    save_file(renamed, path, metadata={"format": "pt"})
 
 
 def _within(family: Family, model: PreTrainedModel) -> PreTrainedModel:
@@ -115,8 +131,12 @@ def _within(family: Family, model: PreTrainedModel) -> PreTrainedModel:
     config = AutoConfig.for_model(wrapper.model_types[0], **{wrapper.config: inner, **wrapper.tiny})
     config.tie_word_embeddings = model.config.tie_word_embeddings
     outer: PreTrainedModel = getattr(transformers, wrapper.architecture)._from_config(config, dtype=torch.float32)
-    state = {wrapped_name(family.file, name): value for name, value in model.state_dict().items()}
-    outer.load_state_dict(state, strict=False)
+    own, longer = wrapper.modules or wrapper.prefix
+    state = {re.sub(f"^{re.escape(own)}", longer, name): value for name, value in model.state_dict().items()}
+    if unknown := outer.load_state_dict(state, strict=False).unexpected_keys:
+        raise ConfigError(
+            f"{wrapper.architecture} has no {', '.join(unknown[:4])}; correct wrapper.modules of {family.name}"
+        )
     return outer.eval()
 
 

@@ -171,8 +171,8 @@ def main() -> None:
         return
     ways = [("gptq", "kept"), *((method, "by_layer") for method in arguments.methods.split(","))]
     for depth in (1, *DEPTHS):
-        _run(arguments.cache, "", "", depth)  # builds the model, whose memory is not that of a job
-    found = {(*way, depth): _run(arguments.cache, *way, depth) for way in ways for depth in DEPTHS}
+        run_job(arguments.cache, "", "", depth)  # builds the model, whose memory is not that of a job
+    found = {(*way, depth): run_job(arguments.cache, *way, depth) for way in ways for depth in DEPTHS}
     table = Table(title=f"Room for compressing m64 at {DEPTHS[0]} and {DEPTHS[1]} layers")
     for column in ("method", "moments", "files", "files, deep", "memory", "memory, deep", ""):
         table.add_column(column, justify="right" if column.startswith(("files", "mem")) else "left")
@@ -185,7 +185,15 @@ def main() -> None:
     sys.exit(any(line[-1] == "FAIL" for line in lines))
 
 
-def _run(cache: Path, method: str, way: str, depth: int) -> dict[str, float]:
+def run_job(cache: Path, method: str, way: str, depth: int) -> dict[str, float]:
+    """Return what a job in a process of its own measured.
+
+    Args:
+        cache: where m64 is.
+        method: as for ``job``; empty only builds the model.
+        way: ``by_layer`` or ``kept``.
+        depth: decoder layers.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "bench.perf.layers", "--cache", str(cache), "--job", method, way, str(depth)]
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)

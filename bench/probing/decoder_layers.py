@@ -22,7 +22,7 @@ from bench.calibration.layers.weights import WeightReader
 from methods.framework.errors import RefusedError
 from methods.framework.inventory import LayerInventory
 from methods.framework.layer_plan import LayerPlan
-from methods.kernels.experts import gated_mlp
+from methods.kernels.experts import gated_mlp, weighed
 
 if TYPE_CHECKING:
     from bench.checkpoint.checkpoint import Checkpoint
@@ -124,9 +124,16 @@ class Layers:
 
     def logits(self, layer: int, input_TD: Tensor) -> Tensor:
         """Return the router logits of ``layer`` in at least float32, (T, E)."""
-        inventory = self.inventory.layers[layer]
-        router = LayerRouter.read(self._weights, inventory, self.inventory.router, LayerPlan(), None)
+        router = self._router(layer)
         return torch.cat([router(x_ND).logits_NR for x_ND in input_TD.split(self._rows)])
+
+    def _scores(self, layer: int, input_TD: Tensor) -> Tensor:
+        """Return the router's scores of ``layer``, (T, E)."""
+        router = self._router(layer)
+        return torch.cat([router(x_ND).routing.scores_TE for x_ND in input_TD.split(self._rows)])
+
+    def _router(self, layer: int) -> LayerRouter:
+        return LayerRouter.read(self._weights, self.inventory.layers[layer], self.inventory.router, LayerPlan(), None)
 
     def gram(self, layer: int, input_TD: Tensor, target_TD: Tensor, bound: int) -> Tensor:
         """Return the inner products of all experts' outputs and, last, of the target, (T, X, X) in float64 on the CPU.
@@ -153,9 +160,11 @@ class Layers:
                 rows.stop - start, width, input_TD.shape[1], device=self._device, dtype=self._dtype
             )
             outputs_NXD[:, -1] = target_TD[rows]
+            scores_NE = self._scores(layer, input_TD[rows]) if self.inventory.router.weighs_inputs else None
             for expert in range(len(experts)):
                 network = experts.read(expert)
-                parts = zip(input_TD[rows].split(self._rows), outputs_NXD[:, expert].split(self._rows), strict=True)
+                taken_ND = input_TD[rows] if scores_NE is None else weighed(input_TD[rows], scores_NE[:, expert])
+                parts = zip(taken_ND.split(self._rows), outputs_NXD[:, expert].split(self._rows), strict=True)
                 for x_ND, out_ND in parts:
                     matrices, biases = (network.gate_up_2FD, network.down_DF), network.biases
                     out_ND.copy_(gated_mlp(x_ND, *matrices, self._skeleton.activation, None, biases))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.calibration.resident import frozen_model
+from bench.models.decoder import decoder_of
 from bench.models.output_head import OutputHead
 from methods.framework.stats import Array
 
@@ -92,7 +93,7 @@ class MaskedModel:
         return float(loss.detach()), gradient
 
     def _states(self, ids_BS: Tensor) -> Tensor:
-        states: Tensor = self._model.base_model(input_ids=ids_BS, use_cache=False).last_hidden_state
+        states: Tensor = decoder_of(self._model)(input_ids=ids_BS, use_cache=False).last_hidden_state
         return states
 
     @contextmanager

@@ -7,14 +7,14 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from bench.records.record import Record
+from bench.records.record import EvaluationInfo, Record
 
 
 def command(record: Record, defaults: Mapping[str, Any] | None = None) -> str:
     """Return ``moebench run`` with the settings of ``record``.
 
-    What is as it comes is left out. A record does not hold the limits and types of an evaluation, nor a recipe's file:
-    ``open_ends`` tells what a command leaves to the reader.
+    What is as it comes is left out. A record does not hold a recipe's file, and one of an earlier version no limits and types
+    of an evaluation: ``open_ends`` tells what a command leaves to the reader.
 
     Args:
         record: a run.
@@ -37,6 +37,7 @@ def command(record: Record, defaults: Mapping[str, Any] | None = None) -> str:
         words += ["--recovery", record.recovery.kind]
     if tasks := sorted({score.task for score in record.scores}):
         words += ["--tasks", ",".join(tasks)]
+    words += _asked(record.evaluation)
     if record.timing is None or record.timing.reason:
         words.append("--no-time")
     return shlex.join(words)
@@ -44,12 +45,39 @@ def command(record: Record, defaults: Mapping[str, Any] | None = None) -> str:
 
 def open_ends(record: Record) -> tuple[str, ...]:
     """Return what ``command`` cannot tell, a phrase each."""
-    found = ["limit, examples and type of the evaluation"] if record.scores else []
+    untold = record.scores and record.evaluation is None
+    found = ["limit, examples and type of the evaluation"] if untold else []
     if record.method == "recipe":
         found.append("the recipe's file (--recipe)")
     if record.recovery is not None:
         found.append("settings of the training")
     return tuple(found)
+
+
+def _asked(asked: EvaluationInfo | None) -> list[str]:
+    """Return how tasks were asked, as options."""
+    if asked is None:
+        return []
+    words: list[str] = []
+    for name in ("limit", "num_fewshot", "max_length", "system_instruction", "think_end_token"):
+        if (value := getattr(asked, name)) is not None:
+            words += [_option(name), str(value)]
+    if asked.dtype != "float32":
+        words += ["--dtype", asked.dtype]
+    if asked.chat_template is not None:
+        words.append("--apply-chat-template")
+    if asked.fewshot_as_multiturn:
+        words.append("--fewshot-as-multiturn")
+    for name in ("template_arguments", "generation"):
+        for key, value in getattr(asked, name).items():
+            words += [_option(name), f"{key}={json.dumps(value)}"]
+    for text in asked.stop:
+        words += ["--stop", text]
+    return words
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _method(record: Record, defaults: Mapping[str, Any]) -> list[str]:

@@ -115,17 +115,33 @@ class Tracker:
         def filled(wandb: Any, run: Any) -> None:
             fill(wandb, run, record, plan, base, self.average)
 
-        folder = self._ended(row.id, record, filled)
+        good = record.status in ("complete", "refused")
+        return self.end(f"record {record.id}", record.id, row, filled, good=good)
+
+    def end(self, what: str, mark: str, row: Beginning, filled: Fill, *, good: bool = True) -> Path | None:
+        """End the run of a row that was begun, or make it as a whole where it was not; earlier offline runs of it go.
+
+        Args:
+            what: is mirrored, for warnings.
+            mark: names its state.
+            row: what it is of.
+            filled: puts into it what is known in the end.
+            good: whether it ended as it should.
+
+        Returns:
+            As ``track``.
+        """
+        folder = self._ended(row.id, mark, filled, good)
         if folder is None:
-            folder = self.mirror(f"record {record.id}", record.id, row.arguments(self.group), filled)
+            folder = self.mirror(what, mark, row.arguments(self.group), filled)
         if folder is not None:
             self.remove_earlier(row.id, folder)
         return folder
 
-    def _ended(self, row: str, record: Record, filled: Fill) -> Path | None:
-        """Return the folder of the row's open run after it has got the record; None where there is none, or it failed."""
+    def _ended(self, row: str, mark: str, filled: Fill, good: bool) -> Path | None:
+        """Return the folder of the row's open run after it was filled; None where there is none, or it failed."""
         live = self._live.get(row)
-        if live is None or self._mark(record.id).exists():
+        if live is None or self._mark(mark).exists():
             self._abandon(row)
             return None
         import wandb
@@ -133,12 +149,12 @@ class Tracker:
         try:
             with _environment(self.runs):
                 filled(wandb, live.run)
-                live.run.finish(exit_code=0 if record.status in ("complete", "refused") else 1)
-        except Exception:  # the record is mirrored as a whole instead
+                live.run.finish(exit_code=0 if good else 1)
+        except Exception:  # it is mirrored as a whole instead
             self._abandon(row)
             return None
         del self._live[row]
-        self._note(record.id)
+        self._note(mark)
         return live.folder
 
     def _abandon(self, row: str) -> None:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bench.store.atomic import OTHER_STORE, atomic_file, explained
 from methods.framework.errors import RecordError
 from methods.framework.outside import an_object, read_json
+from methods.framework.wording import wording
 
 SCHEMA = 1
 Status = Literal["complete", "refused", "failed", "cancelled"]
@@ -50,6 +51,33 @@ class CorpusInfo(_Part):
     propagation: Literal["one_shot", "sequential"] = Field(description="hidden states: original, or after compression")
     opening: tuple[int, ...] = Field(default=(), description="token ids put at the start of every window")
     sources: dict[str, int] = Field(default={}, description="of a mixture: windows of each source")
+    system_instruction: str | None = Field(default=None, description="the system's turn of conversations that had none")
+    enable_thinking: bool | None = Field(default=None, description="the chat template's argument; None: left out")
+    template_arguments: dict[str, Any] = Field(default={}, description="further arguments of the chat template")
+
+
+class EvaluationInfo(_Part):
+    """How a model was asked, and how it answered; what the tasks say themselves is in the digests of their scores."""
+
+    dtype: str = Field(description="compute type")
+    limit: int | None = Field(default=None, description="first items of each task; None: all")
+    num_fewshot: int | None = Field(default=None, description="examples in the prompt; None: what each task says")
+    max_length: int | None = Field(default=None, description="longest input in tokens; None: the model's own")
+    chat_template: str | None = Field(
+        default=None, description="SHA-256 of the template that made prompts conversations; None: asked as they are"
+    )
+    system_instruction: str | None = Field(default=None, description="the system's turn")
+    fewshot_as_multiturn: bool = Field(default=False, description="whether examples were turns of their own")
+    template_arguments: dict[str, Any] = Field(
+        default={}, description="arguments of the template, thinking among them, by the names that it gives them"
+    )
+    generation_config: dict[str, Any] = Field(
+        default={},
+        description="what generation_config.json of the model says; transformers goes by it where nothing else does",
+    )
+    generation: dict[str, Any] = Field(default={}, description="settings of generation in place of the tasks' own")
+    stop: tuple[str, ...] = Field(default=(), description="texts that end an answer, beside those of the tasks")
+    think_end_token: str | None = Field(default=None, description="what ended the thinking that was not scored")
 
 
 class CostInfo(_Part):
@@ -310,6 +338,9 @@ class Record(_Part):
     target: TargetInfo | None = Field(default=None, description="None where none was asked for")
     recovery: RecoveryInfo | None = Field(default=None, description="training after compression; None: there was none")
     realisation: str | None = Field(default=None, description="how the compressed form was run for quality")
+    evaluation: EvaluationInfo | None = Field(
+        default=None, description="None where nothing was scored, and in records of versions that did not tell"
+    )
     scores: tuple[Score, ...] = ()
     timing: Timing | None = None
     seconds: dict[str, float] = Field(
@@ -346,9 +377,7 @@ def read_record(path: Path) -> Record:
     try:
         return Record.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RecordError(f"{path} is not a record of schema {SCHEMA}: {where}: {first['msg']}") from error
+        raise RecordError(f"{path} is not a record of schema {SCHEMA}: {wording(error, document)}") from error
 
 
 def read_records(folder: Path) -> Iterator[Record]:

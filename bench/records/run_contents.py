@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.records.depth_profile import depth_profile
-from bench.records.record import Record, Score
+from bench.records.record import ModelInfo, Record, Score
 from bench.records.usual import default_knobs
 
 if TYPE_CHECKING:
@@ -123,6 +123,22 @@ def setting(method: str | None, title: str, knobs: Mapping[str, Any]) -> str:
         if value is not None and (name.endswith("keep") or (value != usual.get(name, ...) and method != "recipe"))
     }
     return " ".join([title, *(f"{name}={_short(value)}" for name, value in own.items())])
+
+
+def model_name(model: ModelInfo) -> str:
+    """Return what the artifact of a source is called."""
+    return _safe(f"model-{model.name}-{model.content[:12]}")
+
+
+def checkpoint_name(source: str, plan: str, trained: str = "") -> str:
+    """Return what the artifact of a written checkpoint is called: by what made it, so that whoever reads it finds it.
+
+    Args:
+        source: content of the source.
+        plan: digest of the plan.
+        trained: digest of the training after it, empty where there was none.
+    """
+    return "-".join(filter(None, ("checkpoint", source[:12], plan[:12], trained[:16])))
 
 
 def stem(identifier: str) -> str:
@@ -265,18 +281,20 @@ def _attach(module: Any, run: wandb.Run, record: Record, plan: str | None) -> No
     weights. The files lie in the run's own folder, so `wandb sync` finds them there later.
     """
     model = record.model.model_dump(mode="json")
-    _use(run, _artifact(module, run, "model", _safe(f"model-{record.model.name}-{record.model.content[:12]}"), model))
+    use(run, artifact(module, run, "model", model_name(record.model), model))
     if plan is not None and record.plan is not None:
-        run.log_artifact(_artifact(module, run, "plan", f"plan-{record.plan[:16]}", plan))
+        run.log_artifact(artifact(module, run, "plan", f"plan-{record.plan[:16]}", plan))
         made = {"source": model, "plan": record.plan, "cost": record.cost.model_dump() if record.cost else None}
         if record.recovery is not None:
             made["recovery"] = record.recovery.model_dump(mode="json")
-        run.log_artifact(_artifact(module, run, "checkpoint", f"checkpoint-{record.id}", made))
+        trained = record.id if record.recovery is not None else ""
+        name = checkpoint_name(record.model.content, record.plan, trained)
+        run.log_artifact(artifact(module, run, "checkpoint", name, made))
     document = record.model_dump(mode="json", by_alias=True)
-    run.log_artifact(_artifact(module, run, "record", f"record-{record.id}", document))
+    run.log_artifact(artifact(module, run, "record", f"record-{record.id}", document))
 
 
-def _artifact(module: Any, run: wandb.Run, kind: str, name: str, content: Any) -> Any:
+def artifact(module: Any, run: wandb.Run, kind: str, name: str, content: Any) -> Any:
     """Return an artifact of one JSON file.
 
     Args:
@@ -288,20 +306,20 @@ def _artifact(module: Any, run: wandb.Run, kind: str, name: str, content: Any) -
     """
     path = Path(run.dir) / f"{kind}.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content, indent=2, sort_keys=True) + "\n")
-    artifact = module.Artifact(name, type=kind)
-    artifact.add_file(str(path), name=path.name, policy="immutable")
-    return artifact
+    made = module.Artifact(name, type=kind)
+    made.add_file(str(path), name=path.name, policy="immutable")
+    return made
 
 
-def _use(run: Any, artifact: Any) -> None:
-    """State that the run reads ``artifact``.
+def use(run: Any, read: Any) -> None:
+    """State that the run reads an artifact.
 
     W&B's public call refuses this offline, though its files can say it: this is what that call does with an artifact that is new.
     """
     if not run.offline:
-        run.use_artifact(artifact)
+        run.use_artifact(read)
         return
-    run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
+    run._log_artifact(read, is_user_created=True, use_after_commit=True)
 
 
 def _safe(name: str) -> str:

@@ -117,7 +117,7 @@ def _routed(layers: Sequence[LayerPair]) -> Iterator[list[tuple[Tensor, Tensor]]
 
     def note(place: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            seen[place] = arguments[0].detach(), arguments[1]
+            seen[place] = layers[place].taken(arguments)
 
         return hook
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.checkpoint.checkpoint import Checkpoint
+from bench.experts.weighed_inputs import ChosenExperts, chosen
 from bench.recovery.placed import experts_module
 from methods.framework.errors import RefusedError
 from methods.framework.inventory import LayerInventory
@@ -31,6 +32,7 @@ class LayerPair:
         places_R: for each router row of the student the expert that it leads to; numbers from E on are constants.
         student_rows_E: for each expert of the student a row that leads to it.
         teacher_rows_E: for each expert of the student a row of the teacher that leads to the expert that it came from.
+        weighed: whether the modules take each token once for each expert, times the router's score of that.
     """
 
     student: nn.Module
@@ -38,6 +40,14 @@ class LayerPair:
     places_R: Tensor
     student_rows_E: Tensor
     teacher_rows_E: Tensor
+    weighed: bool = False
+
+    def taken(self, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        """Return what the student's experts take in, (N, D), and the router rows chosen, from what its module is called with."""
+        if self.weighed:
+            input_ND, rows_N1, _ = chosen(arguments[0].detach(), len(self.student_rows_E))
+            return input_ND, rows_N1
+        return arguments[0].detach(), arguments[1]
 
     def error(self, hidden_ND: Tensor, rows_NK: Tensor) -> Tensor:
         """Return the sum over experts of the mean squared difference of the two outputs on the expert's tokens.
@@ -54,18 +64,18 @@ class LayerPair:
         if not len(places_P):
             return hidden_ND.new_zeros(())
         with torch.no_grad():
-            wanted_PD = _outputs(self.teacher, inputs_PD, self.teacher_rows_E[places_P])
-        found_PD = _outputs(self.student, inputs_PD, self.student_rows_E[places_P])
+            wanted_PD = self._outputs(self.teacher, inputs_PD, self.teacher_rows_E[places_P])
+        found_PD = self._outputs(self.student, inputs_PD, self.student_rows_E[places_P])
         squares_P = (found_PD.float() - wanted_PD.float()).square().mean(dim=1)
         sums_E = squares_P.new_zeros(experts).index_add(0, places_P, squares_P)
         counts_E = torch.bincount(places_P, minlength=experts).clamp(min=1)
         return (sums_E / counts_E).sum()
 
-
-def _outputs(experts: nn.Module, inputs_PD: Tensor, rows_P: Tensor) -> Tensor:
-    """Return the output of one expert for each input, not weighted: each input is a token with one choice of weight 1."""
-    out: Tensor = experts(inputs_PD, rows_P[:, None], inputs_PD.new_ones(len(inputs_PD), 1))
-    return out
+    def _outputs(self, experts: nn.Module, inputs_PD: Tensor, rows_P: Tensor) -> Tensor:
+        """Return the output of one expert for each input, not weighted: each input is a token with one choice of weight 1."""
+        run = ChosenExperts(experts) if self.weighed else experts
+        out: Tensor = run(inputs_PD, rows_P[:, None], inputs_PD.new_ones(len(inputs_PD), 1))
+        return out
 
 
 def layer_pairs(
@@ -114,6 +124,7 @@ def layer_pairs(
                 places_R=torch.tensor(layer.expert_map or range(layer.experts), device=device),
                 student_rows_E=torch.tensor(_rows(layer), device=device),
                 teacher_rows_E=torch.tensor([rows[expert] for expert in came_from], device=device),
+                weighed=source.inventory.router.weighs_inputs,
             )
         )
     return pairs

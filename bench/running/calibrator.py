@@ -18,6 +18,7 @@ from bench.models.device import resolved_device
 from bench.settings.stage_settings import CalibrationConfig
 from bench.store.store import Store
 from bench.text.corpus import Corpus, parse
+from bench.text.template import Talk
 from methods.framework.errors import RefusedError
 from methods.framework.layer_plan import INSIDE
 from methods.framework.method import LayerwiseMethod, Method
@@ -101,6 +102,7 @@ class Calibrator:
                 config.seed,
                 config.bos,
                 config.answers_only,
+                talk=Talk.of(config),
             )
         return self._corpus
 

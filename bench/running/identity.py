@@ -32,7 +32,7 @@ from methods.framework.stats import CATALOGUE
 SCHEMA = 2
 
 
-_SAID = {"name", "opening", "sources", "counted"}
+_SAID = {"name", "opening", "sources", "counted", "system_instruction", "enable_thinking", "template_arguments"}
 """Fields of a corpus that say how it came to be; the digest of its tokens, and of which of them count, says what it is."""
 
 
@@ -57,6 +57,10 @@ def shared_key(config: RunConfig, content: str, tasks: Mapping[str, str], root: 
         "versions": versions(),
         "code": code_digest(EVALUATING, root),
     }
+    if evaluation.think_end_token is not None:
+        key["think_end_token"] = evaluation.think_end_token
+    if evaluation.shipped_generation or evaluation.generation:
+        key["batch_size"] = evaluation.batch_size  # draws of one batch follow each other
     if config.trust_remote_code:
         key["trust_remote_code"] = True  # the code itself is part of the content
     if config.timing.enabled:

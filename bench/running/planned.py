@@ -16,6 +16,7 @@ from methods.framework.inventory import Inventory
 from methods.framework.method import Method
 from methods.framework.outside import parse_json, read_bytes
 from methods.framework.plan import Plan
+from methods.framework.wording import wording
 from methods.registry import method_class, names
 
 
@@ -89,9 +90,8 @@ class Planned:
         try:
             origin = _Origin.model_validate(stated)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(("provenance", *(str(part) for part in first["loc"])))
-            raise PlanError(f"{path}: {where}: {first['msg']}; mend the entry, or leave it out") from error
+            told = wording(error, stated, "provenance")
+            raise PlanError(f"{path}: {told}; mend the entry, or leave it out") from error
         return cls(_title(origin, plan.digest), plan, origin.knobs, origin.found_by, stated)
 
     @property

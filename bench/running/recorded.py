@@ -12,6 +12,7 @@ from bench.records.environment import environment
 from bench.records.record import ModelInfo, Record, Score
 from bench.running.planned import Planned
 from bench.running.record_parts import cost_info, group_sizes, ratio_info, realisation, recovery_info
+from bench.running.stages import evaluation_info
 from bench.running.subject import Subject
 from bench.settings.run_settings import RunConfig
 from methods.framework.cost import cost
@@ -64,6 +65,7 @@ def record_of(subject: Subject, base: Subject, config: RunConfig, checkpoint: Ch
         target=subject.target,
         recovery=recovery_info(subject.recovery, subject.recovered),
         realisation=realisation(plan) if subject.evaluation else None,
+        evaluation=evaluation_info(config.evaluation, checkpoint) if subject.evaluation else None,
         scores=scores,
         timing=subject.timing,
         seconds=subject.clock.seconds,

@@ -14,6 +14,7 @@ from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.content import stated_digest
 from bench.checkpoint.tokenizer_files import open_tokenizer
 from bench.evaluation.evaluate import check_tasks
+from bench.evaluation.generation import generation_of
 from bench.evaluation.items import save_items
 from bench.evaluation.tasks import load_tasks
 from bench.models.device import resolved_device
@@ -136,8 +137,15 @@ class Run:
         if asked.tasks:
             shots, limit, seed = asked.num_fewshot, asked.limit, asked.seed
             chat = chat_of(asked, lambda: open_tokenizer(self.checkpoint.path, self.checkpoint.trust_remote_code))
+            generation = generation_of(asked, self.checkpoint.path)
             leaves, _ = load_tasks(
-                asked.tasks, asked.include_path, num_fewshot=shots, limit=limit, seed=seed, chat=chat
+                asked.tasks,
+                asked.include_path,
+                num_fewshot=shots,
+                limit=limit,
+                seed=seed,
+                chat=chat,
+                generation=generation,
             )
             tasks = {name: leaf.digest for name, leaf in leaves.items()}
         shared = shared_key(self.config, self.checkpoint.content, tasks)
@@ -168,6 +176,9 @@ class Run:
                 propagation=self.config.calibration.propagation,
                 opening=corpus.opening,
                 sources=dict(corpus.sources),
+                system_instruction=corpus.talk.system,
+                enable_thinking=corpus.talk.thinking,
+                template_arguments=dict(corpus.talk.arguments),
             )
 
     def _guarded(self, subject: Subject, stage: Callable[[Subject], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +17,14 @@ from bench.calibration.code_digest import TIMING, code_digest
 from bench.calibration.passing_stats import PassingStats
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.checkpoint.content import stated_moments
+from bench.checkpoint.tokenizer_files import open_tokenizer
 from bench.evaluation.chat import Chat
 from bench.evaluation.evaluate import Evaluation, evaluate
+from bench.evaluation.generation import Generation, generation_of, shipped_with
 from bench.models.device import resolved_device
 from bench.records.environment import device_name
-from bench.records.record import Timing
+from bench.records.record import EvaluationInfo, Timing
+from bench.settings.named_values import read_values
 from bench.settings.recovery import RecoverySettings
 from bench.settings.stage_settings import EvaluationConfig
 from bench.settings.timing_settings import TimingConfig
@@ -176,6 +180,8 @@ def evaluate_checkpoint(
         cache=store.cache / "scores",
         max_length=config.max_length,
         chat=chat_of(config, lambda: tokenizer),
+        generation=generation_of(config, path),
+        think_end_token=config.think_end_token,
         progress=progress,
     )
 
@@ -184,7 +190,28 @@ def chat_of(config: EvaluationConfig, tokenizer: Callable[[], Any]) -> Chat | No
     """Return how prompts become conversations, None where they are asked as they are; ``tokenizer`` loads that of the model."""
     if not config.apply_chat_template:
         return None
-    return Chat(tokenizer(), config.system_instruction, config.fewshot_as_multiturn, config.enable_thinking)
+    arguments = read_values(config.template_arguments)
+    return Chat(tokenizer(), config.system_instruction, config.fewshot_as_multiturn, config.enable_thinking, arguments)
+
+
+def evaluation_info(config: EvaluationConfig, checkpoint: Checkpoint) -> EvaluationInfo:
+    """Return how a checkpoint, and what is made of it, is asked and answers, for the record.
+
+    Raises:
+        EvaluationError: its template or its settings of generation do not fit.
+    """
+    chat = chat_of(config, lambda: open_tokenizer(checkpoint.path, checkpoint.trust_remote_code))
+    generation = generation_of(config, checkpoint.path) or Generation()
+    asked = {"dtype", "limit", "num_fewshot", "max_length", "system_instruction", "fewshot_as_multiturn"}
+    return EvaluationInfo(
+        **config.model_dump(include=asked),
+        chat_template=None if chat is None else hashlib.sha256(chat.template.encode()).hexdigest(),
+        template_arguments={} if chat is None else chat.told,
+        generation_config=shipped_with(checkpoint.path),
+        generation=dict(generation.values),
+        stop=config.stop,
+        think_end_token=config.think_end_token,
+    )
 
 
 def time_checkpoint(

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from bench.checkpoint.config_file import read_config
 from bench.serving.engine import Engine
+from bench.serving.plugin import STOCK
 from bench.serving.servable import expert_forms, has_zeros, unservable
 from bench.serving.target import Verdict, vllm_verdict
 from bench.settings.timing_settings import OnlineProtocol
@@ -62,7 +63,13 @@ class VLLM(Engine):
         config = read_config(path)
         # Experts in a form of their own are looped over on the host, which no CUDA graph can record.
         eager = {"enforce_eager": True} if any(map(has_own_form, expert_forms(config))) else {}
-        return eager | self.device_options(config, dtype)
+        rule = STOCK.get(str((config.get("architectures") or [""])[0]))
+        renamed = (
+            {}
+            if rule is None or rule.architecture is None
+            else {"hf_overrides": {"architectures": [rule.architecture]}}
+        )
+        return {**renamed, **eager, **self.device_options(config, dtype)}
 
     def device_options(self, config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         """Return what the device needs besides.

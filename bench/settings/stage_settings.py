@@ -8,12 +8,15 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from bench.settings.mixture import CorpusLine
+from bench.settings.named_values import NamedValues
 from bench.settings.strict import Extended
 
 Bos = Literal["as evaluated", "always", "never"]
 """When a window of text begins with the tokenizer's beginning of a sequence."""
 TRUST = "let the tokenizer run Python code that lies beside the weights"
 """What ``trust_remote_code`` does, in every place where it is a setting."""
+THINKS = "argument enable_thinking (or thinking) of the chat template; None leaves it out"
+ARGUMENTS = "further arguments of the chat template as NAME=VALUE, such as reasoning_effort=high"
 POCKET = "pocket"
 """Name of a task list: all tasks of the pocket language."""
 
@@ -21,7 +24,17 @@ POCKET = "pocket"
 class CalibrationConfig(Extended):
     """What statistics are measured on."""
 
-    later: ClassVar[tuple[str, ...]] = ("device", "bos", "answers_only", "moments", "states", "hidden_mib")
+    later: ClassVar[tuple[str, ...]] = (
+        "device",
+        "bos",
+        "answers_only",
+        "system_instruction",
+        "enable_thinking",
+        "template_arguments",
+        "moments",
+        "states",
+        "hidden_mib",
+    )
 
     corpus: CorpusLine = Field(
         default="pocket",
@@ -37,6 +50,11 @@ class CalibrationConfig(Extended):
     answers_only: bool = Field(
         default=False, description="count tokens of answers alone, as the chat template marks them; conversations only"
     )
+    system_instruction: str | None = Field(
+        default=None, description="the system's turn of conversations that have none"
+    )
+    enable_thinking: bool | None = Field(default=None, description=THINKS)
+    template_arguments: NamedValues = Field(default=(), description=ARGUMENTS)
     propagation: Literal["one_shot", "sequential"] = Field(default="one_shot", description="hidden states measured on")
     sampled_tokens: int = Field(
         default=4096, ge=1, description="tokens on which every expert runs, for statistics and methods that need it"
@@ -66,7 +84,13 @@ class EvaluationConfig(Extended):
         "system_instruction",
         "fewshot_as_multiturn",
         "enable_thinking",
+        "template_arguments",
+        "shipped_generation",
+        "generation",
+        "stop",
+        "think_end_token",
     )
+    of_conversations: ClassVar[tuple[str, ...]] = later[:5]
 
     tasks: tuple[str, ...] = Field(default=(), description="lm-eval task names, or pocket; none scores nothing")
     include_path: Path | None = Field(default=None, description="folder of local task files")
@@ -82,13 +106,22 @@ class EvaluationConfig(Extended):
     )
     system_instruction: str | None = Field(default=None, description="the system's turn of these conversations")
     fewshot_as_multiturn: bool = Field(default=False, description="examples of few-shot as turns of their own")
-    enable_thinking: bool | None = Field(
-        default=None, description="argument enable_thinking of the chat template; None leaves it out"
+    enable_thinking: bool | None = Field(default=None, description=THINKS)
+    template_arguments: NamedValues = Field(default=(), description=ARGUMENTS)
+    shipped_generation: bool = Field(
+        default=False, description="generate texts as generation_config.json of the model says, not as the task says"
+    )
+    generation: NamedValues = Field(
+        default=(), description="settings of generation in place of those, as NAME=VALUE, such as temperature=0.6"
+    )
+    stop: tuple[str, ...] = Field(default=(), description="texts that end an answer, beside those of the task")
+    think_end_token: str | None = Field(
+        default=None, description="what ends the model's thinking; what stands before it is no part of the answer"
     )
 
     @model_validator(mode="after")
     def _only_in_conversations(self) -> Self:
-        asked = [name for name in self.later[1:] if getattr(self, name) not in (None, False)]
+        asked = [name for name in self.of_conversations[1:] if getattr(self, name) not in (None, False, ())]
         if self.enable_thinking is False:
             asked.append("enable_thinking")
         if asked and not self.apply_chat_template:

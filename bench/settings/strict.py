@@ -18,6 +18,7 @@ from pydantic import (
 
 from methods.framework.errors import ConfigError, UnknownNameError
 from methods.framework.outside import read_text
+from methods.framework.wording import wording
 
 _LONGEST = 16 << 20
 """Bytes of the longest file of settings."""
@@ -88,8 +89,4 @@ def validated(document: Mapping[str, Any], kind: type[Settings], where: str) -> 
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
-        raise ConfigError(f"{where}: {path + ': ' if path else ''}{message}{found}") from error
+        raise ConfigError(f"{where}: {wording(error, document)}") from error

@@ -105,9 +105,16 @@ def _knobs(cls: type[Method]) -> Iterator[str]:
     rows = [["knob", "values", "default", "what it is"]]
     rows += [[f"`{one.name}`", one.values, f"`{one.default}`", _lower(one.meaning)] for one in knobs(cls)]
     yield from ("## Knobs", "", *markdown(rows), "")
+    yield from ("```bash", *method_command(cls), "```", "")
+
+
+def method_command(cls: type[Method]) -> list[str]:
+    """Return the lines of a command that tries a method on a pocket model."""
     share = cls.model_fields["keep"].default
-    command = f"moebench run --model pocket-mixtral --method {cls.name} --keep {share} \\"
-    yield from ("```bash", command, "  --sequences 16 --length 128 --tasks pocket --no-time", "```", "")
+    return [
+        f"moebench run --model pocket-mixtral --method {cls.name} --keep {share} \\",
+        "  --sequences 16 --length 128 --tasks pocket --limit 50 --no-time",
+    ]
 
 
 def _cost(cls: type[Method]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from bench.text.cutting import Marked, opened, packed
 from bench.text.encoder import MASKS, Encoder
 from bench.text.instructions import instruction_texts
 from bench.text.pieces import LONGEST, pieces
+from bench.text.template import SILENT, Talk
 from methods.framework.errors import ConfigError, UnknownNameError
 from methods.framework.outside import parse_json, read_text
 
@@ -32,6 +34,8 @@ FORMS = (
     "as SOURCE=0.5,SOURCE=0.5"
 )
 _ID_FILES = (".npy", ".safetensors", ".json")
+_TALKS = ("chat:", "datasets:")
+"""Beginnings of sources that may hold conversations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +51,7 @@ class Corpus:
         sources: of a mixture, each source with the number of its windows.
         marks: for each window, which of its tokens statistics count; None: all. They are part of the digest.
         documents: marks of the documents that it was cut from, where it was cut from documents.
+        talk: what its conversations got beside their turns.
     """
 
     name: str
@@ -57,6 +62,7 @@ class Corpus:
     sources: tuple[tuple[str, int], ...] = ()
     marks: tuple[tuple[bool, ...], ...] | None = None
     documents: frozenset[bytes] = frozenset()
+    talk: Talk = SILENT
 
     @property
     def counted(self) -> int:
@@ -118,6 +124,7 @@ def parse(
     bos: Bos = "as evaluated",
     answers_only: bool = False,
     apart: Apart | None = None,
+    talk: Talk | None = None,
 ) -> Corpus:
     """Return the corpus that ``spec`` names.
 
@@ -134,12 +141,20 @@ def parse(
         answers_only: whether only tokens of answers count, as the chat template marks them; all sources are conversations.
         apart: what the same study reads already. Windows of a text file that share a passage with it are passed over, and
             documents that it holds.
+        talk: what conversations get beside their turns; None: nothing.
 
     Raises:
-        ConfigError: a source is missing, unreadable, too short, or does not fit the model.
+        ConfigError: a source is missing, unreadable, too short, or does not fit the model; or no source is of conversations
+            and ``talk`` says something.
     """
     sources, mixed = _sources(spec, sequences, length)
-    encoder = Encoder(checkpoint)
+    talk = talk or SILENT
+    if not talk.silent and not has_conversations(spec):
+        raise ConfigError(
+            f"corpus {spec!r} holds no conversations, so that a system's turn or an argument of the chat template would change "
+            f"nothing; leave them out, or name one of {', '.join(_TALKS)}"
+        )
+    encoder = Encoder(checkpoint, talk)
     opening = encoder.opening(bos)
     if length <= len(opening):
         raise ConfigError(
@@ -153,9 +168,15 @@ def parse(
         )
     marks = [window.marks for window in windows] if answers_only else None
     corpus = Corpus.of((window.ids for window in windows), spec, marks)
-    corpus = replace(corpus, opening=opening, sources=tuple(sources) if mixed else (), documents=frozenset(read))
+    corpus = replace(corpus, opening=opening, sources=tuple(sources) if mixed else ())
+    corpus = replace(corpus, documents=frozenset(read), talk=talk)
     _check_fit(corpus, checkpoint)
     return corpus
+
+
+def has_conversations(spec: str) -> bool:
+    """Tell whether a source of a corpus may hold conversations."""
+    return any(source.strip().startswith(_TALKS) for source in re.split(r"[+,]", spec))
 
 
 def replayed(spec: str) -> bool:

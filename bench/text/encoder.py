@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.checkpoint.tokenizer_files import open_tokenizer
 from bench.settings.stage_settings import Bos
+from bench.text.template import SILENT, Talk
 from methods.framework.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ MASKS = frozenset({"mask", "loss_mask", "weight", "weights", "train"})
 class Encoder:
     """Token ids of texts and conversations, read with the tokenizer of one checkpoint, which is loaded when first needed."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        """Encode for ``checkpoint``."""
-        self._checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, talk: Talk | None = None) -> None:
+        """Encode for ``checkpoint``; ``talk`` says what conversations get beside their turns."""
+        self._checkpoint, self._talk = checkpoint, talk or SILENT
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -64,7 +65,11 @@ class Encoder:
         """
         self._check_conversation(messages, where)
         try:
-            return self.text(self._tokenizer.apply_chat_template(messages, tokenize=False))
+            return self.text(
+                self._tokenizer.apply_chat_template(self._talk.begun(messages), tokenize=False, **self._told)
+            )
+        except ConfigError:
+            raise
         except Exception as error:  # templates raise what they like, besides jinja's own errors
             raise self._refused(where, error) from error
 
@@ -92,11 +97,14 @@ class Encoder:
             )
         try:
             texts, spans = render_jinja_template(
-                conversations=[messages],
+                conversations=[self._talk.begun(messages)],
                 chat_template=tokenizer.get_chat_template(),
                 return_assistant_tokens_mask=True,
                 **tokenizer.special_tokens_map,
+                **self._told,
             )
+        except ConfigError:
+            raise
         except Exception as error:  # as above
             raise self._refused(where, error) from error
         if not tokenizer.is_fast:
@@ -108,6 +116,15 @@ class Encoder:
         found = tokenizer(texts[0], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         inside = [any(a < stop and first < b for a, b in spans[0]) for first, stop in found["offset_mapping"]]
         return list(found["input_ids"]), inside
+
+    @cached_property
+    def _told(self) -> dict[str, Any]:
+        """The arguments that the chat template gets.
+
+        Raises:
+            ConfigError: it does not know one of them.
+        """
+        return self._talk.told(self._tokenizer.get_chat_template(), ConfigError)
 
     def _refused(self, where: str, error: Exception) -> ConfigError:
         return ConfigError(f"{where}: the chat template of {self._checkpoint.name} refuses it: {error}")

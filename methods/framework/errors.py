@@ -33,8 +33,7 @@ class UnknownNameError(ConfigError):
         names = sorted(known)
         close = difflib.get_close_matches(name, names, n=1)
         message = f"unknown {kind} {name!r}"
-        if close:
-            message += f"; did you mean {close[0]!r}?"
+        message += f"; did you mean {close[0]!r}?" if close else "."
         shown, more = names, len(names) - SUGGESTED
         if more > 0:
             shown = difflib.get_close_matches(name, names, n=SUGGESTED, cutoff=0.0)

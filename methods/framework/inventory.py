@@ -155,6 +155,7 @@ class Router:
         gated_shared: whether the shared experts' output is multiplied by ``sigmoid(w_s . x)``.
         eps: added to the sum before renormalising.
         floor: least value that the sum counts as.
+        weighs_inputs: whether the score of the one chosen expert multiplies what that takes in; what it gives then counts once.
         jitter: half of the relative distance from the best within which a logit counts as close, of ``sparsemixer``.
     """
 
@@ -169,6 +170,7 @@ class Router:
     eps: float = 0.0
     floor: float = 0.0
     jitter: float = 0.0
+    weighs_inputs: bool = False
 
     def fewest_experts(self, top_k: int) -> int:
         """Return the fewest experts among which this router can choose ``top_k`` for one token.
@@ -354,6 +356,13 @@ class Inventory:
     def droppable_layers(self) -> tuple[int, ...]:
         """Indices of the decoder layers whose feed-forward sub-layer may be dropped by itself."""
         return tuple(i for i, layer in enumerate(self.layers) if layer.droppable)
+
+    @property
+    def attending_layers(self) -> tuple[int, ...]:
+        """Indices of the decoder layers whose mixer is attention."""
+        return tuple(
+            i for i, layer in enumerate(self.layers) if any(e.role.startswith("attention.") for e in layer.beside)
+        )
 
     @property
     def num_experts(self) -> int:

@@ -15,6 +15,7 @@ from methods.framework.layer_plan import INSIDE, WITHOUT_EXPERTS, LayerPlan
 from methods.framework.plan import Plan
 from methods.framework.probe import Probe
 from methods.framework.stats import Stats
+from methods.framework.wording import wording
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 Keep = Share | Annotated[tuple[Share, ...], Field(min_length=1, max_length=64)]
@@ -78,6 +79,11 @@ class Method(BaseModel, abc.ABC):
         """Names of all statistics that a run has to measure: those that it reads, and those that it writes."""
         return self.needs | self.moments
 
+    @property
+    def maps(self) -> bool:
+        """Whether its plans let several router rows lead to one expert, or rows lead to constants."""
+        return getattr(self, "router", None) == "map"
+
     def refuse(self, inventory: Inventory) -> str | None:
         """Return the reason why the method does not apply to this model, or None."""
         if not (inventory.droppable_layers if self.stages <= WITHOUT_EXPERTS else inventory.moe_layers):
@@ -90,6 +96,12 @@ class Method(BaseModel, abc.ABC):
             )
         if not self.stages.isdisjoint(INSIDE) and any(layer.biased for layer in inventory.layers):
             return "experts of this model have biases, and nothing that loads experts in another form knows these"
+        if self.maps and inventory.router.weighs_inputs:
+            other = "; set router to slice" if hasattr(self, "router") else ""
+            return (
+                "its router rows would lead to other experts or to constants, and the router of this model multiplies what one "
+                f"expert takes in{other}"
+            )
         if "experts" in self.stages and any(layer.expert_map is not None for layer in inventory.layers):
             return "router rows of this model share experts already, so experts cannot be selected or merged again"
         return None
@@ -147,9 +159,7 @@ class Method(BaseModel, abc.ABC):
         try:
             return cls.model_validate(dict(knobs))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "knobs"
-            raise ConfigError(f"method {cls.name}, {where}: {first['msg']}, found {first['input']!r}") from error
+            raise ConfigError(f"method {cls.name}, {wording(error, knobs)}") from error
 
 
 class LayerwiseMethod(Method):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -125,14 +124,11 @@ def parse_json(text: str | bytes, what: str, kind: Kind, remedy: str = "", infin
         raise kind(_said(f"{what} is not valid JSON: {error}", remedy)) from error
     level = [values] if isinstance(values, (dict, list)) else []
     for _ in range(DEEPEST):
-        level = [inner for one in level for inner in _inside(one) if isinstance(inner, (dict, list))]
+        inside = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [inner for held in inside for inner in held if isinstance(inner, (dict, list))]
     if level:
         raise kind(_said(f"{what} has brackets nested more than {DEEPEST} deep", remedy))
     return values
-
-
-def _inside(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value
 
 
 def an_object(value: Any, what: str, kind: Kind, remedy: str = "") -> dict[str, Any]:

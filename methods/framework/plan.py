@@ -19,6 +19,7 @@ from methods.framework.inside_fit import inside_misfit, linear_misfit, normal_fo
 from methods.framework.inventory import Inventory, LayerInventory
 from methods.framework.layer_plan import LayerPlan, Merge
 from methods.framework.outside import an_object, parse_json
+from methods.framework.wording import wording
 
 SCHEMA = 1
 
@@ -86,7 +87,7 @@ class Plan(BaseModel):
         try:
             return cls.model_validate(document)
         except (ValidationError, RecursionError) as error:
-            detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            detail = wording(error, document) if isinstance(error, ValidationError) else str(error)
             raise PlanError(f"{what}: {detail}") from error
 
     @property
@@ -108,9 +109,22 @@ class Plan(BaseModel):
             raise PlanError(f"the plan has {len(self.layers)} layers, the model has {len(inventory.layers)}")
         if all(layer.drop == "block" for layer in self.layers):
             raise PlanError("the plan drops every decoder layer; keep at least one")
+        if reason := without_attention([i for i, layer in enumerate(self.layers) if layer.drop == "block"], inventory):
+            raise PlanError(reason)
         for index, (plan, layer) in enumerate(zip(self.layers, inventory.layers, strict=True)):
             if reason := _misfit(plan, layer, inventory):
                 raise PlanError(f"layer {index}: {reason}")
+
+
+def without_attention(dropped: Sequence[int], inventory: Inventory) -> str | None:
+    """Return why these decoder layers cannot go together, or None: one with attention stays where there are any."""
+    attending = inventory.attending_layers
+    if not attending or not set(attending) <= set(dropped):
+        return None
+    return (
+        f"the plan drops every decoder layer with attention ({', '.join(map(str, attending))}), and transformers cannot run what "
+        f"is left with a cache; of these {len(attending)}, at most {len(attending) - 1} may go"
+    )
 
 
 def _normalise(plan: LayerPlan, layer: LayerInventory) -> LayerPlan:
@@ -126,6 +140,12 @@ def _normalise(plan: LayerPlan, layer: LayerInventory) -> LayerPlan:
     normal = plan.model_copy(update=stated)
     rows = layer.rows if normal.rows is None else len(normal.rows)
     return normal.model_copy(update={"top_k": None if plan.top_k == min(layer.top_k, rows) else plan.top_k})
+
+
+NO_MAP = (
+    "the router's score multiplies what an expert takes in, so neither can several router rows lead to one expert nor can a "
+    "constant stand for one; select experts, or merge them with router rows that go"
+)
 
 
 def _without_idle_members(merge: Merge) -> Merge | None:
@@ -164,6 +184,8 @@ def _misfit(plan: LayerPlan, layer: LayerInventory, inventory: Inventory) -> str
         return (
             "its experts have biases, and nothing that loads experts in another form knows these; select or merge them"
         )
+    if inventory.router.weighs_inputs and plan.expert_map is not None:
+        return NO_MAP
     return inside_misfit(plan, layer) or _routing_misfit(plan, layer, inventory)
 
 

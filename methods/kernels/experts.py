@@ -115,6 +115,11 @@ def gated_mlp(
     return F.linear(channels_NF, down_DF, down_D)
 
 
+def weighed(x_ND: Tensor, scores_N: Tensor) -> Tensor:
+    """Return inputs times the router's score of each, which is rounded to their type first."""
+    return x_ND * scores_N.to(x_ND.dtype).unsqueeze(1)
+
+
 def gate_norm_moments(gates_N: Tensor, norms_N: Tensor) -> Tensor:
     """Return the sums over tokens of g^a |f|^b for a, b = 0, 1, 2, shape (A, B), in float64."""
     gates_N, norms_N = gates_N.double(), norms_N.double()

@@ -157,16 +157,20 @@ class _Members:
             self._mutate(child)
 
     def _sample(self, pool_E: Booleans) -> Booleans:
-        size = self._experts // self._groups
-        places = [
-            group * size + self._rng.choice(np.flatnonzero(part), self._each, replace=False)
-            for group, part in enumerate(pool_E.reshape(self._groups, size))
-        ]
-        return _row(self._experts, np.concatenate(places))
+        size, row = self._experts // self._groups, np.zeros(self._experts, dtype=bool)
+        for start in range(0, self._experts, size):
+            places = self._rng.choice(pool_E[start : start + size].nonzero()[0], self._each, replace=False)
+            row[start + places] = True
+        return row
 
     def _mutate(self, row: Booleans) -> None:
         """Exchange one member for a non-member of the same group."""
         size = self._experts // self._groups
         group = int(self._rng.integers(self._groups)) * size
         part = row[group : group + size]
-        part[[self._rng.choice(np.flatnonzero(part)), self._rng.choice(np.flatnonzero(~part))]] = False, True
+        member, other = (self._one(places) for places in (part.nonzero()[0], (~part).nonzero()[0]))
+        part[member], part[other] = False, True
+
+    def _one(self, places: Indices) -> int:
+        """Return one of ``places``; the same as ``choice`` draws, in a fifth of the time."""
+        return int(places[self._rng.integers(0, len(places))])

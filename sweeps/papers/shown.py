@@ -158,8 +158,10 @@ def _key(
 
 def _corpus(checkpoint: Checkpoint, text: CalibrationConfig) -> Corpus:
     from bench.text.corpus import parse
+    from bench.text.template import Talk
 
-    return parse(text.corpus, checkpoint, text.sequences, text.length, text.seed, text.bos, text.answers_only)
+    how: dict[str, Any] = {"bos": text.bos, "answers_only": text.answers_only, "talk": Talk.of(text)}
+    return parse(text.corpus, checkpoint, text.sequences, text.length, text.seed, **how)
 
 
 def _tokens(question: Question, corpus: Corpus | None) -> int:
@@ -171,7 +173,8 @@ def _tokens(question: Question, corpus: Corpus | None) -> int:
 
 def _named(text: CalibrationConfig) -> dict[str, Any]:
     """Return what tells a text from others by name alone."""
-    fields = {"corpus", "sequences", "length", "seed", "bos", "answers_only", "sampled_tokens"}
+    spoken = {"system_instruction", "enable_thinking", "template_arguments"}
+    fields = {"corpus", "sequences", "length", "seed", "bos", "answers_only", "sampled_tokens", *spoken}
     return text.model_dump(mode="json", include=fields)
 
 

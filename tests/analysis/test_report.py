@@ -217,6 +217,19 @@ def test_several_folders_count_a_run_once(tmp_path: Path) -> None:
     assert len(loaded.records) == 2 and "same id" in loaded.problems[0]
 
 
+def test_stores_of_several_people_are_told_apart(tmp_path: Path) -> None:
+    names = ("anna/runs", "ben/runs")
+    for name, one in zip(names, (record(None), record("reap")), strict=True):
+        write_record(one, tmp_path / name / "records")
+    merged = report([tmp_path / name / "records" for name in names], tmp_path / "out", figures=False)
+    page, text = merged.page.read_text(), merged.markdown.read_text()
+    facts = {row["run"]: dict(row["facts"]) for row in held(page, "details")["rows"]}
+    assert sorted(one["From"] for one in facts.values()) == list(names)
+    assert "### Stores" in text and all(name in text and name in page for name in names)
+    alone = report(tmp_path / "anna" / "runs" / "records", tmp_path / "out", figures=False)
+    assert "### Stores" not in alone.markdown.read_text() and "anna" not in alone.page.read_text()
+
+
 def test_run_without_its_base_is_told(tmp_path: Path) -> None:
     made = report(_store(tmp_path / "records", [record()]), tmp_path / "out")
     assert any("cannot be compared with its base" in text for text in made.messages)

@@ -6,12 +6,15 @@ import inspect
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench.cli import VERBS
+from bench.cli import VERBS, app
+from bench.commands.verb import Verb
 from tests.support.command_line import moebench
 
 LIGHT = (
@@ -62,6 +65,40 @@ def test_every_verb_has_its_file_and_its_help(verb: object, capsys: pytest.Captu
     status, told = moebench(capsys, name, "--help")
     assert status == 0
     assert verb.help.split("\n")[0] in told  # type: ignore[attr-defined]  # attributes of typer's commands
+
+
+def parameters(command: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every argument and option of a command and of those below it, with the name of its command."""
+    whole = command.command() if isinstance(command, Verb) else command
+    yield from ((str(command.name), parameter) for parameter in whole.params)
+    for below in getattr(whole, "commands", {}).values():
+        yield from parameters(below)
+
+
+def test_every_option_and_argument_is_explained() -> None:
+    found = list(parameters(app))
+    assert {name for name, _ in found} == {"moebench", *(str(verb.name) for verb in VERBS)}
+    unexplained = [f"{name} {' '.join(one.opts)}" for name, one in found if not (one.help or "").strip()]
+    assert unexplained == []
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("moebench meth", ["methods"]),
+        ("moebench methods sub", ["sub_moe"]),
+        ("moebench run --method sub", ["sub_moe"]),
+        ("moebench run --seque", ["--sequences"]),
+    ],
+)
+def test_shells_complete_verbs_options_and_methods(
+    words: str, wanted: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_MOEBENCH_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    status, told = moebench(capsys)
+    assert (status, told.split()) == (0, wanted)
 
 
 def test_no_file_of_a_verb_is_left_out() -> None:

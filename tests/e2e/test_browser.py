@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from analysis.report import Report, report
+from analysis.watching import Watched
 from bench.evaluation.items import Items, items_from, save_items
 from bench.evaluation.paired import binary_interval, compare, mcnemar
 from bench.records.record import Record, write_record
@@ -57,7 +58,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Report:
         if run.plan and run.method in METHODS:
             (store / "plans" / f"{run.plan}.json").write_text(plan.dumps())
             save_items(_items(run, rng), store / "items" / run.id)
-    return report(store / "records", store / "report", figures=False)
+    papers = store / "papers"
+    papers.mkdir()
+    (papers / "reap.md").write_text("# REAP, its tables\n\narXiv 2510.13999.\n")
+    return report(store / "records", store / "report", figures=False, papers=papers)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +82,7 @@ def tab(chromium: Any, made: Report) -> Iterator[Tab]:
 def _opened(chromium: Any, made: Report, **context: Any) -> Tab:
     tab = Tab(chromium, made.page.as_uri(), **context)
     tab.page.wait_for_selector("#board[data-ready]")
+    tab.page.locator("#plot").scroll_into_view_if_needed()
     tab.page.wait_for_selector("#plot[data-ready]")
     return tab
 
@@ -179,6 +184,19 @@ def test_the_plot_follows_filters_and_choices_and_has_no_share_button(tab: Tab) 
     assert titles and not any("edit" in title.lower() or "cloud" in title.lower() for title in titles)
 
 
+def test_the_library_of_the_plot_waits_until_it_is_looked_at(chromium: Any, made: Report) -> None:
+    tab = Tab(chromium, made.page.as_uri(), viewport={"width": 1300, "height": 120})
+    page = tab.page
+    page.wait_for_selector("#board[data-ready]")
+    assert page.evaluate("typeof Plotly") == "undefined" and page.locator("#board > tbody").count() == 100
+    page.locator("#plot").scroll_into_view_if_needed()
+    page.wait_for_selector("#plot[data-ready]")
+    times = page.evaluate("performance.getEntriesByType('mark').map((one) => one.name)")
+    assert times == ["table", "library", "drawing", "plot"], "the table is there before the library is read"
+    assert tab.complaints == []
+    tab.close()
+
+
 def test_a_row_opens_with_tasks_plan_command_and_the_paper(tab: Tab) -> None:
     page = tab.page
     page.fill("#t-search", "reap")
@@ -191,6 +209,8 @@ def test_a_row_opens_with_tasks_plan_command_and_the_paper(tab: Tab) -> None:
     assert "moebench run --model" in told and "--method reap:keep=0." in told
     assert "0  #.##" in told and "1  the experts' sub-layer is removed" in told
     assert str(sheet.locator("a").first.get_attribute("href")).startswith("https://arxiv.org/abs/2510.")
+    assert sheet.locator("a", has_text="REAP, its tables").get_attribute("href") == "../papers/reap.md"
+    assert page.locator("main a", has_text="REAP, its tables").count() == 2, "below the table, too"
     page.locator(".fold").first.click()
     assert sheet.is_hidden() and page.locator(".fold").first.get_attribute("aria-expanded") == "false"
 
@@ -277,3 +297,35 @@ def test_a_phone_shows_it_without_scrolling_sideways(chromium: Any, made: Report
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
     assert tab.complaints == []
     tab.close()
+
+
+def test_a_watched_page_takes_up_new_records_and_keeps_what_is_chosen(
+    chromium: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analysis.watching._CALM", 0)
+    first, *rest = board(("synthetic-coarse",), METHODS)
+    write_record(first, tmp_path / "records")
+    watched = Watched([tmp_path], tmp_path / "report", title="live", floor=0.9)
+    watched.refresh()
+    with watched.served(0) as address:
+        tab = Tab(chromium, address, viewport={"width": 1300, "height": 900})
+        page = tab.page
+        page.wait_for_selector("#board[data-ready]")
+        assert _count(page) == 1
+        page.fill("#t-search", "keep=0.5")
+        page.check("#t-floor")
+        for one in rest:
+            write_record(one, tmp_path / "records")
+        with page.expect_navigation():
+            watched.refresh()
+        page.wait_for_selector("#board[data-ready]")
+        _until(page, "document.getElementById('t-search').value === 'keep=0.5'")
+        _until(page, "/^[1-9] of 10 rows$/.test(document.getElementById('t-count').textContent)")
+        assert page.is_checked("#t-floor")
+        assert 0 < _count(page) < 10
+        assert tab.complaints == []
+        assert {url.split("?")[0] for url in tab.requests if not url.startswith("blob:")} == {
+            address,
+            f"{address}version",
+        }
+        tab.close()

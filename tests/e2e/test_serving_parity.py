@@ -9,6 +9,7 @@ import torch
 
 from bench.applying.apply import apply
 from bench.checkpoint.checkpoint import Checkpoint
+from bench.families.family import family_named
 from bench.laws.served import TOKENS, covering, greedy_tokens, write
 from bench.models.load import load_model
 from bench.serving.processes.client import Zygote
@@ -33,7 +34,8 @@ def log_probabilities(path: Path) -> list[list[float]]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Checkpoint:
-    return Checkpoint.open(tiny_checkpoint(request.param, tmp_path_factory.mktemp(request.param) / "source"))
+    folder = tmp_path_factory.mktemp(request.param) / "source"
+    return Checkpoint.open(tiny_checkpoint(request.param, folder, **family_named(request.param).file.published))
 
 
 @pytest.mark.parametrize(("source", "kind"), sorted(covering(FAMILIES)), indirect=["source"])
@@ -49,6 +51,24 @@ def test_the_plugin_agrees_with_transformers(
     assert gap < 1e-5, f"prompt log-probabilities differ by {gap:.2g}"
     if kind != "base":
         assert expected != log_probabilities(source.path), "it should not just repeat the original"
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("afmoe", "counts"),
+        ("ernie4_5_moe", "base"),
+        ("granitemoe", "sublayer"),
+        ("minimax_m2", "constants"),
+        ("phimoe", "mapped"),
+        ("glm4_moe_lite", "channels"),
+    ],
+    indirect=["source"],
+)
+def test_other_families_agree(source: Checkpoint, kind: str, session: TimingSession, tmp_path: Path) -> None:
+    """Each with a kind that runs code of its own; ``python -m bench.laws.served_families`` tries more with all."""
+    path = write(source, kind, tmp_path / kind)
+    assert session.greedy(path, PROMPTS, TOKENS) == greedy_tokens(path, PROMPTS)
 
 
 @pytest.mark.parametrize("source", FAMILIES, indirect=True)

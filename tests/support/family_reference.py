@@ -23,6 +23,8 @@ def gate_norm_moments(model: Any, checkpoint: Checkpoint, windows: Sequence[Sequ
         windows: token ids, each run alone.
     """
     inventory, found = checkpoint.inventory, {}
+    if inventory.router.weighs_inputs:
+        return _moments_of_weighed_inputs(model, checkpoint, windows)
     modules = {layer: model.get_submodule(checkpoint.family.experts_module(layer)) for layer in inventory.moe_layers}
     seen: dict[int, list[tuple[Any, ...]]] = {layer: [] for layer in modules}
     hooks = [
@@ -41,6 +43,30 @@ def gate_norm_moments(model: Any, checkpoint: Checkpoint, windows: Sequence[Sequ
             for states, chosen, weights in seen[layer]:
                 _add(sums, module, states.reshape(-1, states.shape[-1]), chosen, weights)
             found[layer] = sums
+    return found
+
+
+def _moments_of_weighed_inputs(model: Any, checkpoint: Checkpoint, windows: Sequence[Sequence[int]]) -> dict[int, Any]:
+    """Return the same where scores multiply inputs: each output counts once, and the module gets one expert's input alone."""
+    found = {}
+    for layer in checkpoint.inventory.moe_layers:
+        module = model.get_submodule(checkpoint.family.experts_module(layer))
+        experts = checkpoint.inventory.layers[layer].experts
+        seen: list[torch.Tensor] = []
+        handle = module.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        with torch.no_grad():
+            for window in windows:
+                model(input_ids=torch.tensor([list(window)]), use_cache=False)
+            handle.remove()
+            sums = np.zeros((experts, len(GATE_POWERS), len(NORM_POWERS)))
+            for rows in seen:
+                for expert, states in enumerate(rows.view(experts, -1, rows.shape[-1])):
+                    for state in states[(states != 0).any(dim=1)]:
+                        alone = torch.zeros(experts, len(state))
+                        alone[expert] = state
+                        norm = float(module(alone)[expert].double().norm())
+                        sums[expert] += np.array([[norm**b for b in NORM_POWERS]] * len(GATE_POWERS))
+        found[layer] = sums
     return found
 
 

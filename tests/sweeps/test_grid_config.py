@@ -56,7 +56,7 @@ def test_pocket_stands_for_all_pocket_tasks(tmp_path: Path) -> None:
     [
         ({"methodes": []}, "did you mean 'methods'"),
         ({"keeps": [0.5, 0.5]}, "keeps states a value twice: 0.5, 0.5"),
-        ({"keeps": [1.5]}, "less than or equal to 1"),
+        ({"keeps": [1.5]}, "keeps.0: should be at most 1, found 1.5"),
         ({"timing": {"enabled": True}, "workers": 2}, "allowed: workers: 1"),
         ({"calibration": {"seeds": []}}, "seeds"),
         ({"methods": ["random:seed"]}, "not of the form knob=value"),

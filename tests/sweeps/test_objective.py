@@ -79,7 +79,7 @@ def test_it_is_minimised(home: Path, resident: Resident, tmp_path: Path) -> None
 
 
 def test_its_settings_are_checked_and_it_is_guarded(home: Path) -> None:
-    with pytest.raises(ConfigError, match=r"objectives\.0\.slope\.scale: Input should be greater than 0, found -1"):
+    with pytest.raises(ConfigError, match=r"objectives\.0\.scale: should be more than 0, found -1"):
         sweep(home, objectives=slope(home, scale=-1))
     calibration = {"corpus": str(home / "held_out.json"), "sequences": 8, "length": 16, "seed": 0}
     with pytest.raises(

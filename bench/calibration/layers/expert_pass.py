@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bench.calibration.layers.layer_experts import LayerExperts
-from methods.kernels.experts import Activation, Assignment, gated_mlp
+from methods.kernels.experts import Activation, Assignment, gated_mlp, weighed
 
 
 class Outputs(NamedTuple):
@@ -52,6 +52,7 @@ class ExpertPass:
         activation: Activation,
         rows: int,
         keep_channels: bool = False,
+        scores_TE: Tensor | None = None,
     ) -> None:
         """Take the tokens and where they are routed to.
 
@@ -64,7 +65,9 @@ class ExpertPass:
             activation: applied to the outputs of gate.
             rows: bound on the rows of one matrix product.
             keep_channels: whether outputs come with the inputs of down.
+            scores_TE: factors on what each expert takes in; None: there are none.
         """
+        self._scores_TE = scores_TE
         self._keep_channels = keep_channels
         self._experts, self._input_TD, self._activation, self._rows = experts, input_TD, activation, rows
         self._indices_TK, self._weights_TK, self._targets = indices_TK, weights_TK, targets
@@ -84,7 +87,7 @@ class ExpertPass:
         assignment = self.assignment(None)
         for expert in range(len(self._experts)):
             for tokens_N, gates_N in assignment.pieces(expert, self._rows):
-                yield expert, tokens_N, self._input_TD.index_select(0, tokens_N), gates_N
+                yield expert, tokens_N, self._input(tokens_N, expert), gates_N
 
     def routed(self, tokens_N: Tensor | None) -> Iterator[Outputs]:
         """Run the experts on those of ``tokens_N`` (None: all tokens) that choose them."""
@@ -95,7 +98,7 @@ class ExpertPass:
             run = self._reader(expert)
             for piece in assignment.slices(expert, self._rows):
                 rows_N = assignment.tokens[piece] if tokens_N is None else tokens_N[assignment.tokens[piece]]
-                output_ND, channels_NF = run(self._input_TD.index_select(0, rows_N))
+                output_ND, channels_NF = run(self._input(rows_N, expert))
                 places_N, gates_N = assignment.places[piece], assignment.gates[piece]
                 yield Outputs(expert, rows_N, places_N, gates_N, output_ND, channels_NF)
 
@@ -123,7 +126,7 @@ class ExpertPass:
             for piece in assignment.slices(expert, self._rows):
                 here_N, places_N, gates_N = assignment.tokens[piece], assignment.places[piece], assignment.gates[piece]
                 rows_N = tokens_N[here_N]
-                output_ND, channels_NF = run(self._input_TD.index_select(0, rows_N))
+                output_ND, channels_NF = run(self._input(rows_N, expert))
                 flat_XD.index_copy_(0, here_N * slots + places_N, output_ND.to(flat_XD.dtype))
                 used_N = (places_N < top_k).nonzero().squeeze(1)
                 yield Outputs(
@@ -147,7 +150,8 @@ class ExpertPass:
             kept: list[Tensor] = []
             for start in range(0, len(tokens_N), self._rows):
                 some = slice(start, start + self._rows)
-                output_ND, channels_NF = run(input_ND[some])
+                x_ND = input_ND[some] if self._scores_TE is None else self._input(tokens_N[some], expert)
+                output_ND, channels_NF = run(x_ND)
                 out_NED[some, expert] = output_ND
                 if channels_NF is not None:
                     here_N = own_P[(own_P >= start) & (own_P < some.stop)] - start
@@ -159,6 +163,11 @@ class ExpertPass:
                 places_N, gates_N = assignment.places[piece], assignment.gates[piece]
                 channels_NF = None if channels_PF is None else channels_PF[piece.start - first : piece.stop - first]
                 yield Outputs(expert, tokens_N[here_N], places_N, gates_N, output_ND, channels_NF)
+
+    def _input(self, rows_N: Tensor, expert: int) -> Tensor:
+        """Return what an expert takes in on some tokens."""
+        x_ND = self._input_TD.index_select(0, rows_N)
+        return x_ND if self._scores_TE is None else weighed(x_ND, self._scores_TE[rows_N, expert])
 
     def _reader(self, expert: int) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
         """Read an expert and return it as a function to outputs and, if they are asked for, inputs of down."""

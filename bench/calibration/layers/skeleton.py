@@ -39,7 +39,7 @@ class _Handout(nn.Module):
 
     def forward(self, hidden_BSD: Tensor) -> Tensor | tuple[Tensor | None, ...]:
         self.taken = hidden_BSD
-        nothing = hidden_BSD.new_zeros(())
+        nothing = hidden_BSD.new_zeros(()).expand_as(hidden_BSD)
         return nothing if self.outputs == 1 else (nothing, *(None for _ in range(self.outputs - 1)))
 
 
@@ -127,7 +127,7 @@ class Skeleton:
             CheckpointError: the checkpoint's tensors are not those of the architecture.
         """
         layer = self._layers[index]
-        stub = _Handout(self._family.file.block_outputs)
+        stub = _Handout(self._family.block_outputs(self._kinds[index]))
         norm, block = (_in_layer(name) for name in self._family.mlp_modules(index))
         layer.set_submodule(block, stub)
         output_norm = self._family.output_norm_module(index)

@@ -139,7 +139,7 @@ class GradientSums:
     def _network(self, expert: int, dtype: torch.dtype) -> MlpWeights:
         """Return the matrices of an expert in ``dtype``."""
         module: Any = self._module
-        if self._place.layer.biased:
+        if self._place.layer.biased or self._checkpoint.family.file.tensors.fused[0].transposed:
             reader = WeightReader(self._checkpoint, self._place.device, dtype)
             return reader.read_expert("expert", self._place.layer, expert)
         if hasattr(module, "gate_up_proj"):

@@ -28,16 +28,20 @@ class VLLMOnCPU(VLLM):
         """Return that nothing is compiled, where values stand for few bits, and the kernels of latent attention that work."""
         options: dict[str, Any] = {"enforce_eager": True}
         stock = str((config.get("architectures") or [""])[0])
-        if stock in STOCK and any(form.bits is not None for form in expert_forms(config)):
+        rule = STOCK.get(stock.removeprefix(PREFIX))
+        if stock in STOCK and (
             # No kernel of the CPU build takes experts in few bits (but for AMX): our class loads the values they stand for.
+            any(form.bits is not None for form in expert_forms(config))
+            # Its router passes over a correction bias that comes without groups, and says nothing where scores are softmax.
+            or (rule is not None and rule.one_group)
+        ):
             options["hf_overrides"] = {"architectures": [PREFIX + stock]}
-        if "kv_lora_rank" in config:
-            # The rotary kernel of the CPU build leaves the strided queries of latent attention unrotated, without any error.
+        if "kv_lora_rank" in config or (rule is not None and rule.plain_rotary):
+            # Its rotary kernel leaves queries that are strided, or come head by head, unrotated without an error.
             options["compilation_config"] = {"custom_ops": ["-rotary_embedding"]}
-            if dtype == "float32" or (
-                dtype == "auto" and "float32" in (config.get("dtype"), config.get("torch_dtype"))
-            ):
-                options["attention_backend"] = "CPU_MLA"  # the kernel preferred on processors with AMX is bfloat16 only
+        asked = (config.get("dtype"), config.get("torch_dtype")) if dtype == "auto" else (dtype,)
+        if "kv_lora_rank" in config and "float32" in asked:
+            options["attention_backend"] = "CPU_MLA"  # the kernel preferred on processors with AMX is bfloat16 only
         return options
 
     def server_command(self, path: Path, arguments: Sequence[str], cores: tuple[int, ...] = ()) -> list[str]:

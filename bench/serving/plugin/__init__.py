@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bench.families.compressed_config import PREFIX
+from bench.families.family_file import VllmRule
 from bench.families.known_families import read_families
 
-STOCK: Mapping[str, tuple[str, str]] = {
-    family.architecture: (family.vllm.module, family.vllm.block)
+STOCK: Mapping[str, VllmRule] = {
+    name: family.vllm
     for family in read_families().values()
-    if family.architecture is not None and family.vllm is not None
+    if family.vllm is not None
+    for name in (family.architecture, family.vllm.architecture)
+    if name is not None
 }
-"""Module of each stock class, and the name of its MoE block there, as the family files state them."""
+"""What the family files state of vLLM's classes, by the names that a config may give: transformers' own, and vLLM's."""
 
 
 def register() -> None:

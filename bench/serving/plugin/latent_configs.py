@@ -14,21 +14,26 @@ from bench.families.known_families import read_families
 KEY = "moebench_layers"
 """Attribute of the config that holds what ``per_layer_config`` states in ``config.json``."""
 
-LATENT = tuple(
-    model_type
+_SERVED = {family.architecture for family in read_families().values() if family.vllm is not None}
+
+LATENT = {
+    model_type: family.loads_as or model_type
     for family in read_families().values()
-    if family.vllm is not None and any(rule.role == "attention.kv_a" for rule in family.tensors.layer)
+    if family.architecture in _SERVED and any(rule.role == "attention.kv_a" for rule in family.tensors.layer)
     for model_type in family.model_types
-)
-"""Model types with latent attention, whose keys and values come from one small projection."""
+}
+"""Model types with latent attention, whose keys and values come from one small projection, and what transformers calls them."""
 
 
 def register_configs() -> None:
     """Make transformers' ``AutoConfig`` read configs of the types ``LATENT`` with their per-layer values put aside."""
     from transformers import AutoConfig
+    from vllm.transformers_utils.config import _CONFIG_REGISTRY
 
     for model_type in LATENT:
         AutoConfig.register(model_type, _class_of(model_type), exist_ok=True)
+        if model_type in _CONFIG_REGISTRY:  # vLLM's own, which it asks before that of transformers
+            _CONFIG_REGISTRY[model_type] = _class_of(model_type)
 
 
 @cache
@@ -36,7 +41,7 @@ def _class_of(model_type: str) -> type[Any]:
     """Return the config class of ``model_type`` that renames ``per_layer_config`` while it reads."""
     from transformers import CONFIG_MAPPING
 
-    stock: Any = CONFIG_MAPPING[model_type]
+    stock: Any = CONFIG_MAPPING[LATENT[model_type]]
 
     def from_dict(cls: type[Any], config_dict: dict[str, Any], /, **kwargs: Any) -> Any:
         document = dict(config_dict)
@@ -44,8 +49,8 @@ def _class_of(model_type: str) -> type[Any]:
             document[KEY] = layers
         return stock.from_dict.__func__(cls, document, **kwargs)
 
-    members = {"from_dict": classmethod(from_dict), KEY: None, "model_type": stock.model_type, "__module__": __name__}
-    return type(stock.__name__, (stock,), members)
+    members = {"from_dict": classmethod(from_dict), KEY: None, "model_type": model_type, "__module__": __name__}
+    return type(f"{stock.__name__}Of{model_type}", (stock,), members)
 
 
 def __getattr__(name: str) -> Any:

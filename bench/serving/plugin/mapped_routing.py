@@ -22,6 +22,7 @@ _ROUTER_SETTINGS = (
     "topk_group",
     "scoring_func",
     "e_score_correction_bias",
+    "custom_routing_function",
 )
 
 

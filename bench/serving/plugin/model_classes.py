@@ -23,6 +23,7 @@ from torch import nn
 from bench.experts.stored_module import CompressedExperts
 from bench.families.compressed_config import PREFIX
 from bench.families.family import Family, family_of
+from bench.families.family_file import VllmRule
 from bench.serving.plugin import STOCK
 from bench.serving.plugin.latent_configs import document_of
 from bench.serving.plugin.loading import ExpertWeights, Named
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 class DroppedBlock(nn.Module):
     """What is left of a dropped MoE sub-layer: it adds nothing to the residual stream."""
 
+    experts = None
+    """Some stock models list those of every layer that their config gives experts; there are none here."""
+
     def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return zeros of the shape of ``hidden``."""
         return torch.zeros_like(hidden)
@@ -47,8 +51,13 @@ class DroppedBlock(nn.Module):
 class ResidualOnly(nn.Module):
     """Stands for the norm before a dropped sub-layer: adds to the residual stream and normalises nothing."""
 
-    def forward(self, hidden: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (anything of the right shape, the residual stream with ``hidden`` added)."""
+    def forward(self, hidden: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
+        """Return (anything of the right shape, the residual stream with ``hidden`` added).
+
+        Where the layer itself adds to the stream, so that none is given, return anything of the right shape.
+        """
+        if residual is None:
+            return hidden
         total = hidden + residual
         return total, total
 
@@ -61,21 +70,33 @@ def layer_of(prefix: str) -> int:
 
 
 @contextmanager
-def _parts(module: ModuleType, block: str, inventory: Inventory) -> Iterator[None]:
-    """Make the names in ``module`` stand for parts of the right size, for the length of the block."""
-    names = ("GateLinear", "FusedMoEFactory", block)
-    stock = {name: getattr(module, name) for name in names}
+def _parts(module: ModuleType, rule: VllmRule, inventory: Inventory) -> Iterator[None]:
+    """Make the names that a stock model is built from stand for parts of the right size, for the length of the block.
+
+    Args:
+        module: that defines the model.
+        rule: names of the parts.
+        inventory: the checkpoint.
+    """
+    block, inside = rule.block, module if rule.parts is None else importlib.import_module(rule.parts)
+    places: dict[str, Any] = {"GateLinear": inside, "FusedMoEFactory": inside, block: module}
+    stock = {name: getattr(place, name) for name, place in places.items()}
     layers = inventory.layers
-    gates: dict[int, nn.Module] = {}
+    resized: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
 
     def gate(hidden: int, rows: int, *args: Any, **kwargs: Any) -> nn.Module:
-        index = layer_of(kwargs["prefix"])
-        gates[index] = stock["GateLinear"](hidden, layers[index].rows, *args, **kwargs)
-        return gates[index]
+        made: nn.Module = stock["GateLinear"](hidden, layers[layer_of(kwargs["prefix"])].rows, *args, **kwargs)
+        return made
 
     def experts(*args: Any, **kwargs: Any) -> Any:
         index = layer_of(kwargs["prefix"])
-        return _experts(stock["FusedMoEFactory"], layers[index], gates[index], kwargs)
+        layer, correction = layers[index], kwargs.get("e_score_correction_bias")
+        if correction is not None and len(correction) != layer.rows:
+            kwargs["e_score_correction_bias"] = _of_length(correction, layer.rows)
+            resized[index] = correction, kwargs["e_score_correction_bias"]
+        if rule.one_group and correction is not None:
+            kwargs |= {"use_grouped_topk": True, "num_expert_group": 1, "topk_group": 1}
+        return _experts(stock["FusedMoEFactory"], layer, kwargs)
 
     stock_block: Any = stock[block]
 
@@ -88,8 +109,10 @@ def _parts(module: ModuleType, block: str, inventory: Inventory) -> Iterator[Non
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            constants = layers[layer_of(kwargs["prefix"])].constants
-            if constants:
+            index = layer_of(kwargs["prefix"])
+            if index in resized:
+                _exchange(self, *resized[index])
+            if constants := layers[index].constants:
                 shape = (constants, inventory.hidden)
                 self.constant_experts = nn.Parameter(torch.empty(shape), requires_grad=False)
 
@@ -104,27 +127,38 @@ def _parts(module: ModuleType, block: str, inventory: Inventory) -> Iterator[Non
     replaced = {"GateLinear": gate, "FusedMoEFactory": experts, block: Block}
     try:
         for name, part in replaced.items():
-            setattr(module, name, part)
+            setattr(places[name], name, part)
         yield
     finally:
         for name, part in stock.items():
-            setattr(module, name, part)
+            setattr(places[name], name, part)
 
 
-def _experts(factory: Any, layer: LayerInventory, gate: nn.Module, kwargs: dict[str, Any]) -> Any:
+def _of_length(correction: nn.Parameter, rows: int) -> nn.Parameter:
+    """Return a parameter like ``correction`` for ``rows`` rows, with the loader that stock code gave it."""
+    made = nn.Parameter(torch.empty(rows, dtype=correction.dtype), requires_grad=correction.requires_grad)
+    for name, value in vars(correction).items():
+        setattr(made, name, value)
+    return made
+
+
+def _exchange(block: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
+    """Put ``new`` where ``block`` or a module in it holds ``old``; families keep the bias in different places."""
+    for module in block.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter is old:
+                setattr(module, name, new)
+
+
+def _experts(factory: Any, layer: LayerInventory, kwargs: dict[str, Any]) -> Any:
     """Build the experts of ``layer`` with vLLM's ``factory``.
 
     Args:
         factory: stock factory.
         layer: what the checkpoint stores of the layer.
-        gate: the router's linear layer, which was built before.
         kwargs: what the stock block gives to the factory.
     """
     kwargs |= {"num_experts": layer.experts, "top_k": layer.top_k}
-    correction = kwargs.get("e_score_correction_bias")
-    if correction is not None and len(correction) != layer.rows:
-        resized = nn.Parameter(torch.empty(layer.rows, dtype=correction.dtype))
-        gate.e_score_correction_bias = kwargs["e_score_correction_bias"] = resized
     if layer.expert_map is not None:
         kwargs["router"] = MappedRouter.of(layer, kwargs)
     if has_own_form(layer.form):
@@ -186,9 +220,9 @@ def _check_eager(inventory: Inventory, vllm_config: VllmConfig) -> None:
 @cache
 def _layered(name: str) -> type[nn.Module]:
     """Return our class for the stock class ``name``."""
-    path, block = STOCK[name]
-    module = importlib.import_module(path)
-    stock = getattr(module, name)
+    rule = STOCK[name]
+    module = importlib.import_module(rule.module)
+    stock = getattr(module, rule.architecture or name)
 
     def build(self: Any, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         config = vllm_config.model_config.hf_config
@@ -196,7 +230,7 @@ def _layered(name: str) -> type[nn.Module]:
         family = family_of(document)
         inventory = family.inventory(document)
         _check_eager(inventory, vllm_config)
-        with _uniform(config), _parts(module, block, inventory), _values_of_few_bits(vllm_config) as values:
+        with _uniform(config), _parts(module, rule, inventory), _values_of_few_bits(vllm_config) as values:
             stock.__init__(self, vllm_config=vllm_config, prefix=prefix)
         _finish(self, family, inventory)
         self._stored = (config, inventory, values)

@@ -125,7 +125,7 @@ def test_methods_at_every_share(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def test_the_settings_refuse_in_their_own_words(capsys: pytest.CaptureFixture[str]) -> None:
     status, told = moebench(capsys, "run", "--model", "m", "--propagation", "twice")
     assert status == 1
-    assert "options: calibration.propagation: Input should be 'one_shot' or 'sequential', found 'twice'" in told
+    assert "options: calibration.propagation: should be 'one_shot' or 'sequential', found 'twice'" in told
 
 
 def test_help_tells_what_the_settings_say(capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,3 +101,18 @@ def test_settings_of_conversations_need_one(field: dict[str, Any]) -> None:
 def test_without_conversations_ids_stay() -> None:
     document = EvaluationConfig(tasks=("local_short",)).model_dump()
     assert set(EvaluationConfig.later).isdisjoint(document)
+
+
+def test_templates_call_their_arguments_as_they_like(folder: Path) -> None:
+    other = TEMPLATE.replace("enable_thinking", "thinking").replace("(think)", "(thinking '{{ effort }}')")
+    chat = spoken(other, thinking=True, arguments={"effort": "high"})
+    assert chat.told == {"thinking": True, "effort": "high"}
+    assert chat.render([{"role": "user", "content": "w1"}]) == "[user] w1 (thinking 'high') [assistant] "
+    assert chat.key != spoken(other, thinking=True).key
+    for template, settings, words in (
+        (other, {"arguments": {"budget": 3}}, "does not know the argument budget"),
+        (TEMPLATE, {"thinking": True, "arguments": {"enable_thinking": False}}, "say the same"),
+        ("{{ 'enable_thinking' }}{{ messages }}", {"thinking": True}, "enable_thinking or thinking"),
+    ):
+        with pytest.raises(EvaluationError, match=words):
+            asked(folder, spoken(template, **settings))

@@ -61,7 +61,7 @@ def test_a_config_tells_the_tensors_that_transformers_writes(name: str, form: st
         ours, theirs = ({key: tuple(sorted(shape)) for key, shape in shapes.items()} for shapes in (ours, theirs))
     assert ours == theirs
     assert inventory == without_passed(source.inventory)
-    assert inventory.tied_embeddings == ("lm_head.weight" not in written)
+    assert inventory.tied_embeddings != any(key.endswith("lm_head.weight") for key in written)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -91,7 +91,8 @@ def test_the_streamed_pass_sees_what_transformers_computes(name: str, form: str)
     measured = calibrate(source, RAGGED, {"gate_norm_moment"})
     for layer, expected in gate_norm_moments(model, source, WINDOWS).items():
         found = measured.layer("gate_norm_moment", layer)
-        assert np.array_equal(found[:, 0, 0], expected[:, 0, 0]) and expected[:, 0, 0].sum() == 44 * 2
+        assert np.array_equal(found[:, 0, 0], expected[:, 0, 0])
+        assert expected[:, 0, 0].sum() == 44 * source.inventory.layers[layer].top_k
         scale = np.abs(expected).max(axis=0)
         assert (np.abs(found - expected) / scale).max() <= 1e-6
 
@@ -104,6 +105,10 @@ def test_what_is_written_reloads_with_the_logits_of_the_original_so_changed(name
         source = opened(name, FORMS[(place + turn) % 2])
         if kind in INSIDE and any(layer.biased for layer in source.inventory.layers):
             with pytest.raises(PlanError, match="its experts have biases"):
+                compression(source, kind)
+            continue
+        if kind == "constants" and source.inventory.router.weighs_inputs:
+            with pytest.raises(PlanError, match="multiplies what an expert takes in"):
                 compression(source, kind)
             continue
         moments = calibrate(source, RAGGED, {"routed_output_mean"}) if kind == "constants" else None

@@ -47,7 +47,8 @@ from methods.framework.inventory import Inventory
 from methods.registry import method_class
 
 folder = Path(sys.argv[1])
-found = {"families": families(), "tiny": RUNNABLE, "stock": STOCK["Glm4MoeForCausalLM"]}
+rule = STOCK["Glm4MoeForCausalLM"]
+found = {"families": families(), "tiny": RUNNABLE, "stock": [rule.module, rule.block]}
 
 family = family_named("glm4_moe")
 source = Checkpoint.open(tiny_checkpoint("glm4_moe", folder / "source"))

@@ -6,15 +6,17 @@ import json
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from bench.families.family import family_named, family_of
 from bench.models.model_config import model_config
 from methods.block_drop import BlockDrop
-from methods.framework.errors import CheckpointError, PlanError
+from methods.framework.errors import CheckpointError, PlanError, RefusedError
 from methods.framework.layer_plan import LayerPlan
 from methods.framework.plan import Plan
+from methods.framework.stats import Stats
 from methods.framework.transfer import result
 from methods.kernels.routing import route
 from tests.support.tiny import tiny_config
@@ -140,6 +142,22 @@ def test_sparsemixer_takes_two_experts_and_no_other_number() -> None:
         family_of(config | {"num_experts_per_tok": 3})
 
 
+@pytest.mark.parametrize("family", ["lfm2_moe", "qwen3_next", "qwen3_5_moe", "jamba"])
+def test_one_layer_with_attention_stays(family: str) -> None:
+    config = config_dict(family)
+    inventory = family_of(config).inventory(config)
+    (alone,) = inventory.attending_layers
+    plans = [LayerPlan(drop="block" if index == alone else "none") for index in range(3)]
+    with pytest.raises(PlanError, match=rf"with attention \({alone}\).* of these 1, at most 0 may go"):
+        Plan.of(inventory, plans)
+    cosine = np.array([0.9 if index == alone else 0.1 for index in range(3)])
+    if family != "jamba":
+        with pytest.raises(RefusedError, match="block_drop: the plan drops every decoder layer with attention"):
+            BlockDrop(keep=0.6).plan(inventory, Stats({"block_cosine": tuple(cosine)}, 1))
+        other = BlockDrop(keep=0.6).plan(inventory, Stats({"block_cosine": tuple(1 - cosine)}, 1))
+        assert [layer.drop for layer in other.layers].count("block") == 1
+
+
 def test_a_model_that_counts_its_layers_in_periods_keeps_them() -> None:
     config = config_dict("jamba")
     inventory = family_of(config).inventory(config)
@@ -149,4 +167,4 @@ def test_a_model_that_counts_its_layers_in_periods_keeps_them() -> None:
     assert refused == f"decoder layers of this model cannot be dropped: {inventory.whole_depth}"
     assert BlockDrop(keep=1.0).refuse(inventory) is None
     with pytest.raises(PlanError, match="others"):
-        after(config, blocks(3, 1))
+        after(config, blocks(3, 0))

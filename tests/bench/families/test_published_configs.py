@@ -39,9 +39,13 @@ KNOWN = {
     "deepseek-ai__DeepSeek-V3.2": ("deepseek_v32", 671.88, 38.40),
     "deepseek-ai__deepseek-moe-16b-base": ("deepseek_moe", 16.38, 2.83),
     "ibm-granite__granite-3.1-1b-a400m-instruct": ("granitemoe", 1.33, 0.43),
+    "meta-llama__Llama-4-Scout-17B-16E-Instruct": ("llama4", 107.77, 17.17),
+    "meta-llama__Llama-4-Scout-17B-16E-Instruct__ome-copy": ("llama4", 107.77, 17.17),
     "microsoft__Phi-3.5-MoE-instruct": ("phimoe", 41.87, 6.64),
     "mistralai__Mixtral-8x7B-v0.1": ("mixtral", 46.70, 12.88),
     "moonshotai__Kimi-K2-Instruct": ("kimi_k2", 1026.41, 32.86),
+    "moonshotai__Kimi-K2.5": ("kimi_k2", 1026.41, 32.86),
+    "nvidia__Kimi-K2.5-NVFP4": ("kimi_k2", 1026.41, 32.86),
     "nvidia__DeepSeek-V3.1-NVFP4": ("deepseek_v3", 671.03, 37.55),
     "nvidia__GLM-5-NVFP4": ("glm_moe_dsa", 743.91, 41.78),
     "nvidia__GLM-5.1-NVFP4": ("glm_moe_dsa", 743.91, 41.78),
@@ -64,6 +68,11 @@ UNKNOWN = r"model_type '{}' is refused: its routed experts "
 REFUSED = {
     "zai-org__GLM-5.2": "indexer_types .* lets layers use the index of an earlier layer",
     "nvidia__Gemma-4-31B-IT-NVFP4": "states no routed experts, so it is a dense model",
+    "google__gemma-4-26B-A4B": "the router reads the residual stream as it is",
+    "nvidia__NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": "two matrices each, without a gate",
+    "deepseek-ai__DeepSeek-V4-Flash": "by a hash of the token",
+    "stepfun-ai__Step-3.7-Flash": "runs its language model within the larger one alone",
+    "inclusionAI__Ling-lite-1.5": "transformers has no class for models of this type",
     "databricks__dbrx-base__ome-copy": "stated in ffn_config",
 }
 

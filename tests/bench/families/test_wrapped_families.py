@@ -15,6 +15,7 @@ from bench.applying.apply import apply
 from bench.applying.in_memory import realised
 from bench.checkpoint.checkpoint import Checkpoint
 from bench.families.family import family_named, family_of
+from bench.families.wrapped_config import language_config, rewrapped
 from bench.models.load import load_model
 from bench.models.tiny import RUNNABLE
 from methods.framework.errors import CheckpointError
@@ -29,7 +30,8 @@ WRAPPED = tuple(name for name in RUNNABLE if family_named(name).file.wrapper is 
 def plan_of(source: Checkpoint) -> Plan:
     """Return a plan that leaves out one layer and keeps other experts in each of the others."""
     layers = [LayerPlan(drop="block"), LayerPlan(experts=(0, 2, 3, 6)), LayerPlan(experts=(1, 2, 4, 7))]
-    return Plan.of(source.inventory, layers)
+    sparse = [plan if place in source.inventory.moe_layers else LayerPlan() for place, plan in enumerate(layers)]
+    return Plan.of(source.inventory, [layers[0], *sparse[1:]])
 
 
 @pytest.mark.parametrize("name", WRAPPED)
@@ -87,6 +89,18 @@ def test_a_config_that_contradicts_its_wrapper_is_refused(name: str) -> None:
     for change, words in changes:
         with pytest.raises(CheckpointError, match=words):
             family_of({**config, **change})
+
+
+def test_what_stood_within_is_written_within_again() -> None:
+    file = family_named("kimi_k2").file
+    inner = {"model_type": "deepseek_v3", "num_hidden_layers": 2, "quantization_config": {"quant_method": "fp8"}}
+    config = {"model_type": "kimi_k25", "architectures": ["Other"], "text_config": inner}
+    written = {**language_config(file, config), "num_hidden_layers": 1, "quantization_config": {"quant_method": "none"}}
+    found = rewrapped(file, config, written)
+    assert found == {
+        **config,
+        "text_config": {**inner, "num_hidden_layers": 1, "quantization_config": {"quant_method": "none"}},
+    }
 
 
 def test_a_language_model_saved_alone_may_keep_its_longer_names(tmp_path: Path) -> None:

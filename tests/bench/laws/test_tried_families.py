@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import bench.laws.tried_families as trying
-from bench.families.family import families, family_named
-from bench.laws.tried_families import STEPS, Tried, attempt, file_lines, page
+from bench.families.family import families
+from bench.laws.tried_families import STEPS, Tried, attempt, file_lines, page, served_by_vllm
 from bench.models.tiny import RUNNABLE
 from methods.framework.errors import CheckpointError
 from tests.support.places import ROOT
@@ -29,7 +29,7 @@ def test_the_page_has_every_family_with_its_lines() -> None:
     assert set(lines) == set(families()) and set(found) == set(RUNNABLE)
     assert {family: int(cells[-1]) for family, cells in found.items()} == {family: lines[family] for family in RUNNABLE}
     for family, cells in found.items():
-        assert (cells[-2] == "plug-in") == (family_named(family).file.vllm is not None)
+        assert cells[-2] == served_by_vllm().get(family, "not tried"), family
     for name in set(families()) - set(RUNNABLE):
         assert name in STATED
 
@@ -65,7 +65,7 @@ def test_reasons_are_numbered_once() -> None:
         Tried("two", good | {"merge": "no", "factor": "differs"}, ("awq", "gptq")),
         Tried("three", {"load": "bad"}),
     ]
-    text = page(found, {"one": 1, "two": 22, "three": 3}, ["two"], ["written"], ["dense"])
+    text = page(found, {"one": 1, "two": 22, "three": 3}, {"two": "plug-in"}, ["written"], ["dense"])
     table = rows(text)
     merge = ("load", "calibrate", *STEPS).index("merge")
     assert table["one"][merge] == table["two"][merge] == "no [1]" and table["one"][-3:] == ["none", "not tried", "1"]

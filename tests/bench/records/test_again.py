@@ -9,8 +9,9 @@ import pytest
 
 from bench.commands import live
 from bench.records.again import command, open_ends
-from bench.records.record import CorpusInfo, Record
+from bench.records.record import CorpusInfo, EvaluationInfo, Record
 from bench.records.usual import default_knobs
+from bench.settings.named_values import read_values
 from bench.settings.run_settings import RunConfig
 from tests.support.command_line import moebench
 from tests.support.records import record, recovered
@@ -64,3 +65,26 @@ def test_what_is_as_it_comes_is_left_out_and_what_is_not_recorded_is_said() -> N
     assert "--recovery lora" in command(trained) and "settings of the training" in open_ends(trained)
     assert "recovery.rate" not in command(trained)
     assert open_ends(record(None, scores=())) == ()
+
+
+def test_how_tasks_were_asked_comes_back(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = EvaluationInfo(
+        dtype="bfloat16",
+        limit=20,
+        num_fewshot=2,
+        chat_template="digest",
+        system_instruction="be brief",
+        fewshot_as_multiturn=True,
+        template_arguments={"enable_thinking": True, "effort": "high"},
+        generation={"do_sample": True, "temperature": 0.6},
+        stop=("END",),
+        think_end_token="</think>",
+    )
+    made = record("reap", knobs=dict(default_knobs("reap")), evaluation=asked)
+    found = _asked(made, capsys, monkeypatch).evaluation
+    assert (found.dtype, found.limit, found.num_fewshot, found.max_length) == ("bfloat16", 20, 2, None)
+    assert found.apply_chat_template and found.fewshot_as_multiturn and found.system_instruction == "be brief"
+    assert read_values(found.template_arguments) == asked.template_arguments
+    assert read_values(found.generation) == asked.generation
+    assert found.stop == ("END",) and found.think_end_token == "</think>"
+    assert open_ends(made) == () and len(open_ends(record("reap"))) == 1

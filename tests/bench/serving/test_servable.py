@@ -15,7 +15,7 @@ from bench.serving.servable import unservable
     [
         ({"architectures": ["MixtralForCausalLM"]}, None),
         ({"architectures": ["MoebenchMixtralForCausalLM"], "per_layer_config": {"0": {}}}, None),
-        ({"architectures": ["MoebenchPhimoeForCausalLM"]}, "no class MoebenchPhimoeForCausalLM"),
+        ({"architectures": ["MoebenchJambaForCausalLM"]}, "no class MoebenchJambaForCausalLM"),
         ({"architectures": ["MixtralForCausalLM"], "per_layer_config": {"0": {}}}, "ignores it"),
     ],
 )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import methods.kernels.chosen_sets as chosen_sets
+import methods.kernels.preferences as preferences
 from methods.framework.inventory import Router
 from methods.framework.stats import Array
 from methods.kernels.neighbours import EnumeratedNeighbours
@@ -143,6 +144,26 @@ def test_what_is_remembered_of_chosen_sets_does_not_show(name: str, monkeypatch:
     small, *_ = layer(1, ROUTERS[name])
     np.testing.assert_allclose(small.losses(sets), expected, rtol=1e-12)
     np.testing.assert_allclose(small.losses(sets[::-1]), expected[::-1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("target", [False, True])
+@pytest.mark.parametrize("name", PREFERRED)
+def test_inner_products_that_are_not_kept_are_read_to_the_same_bits(
+    name: str, target: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    sets = np.array([[expert in one for expert in range(EXPERTS)] for one in _drawn(rng, 30)])
+    found = []
+    for within in (100.0, 0.2):  # all of them, and those of the first two places
+        monkeypatch.setattr(preferences, "WITHIN", within)
+        loss, *_ = layer(2, ROUTERS[name], target)
+        near = eliminate(loss.neighbours(), 4, 1)
+        steps = loss.neighbours()
+        steps.at([0, 5, 7])
+        found.append((loss.losses(sets), near, steps.removals([1, 2]), steps.exchanges(5, [1, 3, 8])))
+        assert loss._preferences is not None and loss._preferences._kept == (9 if within > 1.0 else 2)
+    for whole, few in zip(*found, strict=True):
+        np.testing.assert_array_equal(few, whole)
 
 
 def _drawn(rng: np.random.Generator, count: int) -> Sequence[set[int]]:

@@ -79,7 +79,7 @@ CHANGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda d: d.pop("schema_version"), "not a table of schema 1"),
     (lambda d: d.update(unit=[]), "did you mean 'units'"),
     (lambda d: d.update(units=[]), "units"),
-    (lambda d: d.update(base="2.5"), "base: Input should be a valid number, found '2.5'"),
+    (lambda d: d.update(base="2.5"), "base: should be a number, found '2.5'"),
     (lambda d: d.update(ordered_by="kilos"), "none of the quantities"),
     (lambda d: d["rest"].pop("bytes"), "rest has the quantities"),
     (lambda d: d["units"][0].update(name="layer 2"), "two units are called 'layer 2'"),
