@@ -30,7 +30,13 @@ class Decide(Protocol):
         ...
 
     def experts(self, layer: int, plan: LayerPlan, stats: Stats) -> Made | None:
-        """Return what makes the experts of a decided layer, where its plan changes them inside."""
+        """Return what makes the experts of a decided layer, where its plan changes them inside.
+
+        Args:
+            layer: its index.
+            plan: what becomes of it.
+            stats: what was measured of it and of the layers before it.
+        """
         ...
 
 
@@ -64,5 +70,11 @@ class LayerwiseDecision:
         return self._method.decide_layer(self._inventory, stats.only(self._method.needs), layer)
 
     def experts(self, layer: int, plan: LayerPlan, stats: Stats) -> Made | None:
-        """Return what makes the experts of ``layer``; None where they are as they were, or cut and merged alone."""
+        """Return what makes the experts of ``layer``; None where they are as they were, or cut and merged alone.
+
+        Args:
+            layer: its index.
+            plan: what becomes of it.
+            stats: what was measured of it and of the layers before it.
+        """
         return None if self._making is None or not plan.inside else self._making(layer, plan, stats)

@@ -135,7 +135,13 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm_eval is untyped
         return answers
 
     def add_partial(self, kind: str, request: tuple[Any, ...], answer: Any) -> None:
-        """Take the next text of the batch that was written last, as lm-eval's cache would: one by one, with its prompt."""
+        """Take the next text of the batch that was written last, as lm-eval's cache would: one by one, with its prompt.
+
+        Args:
+            kind: of the request.
+            request: its arguments, the prompt first.
+            answer: the text as it is scored.
+        """
         if kind == "generate_until":
             self.written.setdefault(request[0], []).append(self._just_written.pop(0))
 
