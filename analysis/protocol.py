@@ -18,6 +18,9 @@ ACCURACIES = ("acc_norm", "acc", "exact_match", "f1", "pass@1", "pass_at_1", "mc
 PERPLEXITIES = ("word_perplexity", "perplexity", "byte_perplexity", "bits_per_byte")
 """Metrics of language modelling, the preferred first; shown beside the average, never in it."""
 
+HEALTH = ("loops", "unended", "length", "distinct_3")
+"""Metrics of written texts, which say nothing about answers: they speak for no task that has another metric."""
+
 Key = tuple[str, str, str, str]
 
 
@@ -106,7 +109,7 @@ def _group_digest(group: _Told, parts: Sequence[_Told]) -> str:
 
 def _preference(score: Score) -> tuple[int, str, bool, str]:
     order = (*ACCURACIES, *PERPLEXITIES)
-    place = order.index(score.metric) if score.metric in order else len(order)
+    place = order.index(score.metric) if score.metric in order else len(order) + (score.metric in HEALTH)
     return (place, score.metric, score.filter != "none", score.filter)
 
 

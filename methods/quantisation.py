@@ -32,7 +32,8 @@ class Quantising(LayerwiseMethod):
     With ``scope=all``, as the study does it, every other linear layer too: attention, shared experts, dense networks, but neither
     router nor output head.
 
-    *Differs*: the inputs of all layers are those of the model before quantisation.
+    *Differs*: the inputs of all layers are those of the model before quantisation, unless the calibration's propagation is
+    ``sequential``, which is for ``scope=experts``.
     """
 
     stages: ClassVar[frozenset[str]] = frozenset({"bits"})

@@ -24,8 +24,8 @@ class Slimming(LayerwiseMethod):
     With ``scope=all`` the same share of every other linear layer too, over the depth of all decoder layers; the router and the
     gate of shared experts are never touched.
 
-    *Differs*: the inputs of all layers are those of the dense model, as in the study's code, unlike in the original Wanda and
-    SparseGPT, which let each layer see the sparse ones before it.
+    *Differs*: the inputs of all layers are those of the dense model, as in the study's code. The original Wanda and SparseGPT
+    let each layer see the sparse ones before it, which is the calibration's propagation ``sequential``, for ``scope=experts``.
     """
 
     stages: ClassVar[frozenset[str]] = frozenset({"sparsity"})

@@ -73,6 +73,21 @@ class Recipes:
         values = constants(self._moments, self._checkpoint.inventory, recipe.layer, recipe.experts)
         return torch.from_numpy(values).to(dtype)
 
+    def expert(self, layer: int, plan: LayerPlan, expert: int) -> ExpertMatrices:
+        """Return the matrices that what is stored of an expert stands for, on the inputs that it has in the source.
+
+        Args:
+            layer: its layer in the source.
+            plan: what becomes of the layer.
+            expert: its number in the source.
+        """
+        maker = self._layer(layer, plan)
+        made = maker.whole(expert)
+        if plan.bits is None or plan.bits.kernel != "awq":
+            return made
+        scale_D = maker.input_scale_D.to(made.gate_FD)  # the norm before the experts is divided by it
+        return ExpertMatrices(made.gate_FD / scale_D, made.up_FD / scale_D, made.down_DF)
+
     def bytes_of(self, transfer: Transfer) -> memoryview:
         """Return ``tensor(transfer)`` as bytes."""
         flat: Any = self.tensor(transfer).cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

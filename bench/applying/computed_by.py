@@ -19,8 +19,11 @@ def computed_by(plan: Plan, device: str) -> dict[str, Any] | None:
         plan: what is made of the source.
         device: torch device that experts are computed on.
     """
-    if not any(_computes(layer) for layer in plan.layers):
-        return None
+    return what_computes(device) if any(_computes(layer) for layer in plan.layers) else None
+
+
+def what_computes(device: str) -> dict[str, Any]:
+    """Return the libraries, code and kind of ``device`` that compute tensors."""
     found = versions()
     return {
         "versions": {name: found[name] for name in _LIBRARIES if name in found},

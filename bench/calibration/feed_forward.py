@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.calibration.layers.expert_pass import ExpertPass
-from bench.calibration.layers.layer_experts import LayerExperts
+from bench.calibration.layers.layer_experts import LayerExperts, Made
 from bench.calibration.layers.layer_router import LayerRouter
 from bench.calibration.layers.weights import WeightReader
 from bench.calibration.measured_experts import MeasuredExperts, add_weighted
@@ -58,6 +58,7 @@ class FeedForward:
         sums: LayerSums | None = None,
         plan: LayerPlan | None = None,
         means_ED: Array | None = None,
+        made: Made | None = None,
     ) -> Tensor:
         """Return the sub-layer's output, shape (T, D).
 
@@ -67,6 +68,7 @@ class FeedForward:
             sums: accumulators to which everything seen on the way is added; None measures nothing.
             plan: what becomes of the layer; None runs it as it is, which is what ``sums`` are taken of.
             means_ED: mean outputs of the layer's experts, for a plan with constants.
+            made: makes the experts of a plan that changes them inside.
         """
         output_TD = torch.zeros_like(input_TD)
         entries = {entry.role: entry for entry in whole_linears(layer.tensors) if entry.expert is None}
@@ -77,7 +79,7 @@ class FeedForward:
         elif layer.mlp == "moe" and (plan is None or plan.drop == "none"):
             assert sums is None or plan is None
             router = LayerRouter.read(self._weights, layer, self._router, plan or LayerPlan(), means_ED)
-            experts = LayerExperts(self._weights, layer, plan or LayerPlan())
+            experts = LayerExperts(self._weights, layer, plan or LayerPlan(), made)
             self._add_routed(router, experts, output_TD, input_TD, sums)
             if "shared.gate" in entries:
                 self._add_network("shared", output_TD, input_TD, entries, sums)

@@ -6,7 +6,8 @@ Shape letters: T tokens of a block, D hidden size, E routed experts.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,7 @@ from bench.calibration.conditions import Conditions
 from bench.calibration.feed_forward import FeedForward
 from bench.calibration.layers.embedding import embedded, token_ids
 from bench.calibration.layers.hidden import Block, HiddenStates, blocks
-from bench.calibration.layers.layer_experts import LayerExperts
+from bench.calibration.layers.layer_experts import LayerExperts, Made
 from bench.calibration.layers.skeleton import Attention, Skeleton
 from bench.calibration.layers.weights import WeightReader
 from bench.calibration.sums.counted import Counted
@@ -48,10 +49,12 @@ class Became:
     Args:
         plan: what becomes of it.
         means_ED: mean outputs of its experts, for a plan with constants.
+        made: makes its experts, for a plan that changes them inside.
     """
 
     plan: LayerPlan
     means_ED: Array | None = None
+    made: Made | None = None
 
 
 _STREAMS = 5
@@ -128,9 +131,10 @@ class StreamedPass:
         def rule(index: int) -> Became:
             assert decide is not None
             measured_so_far = {name: tuple(column) for name, column in values.items()}
-            plan = decide(index, Stats({**measured_so_far, **self._known}, tokens))
+            stats = Stats({**measured_so_far, **self._known}, tokens)
+            plan = decide(index, stats)
             means = values.get("routed_output_mean") or self._known.get("routed_output_mean")
-            return Became(plan, means[index] if means else None)
+            return Became(plan, means[index] if means else None, decide.experts(index, plan, stats))
 
         decided = self._inventory.moe_layers if decide is not None else ()
         for index, counted, found in self.layers(decided, rule, progress, observe):
@@ -212,8 +216,7 @@ class StreamedPass:
         feed_forward: FeedForward,
         layer: LayerInventory,
         sums: LayerSums | None = None,
-        plan: LayerPlan | None = None,
-        means_ED: Array | None = None,
+        became: Became | None = None,
         *,
         in_place: bool,
     ) -> Tensor:
@@ -225,11 +228,12 @@ class StreamedPass:
             sums.begin(block)
         show = sums.linear if sums is not None and "attention" in sums.shown else None
         mlp_input_TD = attention.over(block, input_TD, residual_TD, show)
-        if plan is not None and plan.drop == "moe":
+        if became is not None and became.plan.drop == "moe":
             return residual_TD
         if sums is not None:
             sums.entered(residual_TD)
-        output_TD = attention.added(feed_forward(layer, mlp_input_TD, sums, plan, means_ED))
+        changed = (None, None, None) if became is None else (became.plan, became.means_ED, became.made)
+        output_TD = attention.added(feed_forward(layer, mlp_input_TD, sums, *changed))
         if sums is not None:
             sums.sublayer(residual_TD, mlp_input_TD, output_TD)
         residual_TD += output_TD
@@ -242,14 +246,13 @@ class StreamedPass:
         self, index: int, layer: LayerInventory, attention: Attention, became: Became, observe: Observe | None
     ) -> None:
         """Run the layer once more as it has become, to make the next layer's input."""
-        plan, feed_forward = became.plan, self._feed_forward
+        if became.made is not None and len(self._blocks) > 1:
+            became = replace(became, made=cache(became.made))  # each block needs all of them
         for block in self._blocks:
-            if plan.drop == "block":
+            if became.plan.drop == "block":
                 outcome_TD = self._states.load(block)
             else:
-                outcome_TD = self._step(
-                    block, attention, feed_forward, layer, None, plan, became.means_ED, in_place=True
-                )
+                outcome_TD = self._step(block, attention, self._feed_forward, layer, None, became, in_place=True)
             self._keep(index + 1, block, outcome_TD, observe)
 
 

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from bench.calibration.code_digest import EVALUATING, code_digest
 from bench.evaluation.chat import Chat
 from bench.evaluation.generation import Generation
+from bench.evaluation.health import health_scores
 from bench.evaluation.items import Items, items_from
 from bench.evaluation.quiet import quiet_lm_eval
 from bench.evaluation.scores import group_scores, task_scores
@@ -170,7 +171,12 @@ def _run(
             f"task {leaf.name!r} failed: {type(error).__name__}: {told}. Finished tasks are kept; leave this one "
             "out or mend it, and run again."
         ) from error
-    return task_scores(task, leaf.name, answer, digest)
+    scores, items = task_scores(task, leaf.name, answer, digest)
+    if task.OUTPUT_TYPE == "generate_until":
+        version = str(answer["versions"][leaf.name])
+        own, of_own = health_scores(leaf.name, answer["samples"][leaf.name], wrapped.written, version, digest)
+        scores, items = scores + own, items + of_own
+    return scores, items
 
 
 def _recall(file: Path, key: Mapping[str, Any]) -> tuple[list[Score], list[Items]] | None:

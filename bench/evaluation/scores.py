@@ -26,7 +26,8 @@ def _statistic(aggregation: Any) -> tuple[Statistic, bool] | None:
     return next(((statistic, paired) for known, statistic, paired in table if aggregation is known), None)
 
 
-def _item_id(sample: Mapping[str, Any]) -> str:
+def item_id(sample: Mapping[str, Any]) -> str:
+    """Return what tells an item of a task: its place, and digests of document, prompt and target."""
     return f"{sample['doc_id']}:{sample['doc_hash'][:10]}{sample['prompt_hash'][:6]}{sample['target_hash'][:6]}"
 
 
@@ -89,7 +90,7 @@ def _items(
         values, weights = tuple(float(value) for value, _ in pairs), tuple(float(weight) for _, weight in pairs)
     except (TypeError, ValueError, IndexError):  # a task's own metric may hold anything in its items
         return None
-    return Items(task, metric, filter_name, statistic, tuple(map(_item_id, samples)), values, weights)
+    return Items(task, metric, filter_name, statistic, tuple(map(item_id, samples)), values, weights)
 
 
 def group_scores(

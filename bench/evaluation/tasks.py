@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -200,8 +200,18 @@ def _build(
             )
         # The evaluator builds the requests of every task again for every model; they are the same, so they are kept.
         task.build_all_requests = lambda **_: None
+        task.doc_iterator = partial(_known_docs, {instance.doc_id: instance.doc for instance in task.instances})
         leaves[leaf] = LoadedTask(leaf, task, first, _task_digest(task, limit, seed), _data_signature(task))
     return leaves, loaded.get("groups", {})
+
+
+def _known_docs(docs: Mapping[int, Any], **_: Any) -> Iterator[tuple[int, Any]]:
+    """Yield number and content of each document that is asked about, without reading the data once more for each model.
+
+    A task's code may change what it is given, so it gets a copy.
+    """
+    for number, doc in docs.items():
+        yield number, dict(doc) if isinstance(doc, dict) else doc
 
 
 def _data_signature(task: Any) -> Signature:

@@ -30,6 +30,10 @@ KEPT_BYTES = 1 << 30
 """Most bytes of statistics in files that are kept for a whole run, unless it asks for another way."""
 
 
+_PROPAGATED = frozenset({"channels", "sparsity", "bits"})
+"""Changes inside experts that a running layer can have."""
+
+
 class Measured(Protocol):
     """A method or a recipe, as far as measuring for it goes."""
 
@@ -130,10 +134,15 @@ class Calibrator:
             raise RefusedError(
                 f"{method.name} looks at all layers at once, so propagation='sequential' has no meaning for it"
             )
-        if not (INSIDE - {"channels"}).isdisjoint(method.stages):
+        if not (INSIDE - _PROPAGATED).isdisjoint(method.stages):
             raise RefusedError(
-                f"{method.name} changes experts inside from moments of the original states; sequential propagation of such "
-                "experts is not built"
+                f"{method.name} changes experts inside in a way that sequential propagation is not built for; it is for cut "
+                "channels, zeros and few bits; use one_shot"
+            )
+        if getattr(method, "scope", "experts") == "all":
+            raise RefusedError(
+                f"{method.name} changes attention and other linear layers too, and sequential propagation is built for routed "
+                "experts; use scope=experts or one_shot"
             )
 
     @cached_property
@@ -151,6 +160,7 @@ class Calibrator:
         Raises:
             RefusedError: sequential propagation for a method that does not decide layer by layer.
         """
+        from bench.applying.while_measuring import MakingExperts
         from bench.calibration.calibrate import calibrate
         from bench.calibration.decide import LayerwiseDecision
 
@@ -163,7 +173,9 @@ class Calibrator:
         if self._config.propagation == "sequential":
             self._check_propagation(method)
             assert isinstance(method, LayerwiseMethod)
-            decide, needs = LayerwiseDecision(method, self._checkpoint.inventory), method.measured
+            inside = not (INSIDE - {"channels"}).isdisjoint(method.stages)
+            making = MakingExperts(self._checkpoint, self.device) if inside else None
+            decide, needs = LayerwiseDecision(method, self._checkpoint.inventory, making), method.measured
         elif self.by_layer and not method.anew:
             read = passing_names(method.needs)
             if read and isinstance(method, LayerwiseMethod):

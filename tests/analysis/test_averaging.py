@@ -15,9 +15,10 @@ from analysis.digest import digest
 from analysis.frame import frame, scores_frame
 from analysis.inference import Difference, difference_over_seeds, over_seeds
 from analysis.plain_rows import rows_of
-from analysis.protocol import headline, without_groups
+from analysis.protocol import HEALTH, headline, without_groups
 from analysis.summary import lead, messages
 from analysis.table import average_text, csv, run_name
+from bench.evaluation.health import METRICS
 from bench.evaluation.scores import group_scores
 from bench.records.record import CorpusInfo, Record
 from tests.support.records import board, paired, record, refused, score
@@ -216,3 +217,9 @@ def test_a_group_beside_its_tasks_does_not_count_twice() -> None:
     assert list(headline((single, *group))) == ["a", "zoo"], "a group without its tasks speaks for them"
     alike = group[0].model_copy(update={"digest": "another"})
     assert len(without_groups((*scores[:-1], alike))) == 5, "as many items as others together, but not made of them"
+
+
+def test_the_health_of_texts_speaks_for_no_task_that_has_answers() -> None:
+    health = [score("told", 0.5, metric=name) for name in HEALTH]
+    assert headline([*health, score("told", 0.3, metric="rouge1")])["told"].metric == "rouge1"
+    assert set(HEALTH) == set(METRICS)

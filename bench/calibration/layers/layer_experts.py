@@ -5,6 +5,7 @@ Shape letters: D hidden size, F expert width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -17,6 +18,9 @@ from methods.framework.inventory import EXPERT_BIAS_ROLES, LayerInventory
 from methods.framework.layer_plan import LayerPlan
 from methods.kernels.merging import ExpertMatrices, merged, merged_bias
 
+Made = Callable[[int], ExpertMatrices]
+"""Returns an expert that stays, by its number in the source, as the values that are stored of it."""
+
 _COMPUTED = {"rank": "factored", "sparsity": "sparse", "bits": "quantised"}
 """Stages of a plan that compute weights from moments, and how experts are called after them."""
 
@@ -24,18 +28,20 @@ _COMPUTED = {"rank": "factored", "sparsity": "sparse", "bits": "quantised"}
 class LayerExperts:
     """Experts that stay, by their new number; a merged one is computed when it is read, and channels are cut then."""
 
-    def __init__(self, weights: WeightReader, layer: LayerInventory, plan: LayerPlan) -> None:
+    def __init__(self, weights: WeightReader, layer: LayerInventory, plan: LayerPlan, made: Made | None = None) -> None:
         """Read nothing yet.
 
         Args:
             weights: reader of the checkpoint.
             layer: what the checkpoint holds for the layer.
             plan: what becomes of the layer: which experts stay, merges, and channels that are cut.
+            made: makes its experts; None reads them.
 
         Raises:
             RefusedError: the plan changes the experts' weights, which a running layer cannot do without their moments.
         """
-        if changed := sorted(plan.stages & _COMPUTED.keys()):
+        self._made = made
+        if made is None and (changed := sorted(plan.stages & _COMPUTED.keys())):
             what = " and ".join(_COMPUTED[stage] for stage in changed)
             raise RefusedError(
                 f"{what} experts cannot be run while they are measured; write the checkpoint and open it"
@@ -51,6 +57,8 @@ class LayerExperts:
 
     def read(self, number: int) -> MlpWeights:
         """Return an expert; the one that was read before is gone."""
+        if self._made is not None:
+            return self._weights.hold_mlp("expert", *self._made(self._kept[number]))
         network = self._whole(number)
         if self._channels is None:
             return network
