@@ -32,7 +32,7 @@ def stage(root: Path, out: Path) -> dict[str, str]:
         out: folder of the source of the site, new or empty.
     """
     docs = root / "docs"
-    files = [path for path in sorted(docs.rglob("*")) if path.is_file() and path.suffix in COPIED]
+    files = [path for path in sorted(docs.rglob("*")) if path.suffix in COPIED and not _is_part(path.relative_to(docs))]
     places = {path.relative_to(root).as_posix(): path.relative_to(docs).as_posix() for path in files}
     places |= PAGES
     for source, target in places.items():
@@ -43,6 +43,11 @@ def stage(root: Path, out: Path) -> dict[str, str]:
         else:
             shutil.copyfile(root / source, path)
     return places
+
+
+def _is_part(path: Path) -> bool:
+    """Return whether a file is a section of a paper's page, which that page takes up, and no page itself."""
+    return path.suffix == ".md" and path.parts[0] == "papers" and len(path.parts) > 2
 
 
 def relinked(text: str, source: str, places: Mapping[str, str]) -> str:
