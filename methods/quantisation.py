@@ -164,8 +164,8 @@ class AWQ(Quantising):
 
     *Differs*: one scale for the inputs of a layer is searched over all of its experts, each with the tokens routed to it, and
     router and shared experts follow it in 16 bits; with ``scope=all`` shared experts take part in the search, with all tokens.
-    Where fewer heads have values than queries, and with latent attention, the inputs of the output projection are not scaled; see
-    ``methods.kernels.awq`` for the rest.
+    Where fewer heads have values than queries, and with latent attention, the inputs of the output projection are not scaled.
+    A matrix of 512 rows or more is judged by 256 to 511 of them, evenly spaced; see ``methods.kernels.awq`` for the rest.
     """
 
     name: ClassVar[str] = "awq"
