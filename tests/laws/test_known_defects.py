@@ -92,6 +92,9 @@ class _Nothing:
     def __call__(self, layer: int, stats: Stats) -> LayerPlan:
         return LayerPlan()
 
+    def experts(self, layer: int, plan: LayerPlan, stats: Stats) -> None:
+        return None
+
 
 def test_a_layer_that_keeps_everything_is_still_run(checkpoints: Mapping[str, Checkpoint]) -> None:
     """A layer with nothing to drop is skipped, so that later ones are scored on the states before it."""

@@ -105,6 +105,15 @@ class Picky(REAP):
         return "not today"
 
 
+class Shy(REAP):
+    """Says that it applies, and refuses whatever it is asked to plan."""
+
+    name: ClassVar[str] = "shy"
+
+    def plan(self, inventory: Inventory, stats: Stats, probe: Probe | None = None) -> Plan:
+        raise RefusedError("not now")
+
+
 class ByHash(REAP):
     """Takes experts in the order in which their names hash, which differs from process to process."""
 
@@ -182,7 +191,6 @@ CASES: list[tuple[Law, type[Method], str]] = [
     (decisions.relabelling, ByIndex, "became"),
     (decisions.needs_and_stages, Greedy, "never reads it"),
     (decisions.needs_and_stages, Trespasser, "declares"),
-    (composition.composition, Picky, "refuses after random, where nothing asks for it: picky: not today"),
     (composition.composition, OnceOnly, "where nothing asks for it: once_only: this model was compressed"),
     (composition.composition, Liar, "refuses after .*, where nothing asks for it: liar: router rows"),
 ]
@@ -269,5 +277,11 @@ def test_refused_everywhere_is_caught() -> None:
 
 
 def test_draws_that_all_refuse_are_caught() -> None:
-    with pytest.raises((AssertionError, RefusedError), match="refused"):
-        decisions.random_draws(Picky, case("mixtral"))
+    with pytest.raises(AssertionError, match="every one of twenty draws was refused"):
+        decisions.random_draws(Shy, case("mixtral"))
+
+
+def test_a_method_that_does_not_apply_to_a_model_is_told_as_refused_there() -> None:
+    for law in (decisions.random_draws, decisions.budget, composition.composition):
+        with pytest.raises(RefusedError, match="not today"):
+            law(Picky, case("mixtral"))
