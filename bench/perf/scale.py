@@ -151,8 +151,8 @@ def page(measured: dict[str, Any] | None, planning: Sequence[dict[str, Any]]) ->
         told = (
             "CPU seconds of one thread that planning takes once the statistics are there, and the size of the plan's file, at "
             "the shapes of Qwen3-30B-A3B (48x128) and Kimi-K2 (61x384), 4,096 sampled tokens, on statistics that are drawn: "
-            "`python -m bench.perf.planning --size SIZE --json FILE`. The processor was shared with other work, which makes "
-            "CPU seconds longer. Which channels stay takes a bit each."
+            "`python -m bench.perf.planning --size SIZE --json FILE`. For most rows the processor was shared with "
+            "other work, which makes CPU seconds longer. Which channels stay takes a bit each."
         )
         parts += ["## Planning", told, "\n".join(planning_table(planning))]
     return "\n\n".join(parts) + "\n"
