@@ -44,6 +44,12 @@ def told_apart(folders: Sequence[Path]) -> list[str]:
     return ["/".join(part[-count:]) for part in parts]
 
 
+def records_folder(store: Path) -> Path:
+    """Return the folder of records of a store; a folder that has none in it is one itself."""
+    inside = store / "records"
+    return inside if inside.is_dir() else store
+
+
 def load(folders: Path | Iterable[Path]) -> Loaded:
     """Read all records (``*.json``) directly in ``folders``.
 

@@ -14,6 +14,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from analysis.load import records_folder
 from analysis.report import Report, report
 from methods.framework.errors import ConfigError
 
@@ -48,7 +49,7 @@ class Watched:
         Returns:
             What was written; None where nothing changed, or the last report was made just now.
         """
-        folders = [store / "records" if (store / "records").is_dir() else store for store in self._stores]
+        folders = [records_folder(store) for store in self._stores]
         state = [_state(folder) for folder in folders]
         if state == self._seen or time.monotonic() < self._rested:
             return None

@@ -51,7 +51,7 @@ def calibrate(
     console().print(told, soft_wrap=True, highlight=False)
     print_ending(
         console(),
-        {"statistics": store / "cache" / "stats", **({"log": noise.path} if noise.count else {})},
+        {"statistics": store / "cache" / "stats", **noise.place()},
         [
             (f"moebench plan {model} METHOD", "decides from them; give the same corpus options"),
             ("moebench methods", "the methods, and what each is"),

@@ -41,8 +41,7 @@ def grid(
         from analysis.study import study_page
 
         places["page"] = study_page(result.records, report).page
-    if noise.count:
-        places["log"] = noise.path
+    places |= noise.place()
     page = f"moebench grid {file} --report FOLDER"
     steps = [(f"moebench report {config.store}", "writes the leaderboard page, tables and figures")]
     steps += [] if report is not None else [(page, "writes the page of a study; what was run is not run again")]

@@ -77,11 +77,9 @@ class LibraryLog(logging.Handler):
         with self.path.open("a") as file:
             file.write(text + "\n")
 
-    def told(self) -> str | None:
-        """Return the line that tells of the file, None where nothing was written."""
-        if not self.count:
-            return None
-        return f"{self.count} warnings of libraries: {self.path}"
+    def place(self) -> dict[str, Path]:
+        """Return the file by the name under which an ending lists it; nothing where nothing was written."""
+        return {"log": self.path} if self.count else {}
 
 
 @contextmanager

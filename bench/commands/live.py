@@ -78,7 +78,7 @@ def run_with_table(
         places["W&B"] = tracker.runs
     print_ending(
         console,
-        {**places, **({"log": noise.path} if noise.count else {})},
+        {**places, **noise.place()},
         [
             (f"moebench report {store}", "writes the leaderboard page, tables and figures"),
             (f"moebench show {records[-1].id} --store {store}", "one record in full"),

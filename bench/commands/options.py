@@ -25,6 +25,20 @@ TrackOption = Annotated[str | None, typer.Option(help="W&B: offline, online or d
 TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)]
 DEFAULT_STORE = Path("runs")
 CORPUS_OPTIONS = ("corpus", "sequences", "length", "seed", "bos", "answers_only", "device")
+_CHAT = ("apply_chat_template", "system_instruction", "fewshot_as_multiturn", "enable_thinking", "template_arguments")
+_ANSWERS = ("shipped_generation", "generation", "stop", "think_end_token")
+EVALUATION_OPTIONS = (
+    "tasks",
+    "include_path",
+    "limit",
+    "num_fewshot",
+    "max_length",
+    "batch_size",
+    "dtype",
+    *_CHAT,
+    *_ANSWERS,
+)
+"""Those of an evaluation that `run` and `promote` take."""
 TALK_OPTIONS = ("system_instruction", "enable_thinking", "template_arguments")
 """Those that say what conversations get beside their turns, where no evaluation has options of these names."""
 """Fields of ``CalibrationConfig`` that every verb offers which measures statistics."""

@@ -7,14 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.commands.options import DEFAULT_STORE, StoreOption, TrackOption
+from bench.commands.options import DEFAULT_STORE, EVALUATION_OPTIONS, StoreOption, TrackOption
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.settings.run_settings import RunConfig
 from bench.settings.stage_settings import CalibrationConfig, EvaluationConfig
-
-_CHAT = ("apply_chat_template", "system_instruction", "fewshot_as_multiturn", "enable_thinking", "template_arguments")
-_ANSWERS = ("shipped_generation", "generation", "stop", "think_end_token")
-_EVALUATION = ("tasks", "include_path", "limit", "num_fewshot", "max_length", "batch_size", "dtype", *_CHAT, *_ANSWERS)
 
 KEPT = "finished checkpoints, scores and timings are kept in the store; the same command goes on from there"
 """Said on Ctrl-C."""
@@ -24,7 +20,7 @@ KEPT = "finished checkpoints, scores and timings are kept in the store; the same
     Part(RunConfig, ("target",)),
     Part(EvaluationConfig, ("device",), "evaluation"),
     Part(CalibrationConfig, ("device",), "calibration"),
-    Part(EvaluationConfig, _EVALUATION, "evaluation", panel="Evaluation"),
+    Part(EvaluationConfig, EVALUATION_OPTIONS, "evaluation", panel="Evaluation"),
 )
 def promote(
     given: Given,

@@ -103,7 +103,7 @@ def recover_from_command_line(
         {
             "checkpoint": done.path,
             **({"W&B": run} if run else {}),
-            **({"log": noise.path} if noise.count else {}),
+            **noise.place(),
         },
         [
             (f"moebench time {path} {done.path}", "its speed beside what it was made of"),

@@ -7,7 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.commands.options import CORPUS_OPTIONS, DEFAULT_STORE, ROOM_OPTIONS, StoreOption, TrackOption, method_names
+from bench.commands.options import (
+    CORPUS_OPTIONS,
+    DEFAULT_STORE,
+    EVALUATION_OPTIONS,
+    ROOM_OPTIONS,
+    StoreOption,
+    TrackOption,
+    method_names,
+)
 from bench.commands.setting_options import Given, Part, with_settings
 from bench.settings.method_settings import expand, parse_method
 from bench.settings.run_settings import RunConfig
@@ -15,9 +23,6 @@ from bench.settings.stage_settings import CalibrationConfig, EvaluationConfig
 from bench.settings.strict import read_settings, validated
 
 _CALIBRATION = (*CORPUS_OPTIONS, "propagation", *ROOM_OPTIONS)
-_CHAT = ("apply_chat_template", "system_instruction", "fewshot_as_multiturn", "enable_thinking", "template_arguments")
-_ANSWERS = ("shipped_generation", "generation", "stop", "think_end_token")
-_EVALUATION = ("tasks", "include_path", "limit", "num_fewshot", "max_length", "batch_size", "dtype", *_CHAT, *_ANSWERS)
 
 KEPT = "finished statistics, checkpoints, scores and timings are kept in the store; the same command goes on from there"
 """Said on Ctrl-C."""
@@ -27,7 +32,7 @@ KEPT = "finished statistics, checkpoints, scores and timings are kept in the sto
     Part(RunConfig, ("model", "revision", "trust_remote_code", "group", "target")),
     Part(EvaluationConfig, ("device",), "evaluation"),  # of both; described by the wider of the two texts
     Part(CalibrationConfig, _CALIBRATION, "calibration", panel="Calibration"),
-    Part(EvaluationConfig, _EVALUATION, "evaluation", panel="Evaluation"),
+    Part(EvaluationConfig, EVALUATION_OPTIONS, "evaluation", panel="Evaluation"),
 )
 def run(
     given: Given,

@@ -41,6 +41,6 @@ def sweep(
         table = result.folder / "table.json"
         if table.exists():
             steps.append((f"moebench solve {table} --budget bytes=SHARE", "the best plans within another budget"))
-        print_ending(console(), {"study": result.folder, **({"log": noise.path} if noise.count else {})}, steps)
+        print_ending(console(), {"study": result.folder, **noise.place()}, steps)
     if result.count("failed"):
         raise typer.Exit(1)

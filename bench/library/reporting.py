@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from analysis.load import records_folder
 from analysis.ranking import FLOOR
 from analysis.report import Report
 from analysis.report import report as write
@@ -34,5 +35,5 @@ def report(
         ConfigError: ``floor`` is not between 0 and 1, or there is no page in ``papers``.
     """
     paths = map(Path, [stores] if isinstance(stores, (str, Path)) else stores)
-    folders = [path / "records" if (path / "records").is_dir() else path for path in paths]
+    folders = [records_folder(path) for path in paths]
     return write(folders, Path(out), title=title, floor=floor, figures=figures, papers=Path(papers) if papers else None)

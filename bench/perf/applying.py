@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-PROJECT = Path(__file__).resolve().parents[2]
+from bench.perf.alone import run_alone
+
 SEQUENCES, LENGTH = 16, 512
 BARS = {"gptq": 3.0, "awq": 3.0, "whitened_svd": 4.0, "sparsegpt": 4.0}
 """Most forward passes that writing may cost, by method."""
@@ -77,13 +76,7 @@ def compressed(folder: Path, name: str) -> dict[str, float]:
 
 
 def _run(cache: Path, kind: str) -> dict[str, float]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "bench.perf.applying", "--cache", str(cache), "--job", kind]
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return run_alone("bench.perf.applying", ["--cache", str(cache), "--job", kind])
 
 
 def main() -> None:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
@@ -22,9 +20,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from bench.perf.alone import run_alone
 from bench.store.atomic import write_atomically
 
-PROJECT = Path(__file__).resolve().parents[2]
 SHORT, LONG, LENGTH = 8, 32, 512
 SLOPE_BAR, SECONDS_BAR, MEMORY_BAR, PARITY_BAR = 1.0, 6.0, 0.35, 1e-5
 DEPTH_SLACK = 0.03
@@ -61,14 +59,8 @@ def _job(cache: Path, memo: str, *arguments: str) -> dict[str, float]:
     """Run one process of ``bench.perf.job`` and return what it printed."""
     with tempfile.TemporaryDirectory(dir=memo) as cold:
         # A fresh cache folder makes every job compute the checkpoint's digest anew.
-        threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE")}
-        environment = {**os.environ, **threads, "XDG_CACHE_HOME": cold, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        command = [sys.executable, "-m", "bench.perf.job", *arguments, "--cache", str(cache)]
-        done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        variables = {"XDG_CACHE_HOME": cold, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        return run_alone("bench.perf.job", [*arguments, "--cache", str(cache)], variables)
 
 
 def summary(results: Measured) -> list[dict[str, Any]]:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +19,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-PROJECT = Path(__file__).resolve().parents[2]
+from bench.perf.alone import run_alone
+
 SEQUENCES, LENGTH = 32, 512
 TOKENS = SEQUENCES * LENGTH
 PASS_TOKENS = 2048
@@ -139,14 +138,8 @@ def _peak() -> float:
 
 def _job(kind: str, cache: Path, layers: int, pairs: int) -> dict[str, float]:
     """Run one measurement in a process of its own; this one stays small, because a child's peak RSS begins with its parent's."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     arguments = ["--cache", str(cache), "--job", kind, "--layers", str(layers), "--pairs", str(pairs)]
-    command = [sys.executable, "-m", "bench.perf.gram", *arguments]
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return run_alone("bench.perf.gram", arguments)
 
 
 def rows(

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
-import subprocess
 import sys
 import tempfile
 import threading
@@ -22,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.perf.alone import run_alone
+
 if TYPE_CHECKING:
     from bench.checkpoint.checkpoint import Checkpoint
 
-PROJECT = Path(__file__).resolve().parents[2]
 DEPTHS = (2, 6)
 SEQUENCES, LENGTH = 8, 256
 SCRATCH_BAR, MEMORY_BAR, SLACK = 1.2, 2.0, 0.3
@@ -194,13 +193,7 @@ def run_job(cache: Path, method: str, way: str, depth: int) -> dict[str, float]:
         way: ``by_layer`` or ``kept``.
         depth: decoder layers.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "bench.perf.layers", "--cache", str(cache), "--job", method, way, str(depth)]
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return run_alone("bench.perf.layers", ["--cache", str(cache), "--job", method, way, str(depth)])
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -19,11 +17,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.perf.calibration import PROJECT, environment
+from bench.perf.alone import run_alone
+from bench.perf.calibration import environment
 from bench.store.atomic import write_atomically
 
 JOB_BAR, SEARCH_BAR = 8.0, 60.0
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 LAYERS = ((16, 8, True), (16, 8, False), (16, 6, True), (16, 6, False), (32, 8, True), (32, 6, False))
 """Experts that go, experts per token, and whether weights are renormalised; bars are on the first four."""
 
@@ -32,20 +30,8 @@ def _job(cache: Path, *arguments: str) -> dict[str, Any]:
     """Run one process of ``bench.perf.subset_job`` and return what it printed."""
     with tempfile.TemporaryDirectory() as cold:
         # A fresh cache folder makes every job compute the checkpoint's digest anew.
-        settings = {**dict.fromkeys(THREADS, "1"), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        command = [sys.executable, "-m", "bench.perf.subset_job", *arguments, "--cache", str(cache)]
-        done = subprocess.run(
-            command,
-            cwd=PROJECT,
-            env={**os.environ, **settings, "XDG_CACHE_HOME": cold},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        variables = {"OPENBLAS_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "XDG_CACHE_HOME": cold}
+        return run_alone("bench.perf.subset_job", [*arguments, "--cache", str(cache)], variables)
 
 
 def measure(cache: Path, seeds: int, reference: bool) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from analysis.load import load
+from analysis.load import load, records_folder
 from analysis.papers.filling import Filled, fill
 from analysis.papers.sheet import Sheet
 from bench.records.record import Record
@@ -77,8 +77,7 @@ def filled_blocks(
 
 def records_of(store: Path) -> Sequence[Record]:
     """Return the records of a store, or of a folder of records."""
-    inside = store / "records"
-    folder = inside if inside.is_dir() else store
+    folder = records_folder(store)
     return load(folder).records if folder.is_dir() else ()
 
 

@@ -22,7 +22,7 @@ def test_libraries_talk_to_a_file_and_we_to_the_user(tmp_path: Path, capsys: pyt
     talker.handlers, talker.propagate = [own], False
     with library_log(tmp_path, console) as log, warnings.catch_warnings():
         warnings.simplefilter("always")
-        assert log.told() is None and not log.path.exists(), "no file without a message"
+        assert log.place() == {} and not log.path.exists(), "no file without a message"
         warnings.warn("use the new name", FutureWarning, stacklevel=1)
         warnings.warn("W&B did not take [it]", TrackingWarning, stacklevel=1)
         logging.getLogger("transformers.modeling").warning("tied %s", "weights")
@@ -33,7 +33,7 @@ def test_libraries_talk_to_a_file_and_we_to_the_user(tmp_path: Path, capsys: pyt
     assert console.export_text().splitlines() == ["W&B did not take [it]", "rounded 3"]
     first, second = log.path.read_text().splitlines()
     assert first.endswith("FutureWarning: use the new name") and second.endswith("WARNING: tied weights")
-    assert log.told() == f"2 warnings of libraries: {tmp_path / 'logs' / 'libraries.log'}"
+    assert (log.count, log.place()) == (2, {"log": tmp_path / "logs" / "libraries.log"})
     assert capsys.readouterr().err == ""
     with library_log(tmp_path, console) as again:
         logging.getLogger("huggingface_hub").error("gone")
