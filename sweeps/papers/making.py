@@ -22,7 +22,7 @@ from sweeps.papers.shelf import Paper
 from sweeps.papers.stand_in import POCKET, conditions, stand_ins
 from sweeps.papers.wanted import Wanted, plot_conditions
 
-UNTIMED = "no speed was measured; `--time` does it."
+UNTIMED = "no speed was measured; --time does it."
 """Said of a model where a table has a column of speed and no run was timed."""
 
 

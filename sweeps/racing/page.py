@@ -97,16 +97,15 @@ def _wins(by_race: Mapping[str, Mapping[str, Sequence[Standing]]]) -> str:
 def convergence(rows: Sequence[Row]) -> dict[str, bytes]:
     """Return the figure, by kind: median over seeds of the best divergence so far, against the tokens spent."""
     groups = grouped(rows)
-    models: dict[str, list[str]] = {}
-    for race, model in groups:
-        models.setdefault(race, []).append(model)
-    races, across_models = list(models), max(len(own) for own in models.values())
+    places = panels_of(list(groups))
+    down, across_models = (1 + max(place[axis] for place in places.values()) for axis in (0, 1))
     with style():
-        figure = canvas(3.3 * across_models + 1.6, 2.5 * len(races) + 0.4)
-        panels = figure.subplots(len(races), across_models, squeeze=False)
+        figure = canvas(3.3 * across_models + 1.6, 2.5 * down + 0.4)
+        panels = figure.subplots(down, across_models, squeeze=False)
         handles: dict[str, Any] = {}
         for (race, model), group in groups.items():
-            axes = panels[races.index(race)][models[race].index(model)]
+            row, column = places[race, model]
+            axes = panels[row][column]
             for contender, own in group.items():
                 across, up = _median(list(own.values()))
                 colour, dashes = _look(contender)
@@ -118,10 +117,9 @@ def convergence(rows: Sequence[Row]) -> dict[str, bytes]:
             for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
                 ticks(lambda value, place: f"{value:g}")
             axes.tick_params(which="both", labelsize=7)
-            below = races[races.index(race) + 1 :]
-            if not any(len(models[other]) > models[race].index(model) for other in below):
+            if (row + 1, column) not in places.values():
                 axes.set_xlabel("tokens, % of what may be spent", fontsize=8)
-            if model == models[race][0]:
+            if column == 0:
                 axes.set_ylabel("KL on the text of the search", fontsize=8)
         for row in panels:
             for axes in row:
@@ -129,6 +127,27 @@ def convergence(rows: Sequence[Row]) -> dict[str, bytes]:
         names = [title for title in TITLES.values() if title in handles]
         figure.legend([handles[name] for name in names], names, loc="outside right upper", fontsize=7, frameon=False)
         return render(figure, ("png", "svg"))
+
+
+def panels_of(runs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, int]]:
+    """Return row and column of each race and model: a row for each race; races of one model share rows.
+
+    Args:
+        runs: names of race and model, in their order.
+    """
+    models: dict[str, list[str]] = {}
+    for race, model in runs:
+        models.setdefault(race, []).append(model)
+    widest = max(len(own) for own in models.values())
+    places: dict[tuple[str, str], tuple[int, int]] = {}
+    row, free = -1, 0  # columns that are left of a row of races of one model
+    for race, own in models.items():
+        if len(own) > 1 or not free:
+            row, free = row + 1, widest if len(own) == 1 else 0
+        first = widest - free if free else 0
+        places |= {(race, model): (row, first + column) for column, model in enumerate(own)}
+        free = max(0, free - 1)
+    return places
 
 
 def _look(contender: str) -> tuple[str, Any]:
