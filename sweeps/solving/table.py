@@ -24,7 +24,7 @@ from methods.framework.outside import an_object, read_json
 from methods.framework.plan import Plan
 
 SCHEMA = 1
-_REMEDY = "`moebench sweep` writes tables"
+_REMEDY = "`moebench sweep` writes tables; of many layers and few trials only with `starts: {shapes: false}`"
 
 Sizes: TypeAlias = dict[str, Annotated[int, Field(strict=True)]]
 """Values by quantity, those of ``methods.framework.cost.Cost`` for instance."""

@@ -67,3 +67,8 @@ def test_options_that_are_not_measured_are_counted(tmp_path: Path, capsys: pytes
         "1 of 6 options have not been measured"
         in moebench(capsys, "solve", tmp_path / "table.json", "--budget", "bytes=1")[1]
     )
+
+
+def test_a_study_without_a_table_is_told_how_to_get_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, told = moebench(capsys, "solve", tmp_path / "table.json", "--budget", "experts=0.75")
+    assert status != 0 and "shapes: false" in " ".join(told.split())
